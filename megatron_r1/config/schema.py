@@ -1,0 +1,202 @@
+"""The configuration of a run, as data. Rules about it are in validate.py; this file has none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model. `path` is a Hugging Face folder: config.json, tokenizer files, safetensors."""
+
+    path: Path
+    """Hugging Face folder that gives the architecture and the tokenizer."""
+    initialise: Literal["weights", "random"] = "weights"
+    """Start from the folder's safetensors, or from random weights of its config.json."""
+    train_mtp: bool = False
+    """Train the multi-token-prediction layers too (they are kept, frozen, otherwise)."""
+    router_bias_update_rate: float = 0.0
+    """Step of the router's score-correction bias per optimizer step (1e-3 in V3 pretraining; 0 freezes it)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    """Megatron's parallel sizes. world = tensor * pipeline * context * data; experts are split inside data x tensor."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int = 1
+    """Model chunks per pipeline rank (interleaved schedule)."""
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
+    sequence: bool = False
+    """Sequence parallelism (norms and dropout split over tensor ranks); required by MoE with tensor > 1."""
+    world_size: int = 1
+    """Trainer processes in all."""
+
+    @property
+    def data(self) -> int:
+        return self.world_size // (self.tensor * self.pipeline * self.context)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a training step runs, whatever its loss."""
+
+    dtype: Literal["fp32", "bf16", "fp8"] = "bf16"
+    """Compute precision. fp8 needs Transformer Engine and is refused without it."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    tokens_per_microbatch: int = 4096
+    """Length of a packed row. Every sequence must fit in one."""
+    logprob_chunk_tokens: int = 1024
+    """At most this many rows of [tokens, vocabulary] are held in fp32 at a time."""
+    deterministic: bool = False
+    threads_per_rank: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    lr: float = 3e-6
+    min_lr: float = 3e-6
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip_grad: float = 1.0
+    distributed: bool = True
+    """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Where problems come from: reasoning-gym tasks (procedural, seeded) or jsonl files, never both."""
+
+    tasks: tuple[str, ...] = ()
+    """reasoning-gym dataset names, optionally with arguments: `chain_sum:min_terms=2,max_terms=2`."""
+    files: tuple[Path, ...] = ()
+    """jsonl files; each line has question and answer, or messages and answer (see docs/data.md)."""
+    task_size: int = 100_000
+    """Problems drawn from each task before the stream wraps."""
+    template: Literal["r1_zero", "chat", "plain"] = "r1_zero"
+    """How a problem becomes a prompt: the paper's R1-Zero template, the model's chat template, or the bare text."""
+    seed: int = 0
+    holdout: int = 100
+    """Problems kept apart for evaluation; never sampled for training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means the whole vocabulary."""
+    max_new_tokens: int = 32_768
+    stop_token_ids: tuple[int, ...] = ()
+    """Besides the tokenizer's end-of-sequence token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """vLLM servers: how many, where, and how weights reach them."""
+
+    num_engines: int = 1
+    tensor_parallel: int = 1
+    max_model_len: int = 33_792
+    max_num_seqs: int = 256
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    device: Literal["cpu", "cuda"] = "cuda"
+    memory_fraction: float = 0.85
+    """vLLM's --gpu-memory-utilization (on CPU it is a share of host memory)."""
+    kv_cache_gib: float = 1.0
+    """CPU only: KV cache size."""
+    threads: int = 2
+    """CPU only: OpenMP threads of each server."""
+    sync: Literal["gloo", "nccl", "ipc"] = "nccl"
+    """Weight-transfer engine: gloo on CPU; nccl across GPUs; ipc when trainer and server share a GPU."""
+    sync_bucket_mib: int = 512
+    """Weights are gathered and sent in buckets of at most this size (one larger tensor is a bucket of its own)."""
+    start_timeout_seconds: float = 600.0
+    request_timeout_seconds: float = 3600.0
+    max_restarts: int = 3
+    enforce_eager: bool = False
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    """Total = accuracy_weight * accuracy + format_weight * format (paper, section 2.2.2)."""
+
+    accuracy_weight: float = 1.0
+    format_weight: float = 1.0
+    num_workers: int = 4
+    """Worker processes that grade answers."""
+    timeout_seconds: float = 5.0
+    """One answer's grading time; past it the worker is killed and the answer scores 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GRPOConfig:
+    """Group Relative Policy Optimization (paper, section 2.1; DeepSeekMath, arXiv 2402.03300)."""
+
+    steps: int = 10_400
+    """Rollouts; each is followed by `minibatches` optimizer steps."""
+    prompts_per_step: int = 32
+    group_size: int = 16
+    minibatches: int = 1
+    """Optimizer steps per rollout (the paper splits 8,192 outputs into 16)."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    kl_coef: float = 0.001
+    reference_refresh_steps: int = 400
+    """The reference policy becomes the current one every N steps; 0 keeps the start model."""
+    advantage: Literal["grpo", "dr_grpo"] = "grpo"
+    """grpo divides by the group's standard deviation; dr_grpo does not (arXiv 2503.20783)."""
+    normalisation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
+    """Paper: mean over tokens of each sequence, then over sequences. token_mean: DAPO. dr_grpo: sum / max_new_tokens."""
+    mismatch_bound: float = 0.05
+    """Step 0 stops the run if the mean |logprob(vLLM) - logprob(trainer)| exceeds this."""
+    truncated_importance_cap: float = 0.0
+    """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
+    eval_every: int = 0
+    """Greedy held-out accuracy every N steps (0: before and after only)."""
+    save_every: int = 0
+    """Export a Hugging Face folder every N steps (0: at the end only)."""
+    rollouts_logged_per_step: int = 16
+    """Completions written to rollouts.jsonl a step; 0 writes none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFTConfig:
+    """Supervised warm-up that makes the embedded default's base model."""
+
+    steps: int = 0
+    batch_size: int = 64
+    noise: float = 0.0
+    """Share of demonstrations with a wrong thought and answer, so that RL has something to correct."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, min_lr=1e-3))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that a run needs. Saved as run.json in the run folder."""
+
+    name: str
+    run_dir: Path
+    model: ModelConfig
+    seed: int = 0
+    resume: bool = False
+    """Continue from run_dir's last checkpoint; otherwise run_dir must be new or empty."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)

@@ -1,0 +1,27 @@
+"""The errors that users see. Each says what was wrong, what was expected and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ConfigError(ValueError):
+    """One or more faults of a configuration, reported together before any expensive work."""
+
+    def __init__(self, faults: Sequence[str] | str) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        count = len(self.faults)
+        head = "1 fault" if count == 1 else f"{count} faults"
+        super().__init__(f"the configuration has {head}:\n" + "\n".join(f"  - {fault}" for fault in self.faults))
+
+
+class DataError(ValueError):
+    """A malformed input file: names file, line and reason."""
+
+
+class EngineError(RuntimeError):
+    """A vLLM process that cannot be started, died, or answered nonsense; carries the tail of its log."""
+
+
+class MismatchError(RuntimeError):
+    """Rollout and trainer disagree on logprobs by more than the configured bound."""

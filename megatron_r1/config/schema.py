@@ -34,6 +34,8 @@ class ParallelConfig:
     expert_tensor: int = 1
     sequence: bool = False
     """Sequence parallelism (norms and dropout split over tensor ranks); required by MoE with tensor > 1."""
+    pipeline_layout: str = ""
+    """Megatron's pipeline layout string for uneven stages, e.g. `Et*3|(tt|)*29,m|L`; empty splits evenly."""
     world_size: int = 1
     """Trainer processes in all."""
 

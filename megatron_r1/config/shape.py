@@ -1,0 +1,210 @@
+"""A model's shape, read from a Hugging Face config.json without transformers or torch.
+
+The one place that knows the field names of config.json. Everything that needs a dimension (the Megatron builder, the
+weight table, validation, the planner) reads a ModelShape. No remote code, no defaults for missing sizes: a config that
+lacks one is refused with the field's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.errors import ConfigError
+
+ARCHITECTURES = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLAShape:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): ranks and per-head widths."""
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_dim: int
+    qk_rope_dim: int
+    v_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoEShape:
+    """Mixture of experts. `router` is sigmoid with a score-correction bias (V3) or softmax (Qwen3-MoE)."""
+
+    num_experts: int
+    top_k: int
+    expert_ffn_size: int
+    num_shared_experts: int
+    num_dense_layers: int
+    router: str
+    num_groups: int
+    topk_groups: int
+    routed_scaling: float
+    normalise_topk: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeShape:
+    """Rotary embedding. `kind` is default, yarn or llama3; `factors` holds the scaling's own numbers."""
+
+    theta: float
+    kind: str
+    factors: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    norm_eps: float
+    max_positions: int
+    tie_embeddings: bool
+    qkv_bias: bool
+    qk_norm: bool
+    init_std: float
+    rope: RopeShape
+    mla: MLAShape | None
+    moe: MoEShape | None
+    num_mtp_layers: int
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether decoder layer `layer` (from 0; MTP layers follow the decoder's) has routed experts."""
+        return self.moe is not None and layer >= self.moe.num_dense_layers
+
+
+def load_shape(path: Path) -> ModelShape:
+    """Read `path`/config.json (or the file itself). Raises ConfigError naming the file and the field."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"model.path: {file} does not exist; it must be a Hugging Face folder with a config.json"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid JSON ({error})") from None
+    return shape_from_config(raw, str(file))
+
+
+def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelShape:
+    """A ModelShape from a parsed config.json."""
+    architecture = raw.get("model_type")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ConfigError(f"{source}: model_type is {architecture!r}; supported are {known}")
+    read = _Reader(raw, source)
+    num_heads = read.integer("num_attention_heads")
+    hidden_size = read.integer("hidden_size")
+    mla = _mla_shape(read) if architecture == "deepseek_v3" else None
+    head_dim = (mla.qk_nope_dim + mla.qk_rope_dim) if mla else raw.get("head_dim") or hidden_size // num_heads
+    return ModelShape(
+        architecture=architecture,
+        vocab_size=read.integer("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=read.integer("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_heads if mla else raw.get("num_key_value_heads") or num_heads,
+        head_dim=head_dim,
+        ffn_size=read.integer("intermediate_size"),
+        norm_eps=float(read.value("rms_norm_eps")),
+        max_positions=read.integer("max_position_embeddings"),
+        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=architecture == "qwen2",
+        qk_norm=architecture in ("qwen3", "qwen3_moe"),
+        init_std=float(raw.get("initializer_range", 0.02)),
+        rope=_rope_shape(read),
+        mla=mla,
+        moe=_moe_shape(read, architecture),
+        num_mtp_layers=int(raw.get("num_nextn_predict_layers") or 0) if architecture == "deepseek_v3" else 0,
+    )
+
+
+class _Reader:
+    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
+        self.raw, self.source = raw, source
+
+    def value(self, field: str) -> Any:
+        if self.raw.get(field) is None:
+            raise ConfigError(f"{self.source}: field {field} is missing; copy it from the model's own config.json")
+        return self.raw[field]
+
+    def integer(self, field: str) -> int:
+        value = self.value(field)
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise ConfigError(f"{self.source}: {field} is {value!r}; it must be a positive integer")
+        return value
+
+    def refuse(self, message: str) -> None:
+        raise ConfigError(f"{self.source}: {message}")
+
+
+def _mla_shape(read: _Reader) -> MLAShape:
+    return MLAShape(
+        q_lora_rank=read.raw.get("q_lora_rank"),
+        kv_lora_rank=read.integer("kv_lora_rank"),
+        qk_nope_dim=read.integer("qk_nope_head_dim"),
+        qk_rope_dim=read.integer("qk_rope_head_dim"),
+        v_dim=read.integer("v_head_dim"),
+    )
+
+
+def _moe_shape(read: _Reader, architecture: str) -> MoEShape | None:
+    raw = read.raw
+    if architecture == "deepseek_v3":
+        if raw.get("scoring_func", "sigmoid") != "sigmoid" or raw.get("topk_method", "noaux_tc") != "noaux_tc":
+            read.refuse("scoring_func and topk_method must be sigmoid and noaux_tc (the V3 router)")
+        return MoEShape(
+            num_experts=read.integer("n_routed_experts"),
+            top_k=read.integer("num_experts_per_tok"),
+            expert_ffn_size=read.integer("moe_intermediate_size"),
+            num_shared_experts=int(raw.get("n_shared_experts") or 0),
+            num_dense_layers=int(raw.get("first_k_dense_replace") or 0),
+            router="sigmoid",
+            num_groups=read.integer("n_group"),
+            topk_groups=read.integer("topk_group"),
+            routed_scaling=float(raw.get("routed_scaling_factor", 1.0)),
+            normalise_topk=bool(raw.get("norm_topk_prob", True)),
+        )
+    if architecture == "qwen3_moe":
+        if raw.get("decoder_sparse_step", 1) != 1 or raw.get("mlp_only_layers"):
+            read.refuse("decoder_sparse_step and mlp_only_layers are not supported; every layer must be sparse")
+        return MoEShape(
+            num_experts=read.integer("num_experts"),
+            top_k=read.integer("num_experts_per_tok"),
+            expert_ffn_size=read.integer("moe_intermediate_size"),
+            num_shared_experts=0,
+            num_dense_layers=0,
+            router="softmax",
+            num_groups=1,
+            topk_groups=1,
+            routed_scaling=1.0,
+            normalise_topk=bool(raw.get("norm_topk_prob", False)),
+        )
+    return None
+
+
+def _rope_shape(read: _Reader) -> RopeShape:
+    """Both spellings: rope_theta + rope_scaling (transformers 4) and rope_parameters (transformers 5)."""
+    raw = read.raw
+    parameters = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    theta = parameters.pop("rope_theta", None) or raw.get("rope_theta")
+    kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
+    parameters.pop("type", None)
+    if theta is None:
+        read.refuse("neither rope_theta nor rope_parameters.rope_theta is given")
+    if kind not in ("default", "yarn", "llama3"):
+        read.refuse(f"rope type is {kind!r}; supported are default, yarn and llama3")
+    factors = {key: float(value) for key, value in parameters.items() if isinstance(value, int | float)}
+    if kind != "default":
+        for field in ("factor", "original_max_position_embeddings"):
+            if field not in factors:
+                read.refuse(f"rope scaling of type {kind} needs {field}")
+    return RopeShape(theta=float(theta), kind=kind, factors=factors)

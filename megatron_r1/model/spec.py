@@ -1,0 +1,84 @@
+"""Which modules a layer is made of: Transformer Engine's on GPUs, Megatron's local ones elsewhere.
+
+Both come from Megatron's own spec functions. Into the local spec go two parts of ours, because Megatron's cannot do
+what the recipe needs: core attention (MLA, packed sequences, context parallel) and RMSNorm (sequence parallel).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_decoder_layer_specs,
+    get_gpt_mtp_block_spec,
+)
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from megatron_r1.model.attention import SDPACoreAttention
+from megatron_r1.model.norm import RMSNorm
+
+
+def decoder_spec(
+    config: TransformerConfig, *, transformer_engine: bool, vp_stage: int | None
+) -> TransformerBlockSubmodules:
+    """The decoder layers that this pipeline rank (and virtual stage) builds."""
+    spec = get_gpt_decoder_block_spec(
+        config, use_transformer_engine=transformer_engine, normalization="RMSNorm", vp_stage=vp_stage
+    )
+    if transformer_engine:
+        return spec
+    return TransformerBlockSubmodules(
+        layer_specs=[_localise(layer, config) for layer in spec.layer_specs], layer_norm=RMSNorm
+    )
+
+
+def mtp_spec(
+    config: TransformerConfig, *, transformer_engine: bool, vp_stage: int | None
+) -> MultiTokenPredictionBlockSubmodules | None:
+    """The multi-token-prediction layers, on the last pipeline stage only; None elsewhere or if there are none.
+
+    An MTP layer is built like the last decoder layer (a MoE layer in DeepSeek-V3).
+    """
+    if not config.mtp_num_layers:
+        return None
+    last_layer = get_gpt_decoder_layer_specs(config, transformer_engine, "RMSNorm")[-1]
+    if not transformer_engine:
+        last_layer = _localise(last_layer, config)
+    spec = get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=transformer_engine, vp_stage=vp_stage)
+    if spec is None or transformer_engine:
+        return spec
+    layers = [
+        ModuleSpec(
+            module=layer.module,
+            params=layer.params,
+            submodules=dataclasses.replace(layer.submodules, enorm=RMSNorm, hnorm=RMSNorm, layer_norm=RMSNorm),
+        )
+        for layer in spec.layer_specs
+    ]
+    return MultiTokenPredictionBlockSubmodules(layer_specs=layers)
+
+
+def _localise(layer: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
+    """The same layer with our core attention and norms."""
+    attention = layer.submodules.self_attention
+    norms = {
+        name: RMSNorm
+        for name in ("q_layernorm", "k_layernorm", "kv_layernorm")
+        if getattr(attention.submodules, name, IdentityOp) not in (IdentityOp, None)
+    }
+    submodules = dataclasses.replace(attention.submodules, core_attention=SDPACoreAttention, **norms)
+    return ModuleSpec(
+        module=layer.module,
+        params=layer.params,
+        submodules=dataclasses.replace(
+            layer.submodules,
+            input_layernorm=RMSNorm,
+            pre_mlp_layernorm=RMSNorm,
+            self_attention=ModuleSpec(module=attention.module, params=attention.params, submodules=submodules),
+        ),
+        metainfo=layer.metainfo,
+    )

@@ -1,0 +1,151 @@
+"""The CPU as a platform for Megatron-Core: the only place that patches a library.
+
+Megatron-Core is written for CUDA. On a machine without it, a handful of calls need a CPU meaning; they are listed here,
+each with its reason, and applied once by `use_cpu`. On GPUs nothing is patched. `configure_process` sets thread counts
+and the environment variables of third parties; nothing else in this project sets any for the trainer.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.utils._device as torch_device_context
+
+
+def configure_process(*, threads: int, cpu: bool) -> None:
+    """Call before the first import of megatron.core. Threads: OpenMP and torch threads of this rank."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if cpu:
+        # Megatron's jit_fuser would start the inductor compiler: tens of seconds for a model of milliseconds.
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+    torch.set_num_threads(threads)
+    for message in ("Apex is not installed", "Transformer Engine and Apex are not installed"):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    if cpu:
+        use_cpu()
+
+
+@functools.cache
+def use_cpu() -> None:
+    """Give the CUDA calls that Megatron-Core makes unconditionally a CPU meaning. Idempotent."""
+    _patch_devices()
+    _patch_factories()
+    _patch_megatron()
+
+
+class _CPUStream:
+    """Work on a CPU is in order, so a stream has nothing to do. A class: libraries annotate with `Stream | None`."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+    def synchronize(self) -> None: ...
+    def wait_stream(self, _: object) -> None: ...
+    def wait_event(self, _: object) -> None: ...
+    def query(self) -> bool:
+        return True
+
+    def record_event(self, event: object = None) -> _CPUEvent:
+        return event if isinstance(event, _CPUEvent) else _CPUEvent()
+
+    def __enter__(self) -> _CPUStream:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _CPUEvent:
+    """An event on an in-order CPU has always happened."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+    def record(self, *_: object) -> None: ...
+    def synchronize(self) -> None: ...
+    def wait(self, *_: object) -> None: ...
+    def query(self) -> bool:
+        return True
+
+
+def _patch_devices() -> None:
+    cuda = torch.cuda
+    cuda.current_device = lambda: "cpu"  # used as device= of tensor factories
+    cuda.set_device = lambda device: None
+    cuda.synchronize = lambda *_, **__: None
+    cuda.empty_cache = lambda: None
+    cuda.current_stream = lambda *_, **__: _CPUStream()
+    cuda.default_stream = lambda *_, **__: _CPUStream()
+    cuda.stream = lambda stream=None: _CPUStream()
+    cuda.Stream = _CPUStream
+    cuda.Event = _CPUEvent
+    # The RNG tracker saves and restores "the device's" generator: here the one CPU generator.
+    cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    cuda.manual_seed = torch.manual_seed
+    torch.Tensor.cuda = lambda self, *_, **__: self
+    # The optimizer sorts parameters by the string of Tensor.type(), e.g. "torch.cuda.FloatTensor".
+    original_type = torch.Tensor.type
+    torch.Tensor.type = lambda self, dtype=None, *rest, **named: (
+        original_type(self).replace("torch.", "torch.cuda.")
+        if dtype is None
+        else original_type(self, dtype, *rest, **named)
+    )
+
+
+def _patch_factories() -> None:
+    """Factory calls with device="cuda" (the optimizer's flags, schedules' counters) make CPU tensors."""
+    # torch's `with torch.device(...)` looks the factories up once, by identity; let it see the originals.
+    torch_device_context._device_constructors()
+    for name in ("tensor", "zeros", "ones", "empty", "full", "empty_like", "zeros_like", "ones_like", "arange"):
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def wrapped(*args: object, **kwargs: object) -> torch.Tensor:
+        device = kwargs.get("device")
+        if device is not None and str(device).startswith("cuda"):
+            kwargs["device"] = "cpu"
+            kwargs.pop("pin_memory", None)
+        elif kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        return factory(*args, **kwargs)
+
+    return wrapped
+
+
+def _patch_megatron() -> None:
+    import megatron.core.tensor_parallel.random as random
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
+    import megatron.core.transformer.multi_latent_attention as mla
+
+    # Without Transformer Engine this name does not exist, but the router reads it.
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+    # Set when any of TE's parts imports; MLA then compares modules with TE classes that are None.
+    if mla.TELinear is None or not _has_transformer_engine():
+        mla.HAVE_TE = False
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    # It warns whenever the CPU generator moves inside a fork of the device's: here they are the same one.
+    logging.getLogger(random.__name__).setLevel(logging.ERROR)
+    token_dispatcher.maybe_move_tensor_to_cpu = _to_host
+
+
+def _has_transformer_engine() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("transformer_engine") is not None
+
+
+def _to_host(tensor: object, as_numpy: bool = False, record_stream: bool = False) -> object:
+    """Megatron's version acts only on CUDA tensors, and the all-to-all wants host integers."""
+    if isinstance(tensor, torch.Tensor) and as_numpy:
+        return tensor.numpy()
+    return tensor

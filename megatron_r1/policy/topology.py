@@ -1,0 +1,64 @@
+"""Process groups: torch.distributed, then Megatron's tensor, pipeline, context, expert and data groups."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_r1.config.schema import ParallelConfig
+
+
+def initialise(
+    parallel: ParallelConfig, *, seed: int, cpu: bool, timeout_seconds: float = 1800.0, store_path: str | None = None
+) -> None:
+    """Join the process group (gloo on CPU, nccl otherwise) and build Megatron's groups.
+
+    Rank and world size come from torchrun's environment; with `store_path` a file is the rendezvous instead of a port.
+    Raises ValueError if the world is not the one the configuration was checked for.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world != parallel.world_size:
+        raise ValueError(
+            f"parallel.world_size is {parallel.world_size}, but {world} processes were started; "
+            "start as many with torchrun or change the configuration"
+        )
+    if not cpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        init_method = f"file://{store_path}" if store_path else ("env://" if "MASTER_ADDR" in os.environ else None)
+        store = None if init_method else dist.HashStore()
+        dist.init_process_group(
+            "gloo" if cpu else "nccl",
+            init_method=init_method,
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+        create_gloo_process_groups=not cpu,
+    )
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def finalise() -> None:
+    """Leave all groups; safe to call twice."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,115 @@
+"""Problems from jsonl files, one object a line, strictly: a line that is not a problem stops the run.
+
+A line has `question` (text) or `messages` (chat turns, the last one the user's), and `answer` (text or
+number; in GSM8K's style only what follows the last `####` counts). Optional: id, grader ("math" or "exact"),
+domain, language. Other keys are ignored. Left out: programming problems, whose tests need the sandboxed
+grader.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.errors import DataError
+from megatron_r1.types import Message, Problem
+
+GRADERS = ("math", "exact")
+ROLES = ("system", "user", "assistant")
+
+
+def read_problems(paths: Sequence[Path]) -> tuple[Problem, ...]:
+    """All problems of all files, in order. DataError names file, line and reason; ids are unique over all
+    files."""
+    stems = [Path(path).stem for path in paths]
+    first_line: dict[str, str] = {}
+    problems: list[Problem] = []
+    for path in map(Path, paths):
+        prefix = path.stem if stems.count(path.stem) == 1 else str(path)
+        count = len(problems)
+        for number, line in _numbered_lines(path):
+            problem = _read_line(line, where=f"{path}, line {number}", default_id=f"{prefix}:{number}")
+            if problem.id in first_line:
+                raise DataError(
+                    f"{path}, line {number}: id {problem.id!r} was used at {first_line[problem.id]}"
+                )
+            first_line[problem.id] = f"{path}, line {number}"
+            problems.append(problem)
+        if len(problems) == count:
+            raise DataError(f"{path}: the file has no problems; expected one JSON object a line")
+    return tuple(problems)
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check data.files") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text") from error
+    # Not splitlines(): it also breaks at U+2028 and others that JSON allows inside a string.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return enumerate(lines, start=1)
+
+
+def _read_line(line: str, *, where: str, default_id: str) -> Problem:
+    if not line.strip():
+        raise DataError(f"{where}: empty line; expected a JSON object")
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with question and answer")
+    grader = row.get("grader", "math")
+    if grader not in GRADERS:
+        raise DataError(f"{where}: grader {grader!r}; expected one of {', '.join(GRADERS)}")
+    return Problem(
+        id=_text(row, "id", where, default=default_id),
+        domain=_text(row, "domain", where, default="math"),
+        messages=_read_messages(row, where),
+        answer=_read_answer(row, where),
+        grader=grader,
+        language=_text(row, "language", where, default="en"),
+    )
+
+
+def _read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    if ("question" in row) == ("messages" in row):
+        found = ", ".join(sorted(row)) or "nothing"
+        raise DataError(f"{where}: has {found}; expected exactly one of question and messages")
+    if "question" in row:
+        return ({"role": "user", "content": _text(row, "question", where)},)
+    turns = row["messages"]
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{where}: messages must be a non-empty list of turns")
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
+            raise DataError(f"{where}: every turn needs a role out of {', '.join(ROLES)}; got {turn!r}")
+        _text(turn, "content", where)
+    if turns[-1]["role"] != "user":
+        raise DataError(f"{where}: the last turn is {turns[-1]['role']!r}; expected 'user'")
+    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def _read_answer(row: Mapping[str, Any], where: str) -> str:
+    answer = row.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        return str(answer)
+    text = _text(row, "answer", where)
+    if "####" in text:
+        text = text.rpartition("####")[2]
+        if not text.strip():
+            raise DataError(f"{where}: nothing follows '####' in answer; expected the final answer")
+    return text.strip()
+
+
+def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = row.get(key, default)
+    if not isinstance(value, str) or not value.strip():
+        got = "missing" if key not in row else repr(value)
+        raise DataError(f"{where}: {key} is {got}; expected non-empty text")
+    return value

@@ -1,0 +1,201 @@
+"""Sequences into rows: the only place that shifts tokens against labels.
+
+Rows carry whole sequences end to end; attention is kept inside each by cu_seqlens. Every data-parallel rank
+gets the same number of rows, because Megatron's collectives count microbatches. Rows are cut to what they
+hold (rounded up), so nothing is computed on padding that the layout does not need. Left out: normalisation
+(token_weight arrives ready), splitting a row over context-parallel ranks (Megatron's), and moving arrays to a
+device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+
+from megatron_r1.errors import DataError
+from megatron_r1.types import PackedMicrobatch, TrainingSequence
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLayout:
+    """What a row must look like. All in tokens.
+
+    `segment_multiple`: each sequence is padded to a multiple of it inside its own segment (context
+    parallelism over C ranks needs 2 * C). `row_multiple`: the row's length is a multiple of it (sequence
+    parallelism needs the tensor-parallel size). `full_rows` gives every row exactly `tokens_per_microbatch`,
+    for kernels that want one shape; otherwise rows end at the first allowed length.
+    """
+
+    tokens_per_microbatch: int
+    row_multiple: int = 1
+    segment_multiple: int = 1
+    pad_id: int = 0
+    full_rows: bool = False
+
+    @property
+    def multiple(self) -> int:
+        return math.lcm(self.row_multiple, self.segment_multiple)
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_microbatch % self.multiple or self.tokens_per_microbatch <= 0:
+            raise DataError(
+                f"tokens_per_microbatch: {self.tokens_per_microbatch}; expected a positive multiple of "
+                f"{self.multiple} (row_multiple {self.row_multiple}, segment_multiple "
+                f"{self.segment_multiple})"
+            )
+
+    def segment_length(self, num_tokens: int) -> int:
+        return _round_up(num_tokens, self.segment_multiple)
+
+
+def pack(
+    sequences: Sequence[TrainingSequence], layout: RowLayout, *, num_ranks: int = 1
+) -> list[list[PackedMicrobatch]]:
+    """Rows by data-parallel rank: `num_ranks` lists of equally many rows, every sequence in exactly one row.
+
+    Rows at the same place of different ranks have similar lengths. Where there are fewer rows than places, a
+    row of weight 0 fills up. DataError for a sequence that no row can hold, or whose first token would be
+    trained on.
+    """
+    for index, sequence in enumerate(sequences):
+        _check_sequence(index, sequence, layout)
+    bins = _assign_to_rows([layout.segment_length(len(s)) for s in sequences], layout, num_ranks)
+    rows = [_lay_out(sequences, indices, layout) for indices in bins]
+    return [rows[rank::num_ranks] for rank in range(num_ranks)]
+
+
+def unpack(
+    rows: Sequence[PackedMicrobatch], values: Sequence[np.ndarray], lengths: Sequence[int]
+) -> Mapping[int, np.ndarray]:
+    """Per-token results of one rank's rows, back in each sequence's own indexing.
+
+    values: one f32[1, S] or f32[S] per row, entry j about the token predicted at position j. lengths: number
+    of tokens of every sequence that was packed (all ranks). Returns {sequence index: f32[L]}, zero where the
+    sequence is not trained on.
+    """
+    if len(rows) != len(values):
+        raise ValueError(f"values: {len(values)} arrays for {len(rows)} rows; expected one each")
+    result: dict[int, np.ndarray] = {}
+    for row, row_values in zip(rows, values):
+        flat = np.asarray(row_values, dtype=np.float32).reshape(-1)
+        if len(flat) != row.num_tokens:
+            raise ValueError(f"values: {len(flat)} entries for a row of {row.num_tokens} tokens")
+        flat = np.where(row.loss_mask[0], flat, np.float32(0))
+        for start, index in zip(row.cu_seqlens, row.sequence_indices):
+            length = lengths[index]
+            out = np.zeros(length, dtype=np.float32)
+            out[1:] = flat[start : start + length - 1]
+            result[index] = out
+    return result
+
+
+def split_minibatches(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """`items` (rollout groups, in order) as `count` runs whose sizes differ by at most one. DataError if too
+    few."""
+    if not 1 <= count <= len(items):
+        raise DataError(
+            f"grpo.minibatches: {count} for {len(items)} groups; expected 1 to {len(items)}; "
+            "lower grpo.minibatches or raise grpo.prompts_per_step"
+        )
+    edges = [len(items) * k // count for k in range(count + 1)]
+    return [items[start:end] for start, end in pairwise(edges)]
+
+
+def _check_sequence(index: int, sequence: TrainingSequence, layout: RowLayout) -> None:
+    length = len(sequence)
+    if length == 0 or layout.segment_length(length) > layout.tokens_per_microbatch:
+        raise DataError(
+            f"sequence {index}: {length} tokens ({layout.segment_length(length)} after padding to a "
+            f"multiple of "
+            f"{layout.segment_multiple}); a row holds 1 to {layout.tokens_per_microbatch}; raise "
+            "train.tokens_per_microbatch or shorten rollout.sampling.max_new_tokens"
+        )
+    if sequence.loss_mask[0]:
+        raise DataError(
+            f"sequence {index}: loss_mask[0] is True; no position predicts the first token of a sequence"
+        )
+    for name in ("loss_mask", "token_weight", "behaviour_logprobs", "old_logprobs", "reference_logprobs"):
+        array = getattr(sequence, name)
+        if array is not None and len(array) != length:
+            raise DataError(f"sequence {index}: {name} has {len(array)} entries for {length} tokens")
+
+
+def _assign_to_rows(lengths: Sequence[int], layout: RowLayout, num_ranks: int) -> list[list[int]]:
+    """Sequence indices by row, longest row first; as many rows as a multiple of num_ranks."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    capacity = layout.tokens_per_microbatch
+    best_fit: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        fitting = [r for r, free in enumerate(room) if free >= lengths[index]]
+        if fitting:
+            chosen = min(fitting, key=lambda r: room[r])
+        else:
+            chosen = len(room)
+            best_fit.append([])
+            room.append(capacity)
+        best_fit[chosen].append(index)
+        room[chosen] -= lengths[index]
+    num_rows = _round_up(max(len(best_fit), 1), num_ranks)
+    # Equal loads keep data-parallel ranks in step; they fit unless the rows are nearly full.
+    even: list[list[int]] = [[] for _ in range(num_rows)]
+    loads = [0] * num_rows
+    for index in order:
+        chosen = loads.index(min(loads))
+        even[chosen].append(index)
+        loads[chosen] += lengths[index]
+    bins = even if max(loads) <= capacity else best_fit + [[] for _ in range(num_rows - len(best_fit))]
+    return sorted(bins, key=lambda row: -sum(lengths[i] for i in row))
+
+
+def _lay_out(
+    sequences: Sequence[TrainingSequence], indices: Sequence[int], layout: RowLayout
+) -> PackedMicrobatch:
+    segments = [layout.segment_length(len(sequences[i])) for i in indices]
+    used = sum(segments)
+    size = (
+        layout.tokens_per_microbatch
+        if layout.full_rows
+        else max(_round_up(used, layout.multiple), layout.multiple)
+    )
+    edges = np.cumsum([0, *segments, *([size - used] if size > used else [])])
+    token_ids = np.full((1, size), layout.pad_id, dtype=np.int64)
+    labels = np.full((1, size), layout.pad_id, dtype=np.int64)
+    loss_mask = np.zeros((1, size), dtype=bool)
+    floats = {name: np.zeros((1, size), dtype=np.float32) for name in _FLOATS}
+    position_ids = np.concatenate([np.arange(end - start) for start, end in pairwise(edges)])
+    for start, index in zip(edges, indices):
+        sequence = sequences[index]
+        token_ids[0, start : start + len(sequence)] = sequence.token_ids
+        here = slice(start, start + len(sequence) - 1)
+        labels[0, here] = sequence.token_ids[1:]
+        trained = np.asarray(sequence.loss_mask[1:], dtype=bool)
+        loss_mask[0, here] = trained
+        floats["advantages"][0, here] = np.where(trained, sequence.advantage, 0.0)
+        for name in _FLOATS[1:]:
+            array = getattr(sequence, name)
+            if array is not None:
+                floats[name][0, here] = np.where(trained, array[1:], 0.0)
+    return PackedMicrobatch(
+        token_ids=token_ids,
+        labels=labels,
+        position_ids=position_ids[None].astype(np.int64),
+        cu_seqlens=edges.astype(np.int32),
+        loss_mask=loss_mask,
+        sequence_indices=tuple(indices),
+        **floats,
+    )
+
+
+_FLOATS = ("advantages", "token_weight", "behaviour_logprobs", "old_logprobs", "reference_logprobs")
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,105 @@
+"""Which problems a run trains on and which it is judged by, decided once and the same after every restart.
+
+The held-out problems are drawn first; the training side is the rest *by question text*, because procedural
+tasks repeat questions and files repeat rows. Left out: order and epochs (stream.py), prompts (template.py).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_r1.config.schema import DataConfig
+from megatron_r1.data.jsonl import read_problems
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.types import Problem
+
+HELD_OUT_STREAM = 0x484F4C44
+"""Separates the held-out draw's random numbers from the training order's under one seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemSplit:
+    """`sources` hold every problem (procedural ones lazily); `held_out` are for evaluation only.
+
+    `held_out_texts` are their normalised questions: the training stream skips any problem whose text is in
+    it.
+    """
+
+    sources: tuple[Sequence[Problem], ...]
+    held_out: tuple[Problem, ...]
+    held_out_texts: frozenset[str]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def problem(self, index: int) -> Problem:
+        """Problem `index` of the sources laid end to end."""
+        for source in self.sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(f"problem index past the last of {len(self)}")
+
+    def is_trainable(self, problem: Problem) -> bool:
+        return normalised_text(problem) not in self.held_out_texts
+
+
+def load_problems(config: DataConfig) -> ProblemSplit:
+    """Open the configured tasks or files and split off `config.holdout` held-out problems with distinct
+    questions.
+
+    ConfigError for a bad task line or when nothing is left to train on; DataError for a malformed file.
+    """
+    if bool(config.tasks) == bool(config.files):
+        got = "both" if config.tasks else "neither"
+        raise ConfigError(f"data: {got} of tasks and files are set; expected exactly one of them")
+    if config.files:
+        sources: tuple[Sequence[Problem], ...] = (read_problems(config.files),)
+    else:
+        from megatron_r1.data.tasks import TaskProblems, parse_task  # reasoning-gym takes seconds to import
+
+        tasks = [parse_task(line) for line in config.tasks]
+        if len(set(config.tasks)) < len(tasks):
+            raise ConfigError(f"data.tasks: a line is listed twice in {list(config.tasks)}; list each once")
+        sources = tuple(TaskProblems(task, seed=config.seed, size=config.task_size) for task in tasks)
+    return split_problems(sources, holdout=config.holdout, seed=config.seed)
+
+
+def split_problems(sources: Sequence[Sequence[Problem]], *, holdout: int, seed: int) -> ProblemSplit:
+    """Hold out `holdout` problems with pairwise different normalised questions, drawn with `seed`.
+
+    ConfigError when there are not that many different questions, or when no other question is left.
+    """
+    whole = ProblemSplit(sources=tuple(sources), held_out=(), held_out_texts=frozenset())
+    chosen: dict[str, Problem] = {}
+    order = np.random.default_rng([HELD_OUT_STREAM, seed]).permutation(len(whole))
+    for problem in _problems_in_order(whole, order):
+        text = normalised_text(problem)
+        if text in chosen:
+            continue
+        if len(chosen) == holdout:  # the first question that is left for training: the split is done
+            held_out = tuple(chosen.values())
+            return ProblemSplit(sources=whole.sources, held_out=held_out, held_out_texts=frozenset(chosen))
+        chosen[text] = problem
+    raise ConfigError(
+        f"data.holdout: {holdout} of {len(chosen)} different questions leaves none to train on; "
+        f"expected at most {max(len(chosen) - 1, 0)}; lower data.holdout or give more data"
+    )
+
+
+def normalised_text(problem: Problem) -> str:
+    """All turns, compatibility-normalised, lower-cased, white space collapsed: equal means the same
+    question."""
+    if not problem.messages:
+        raise DataError(f"problem {problem.id}: it has no messages")
+    text = "\n".join(f"{message['role']}: {message['content']}" for message in problem.messages)
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _problems_in_order(split: ProblemSplit, order: np.ndarray) -> Iterator[Problem]:
+    for index in order:
+        yield split.problem(int(index))

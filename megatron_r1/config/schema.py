@@ -192,8 +192,6 @@ class RunConfig:
     run_dir: Path
     model: ModelConfig
     seed: int = 0
-    resume: bool = False
-    """Continue from run_dir's last checkpoint; otherwise run_dir must be new or empty."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

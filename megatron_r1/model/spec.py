@@ -1,7 +1,8 @@
 """Which modules a layer is made of: Transformer Engine's on GPUs, Megatron's local ones elsewhere.
 
-Both come from Megatron's own spec functions. Into the local spec go two parts of ours, because Megatron's cannot do
-what the recipe needs: core attention (MLA, packed sequences, context parallel) and RMSNorm (sequence parallel).
+Both come from Megatron's own spec functions. Into the local spec go parts of ours, because Megatron's cannot do
+what the recipe needs: core attention (MLA, packed sequences, context parallel), RMSNorm (sequence parallel) and MLA's
+down projections (gradients under tensor parallelism).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from megatron.core.transformer.multi_token_prediction import MultiTokenPredictio
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_r1.model.attention import SDPACoreAttention
+from megatron_r1.model.mla import LocalMLASelfAttention
 from megatron_r1.model.norm import RMSNorm
 
 
@@ -70,6 +72,7 @@ def _localise(layer: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
         for name in ("q_layernorm", "k_layernorm", "kv_layernorm")
         if getattr(attention.submodules, name, IdentityOp) not in (IdentityOp, None)
     }
+    module = LocalMLASelfAttention if config.multi_latent_attention else attention.module
     submodules = dataclasses.replace(attention.submodules, core_attention=SDPACoreAttention, **norms)
     return ModuleSpec(
         module=layer.module,
@@ -78,7 +81,7 @@ def _localise(layer: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
             layer.submodules,
             input_layernorm=RMSNorm,
             pre_mlp_layernorm=RMSNorm,
-            self_attention=ModuleSpec(module=attention.module, params=attention.params, submodules=submodules),
+            self_attention=ModuleSpec(module=module, params=attention.params, submodules=submodules),
         ),
         metainfo=layer.metainfo,
     )

@@ -84,6 +84,8 @@ def _parallel_fields(parallel: ParallelConfig) -> dict[str, Any]:
     }
     if parallel.virtual_pipeline > 1:
         fields["virtual_pipeline_model_parallel_size"] = parallel.virtual_pipeline
+        # Batched point-to-point would put two sends to the same peer in one batch at pipeline = 2, and swap them.
+        fields |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     if parallel.pipeline_layout:
         fields["pipeline_model_parallel_layout"] = parallel.pipeline_layout
     return fields

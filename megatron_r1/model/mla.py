@@ -1,0 +1,42 @@
+"""Multi-latent attention with replicated down projections, for the local spec.
+
+Megatron's local spec splits the down projections over tensor-parallel ranks and gathers their output. The gather's
+backward keeps only a rank's own slice, but the shared rotary key receives a gradient from the heads of every rank, so
+the key's part from the other ranks is lost (seen against one rank: input norm and kv down projection off by 1-16%).
+Transformer Engine's spec replicates these two small projections instead; here the same is done with plain torch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+
+class ReplicatedLinear(torch.nn.Module):
+    """y = x W^T with the same W on every tensor-parallel rank; returns (y, None) as Megatron's linears do."""
+
+    def __init__(self, config: TransformerConfig, in_size: int, out_size: int) -> None:
+        super().__init__()
+        device = torch.cuda.current_device()
+        self.weight = torch.nn.Parameter(torch.empty(out_size, in_size, dtype=config.params_dtype, device=device))
+        config.init_method(self.weight)
+        # Each rank sees its own tokens only; Megatron sums such gradients over tensor-parallel ranks.
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return F.linear(x, self.weight), None
+
+
+class LocalMLASelfAttention(MLASelfAttention):
+    """MLASelfAttention whose down projections are ReplicatedLinear. Needs sequence parallelism if tensor > 1."""
+
+    def __init__(self, config: TransformerConfig, *args: object, **kwargs: object) -> None:
+        super().__init__(config, *args, **kwargs)
+        if config.tensor_model_parallel_size > 1 and not config.sequence_parallel:
+            raise ValueError("multi-latent attention with tensor parallelism needs parallel.sequence=True")
+        hidden = config.hidden_size
+        self.linear_kv_down_proj = ReplicatedLinear(config, hidden, config.kv_lora_rank + config.qk_pos_emb_head_dim)
+        if config.q_lora_rank is not None:
+            self.linear_q_down_proj = ReplicatedLinear(config, hidden, config.q_lora_rank)

@@ -1,0 +1,56 @@
+"""Megatron's optimizer (Adam, fp32 master weights, optionally sharded over data-parallel ranks) and its schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+
+from megatron_r1.config.schema import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Rate of optimizer step `step` (from 0) of `total_steps`: linear warm-up, then constant, linear or cosine decay.
+
+    Cosine: min + (lr - min) * (1 + cos(pi * t)) / 2 with t from 0 to 1 over the steps after the warm-up.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    span = max(1, total_steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / span)
+    share = 1.0 - progress if config.schedule == "linear" else (1.0 + math.cos(math.pi * progress)) / 2.0
+    return config.min_lr + (config.lr - config.min_lr) * share
+
+
+def build_optimizer(
+    config: OptimizerConfig, chunks: Sequence[DistributedDataParallel], dtype: torch.dtype
+) -> MegatronOptimizer:
+    """Adam over the chunks' trainable parameters. Weights must be loaded before: fp32 masters are copied here."""
+    return get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            min_lr=config.min_lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            adam_eps=config.eps,
+            clip_grad=config.clip_grad,
+            bf16=dtype is torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=config.distributed,
+        ),
+        list(chunks),
+        use_gloo_process_groups=False,
+    )
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_mult", 1.0)

@@ -1,0 +1,204 @@
+"""Stream the whole model as (Hugging Face name, tensor) from shards that lie on many ranks.
+
+Every rank of the trainer iterates together. Entries are taken in buckets of bounded size; each holder sends its unique
+shards of a bucket to rank 0 in one message, rank 0 puts them together and yields. Other ranks yield nothing. Replicas
+(data and context parallel, norms under tensor parallel) send nothing. Works for any TP/PP/VPP/EP/ETP layout.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.weights.local import LocalTensor
+from megatron_r1.weights.table import Entry
+from megatron_r1.weights.transforms import shard_shape, unshard
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Shard `index` of `count` of an entry, held by global rank `rank`."""
+
+    entry: Entry
+    index: int
+    count: int
+    rank: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(shard_shape(self.entry, self.count))
+
+
+class WeightStream:
+    """A re-iterable stream of the model's weights in Hugging Face form.
+
+    Constructing it and each iteration are collectives over all trainer ranks. `dtype` is that of everything but the
+    fp32 entries (router bias). `metadata()` lists (name, dtype, shape) in the order of iteration, on every rank.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, LocalTensor],
+        table: Sequence[Entry],
+        shape: ModelShape,
+        *,
+        dtype: torch.dtype,
+        bucket_bytes: int,
+        include_mtp: bool = False,
+    ) -> None:
+        self._tensors, self._shape, self._dtype = tensors, shape, dtype
+        self._rank = dist.get_rank()
+        self._entries = [entry for entry in table if include_mtp or not entry.name.startswith("mtp.")]
+        self._include_aliases = include_mtp
+        pieces = self._plan()
+        self._buckets = _buckets(self._entries, pieces, bucket_bytes, dtype.itemsize)
+
+    def _plan(self) -> dict[str, list[_Piece]]:
+        """Who sends what: for each shard the lowest rank that holds it."""
+        names = [entry.name for entry in self._entries]
+        mine = [
+            (number, local.index, local.count)
+            for number, name in enumerate(names)
+            if (local := self._tensors.get(name)) is not None
+        ]
+        everyone: list[list[tuple[int, int, int]]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, mine)
+        pieces: dict[str, dict[int, _Piece]] = {name: {} for name in names}
+        for rank, held in enumerate(everyone):
+            for number, index, count in held:
+                entry = self._entries[number]
+                pieces[entry.name].setdefault(index, _Piece(entry, index, count, rank))
+        for name, found in pieces.items():
+            if not found or len(found) != next(iter(found.values())).count:
+                raise ValueError(f"no rank holds all shards of {name}")
+        return {name: [found[index] for index in sorted(found)] for name, found in pieces.items()}
+
+    def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        rows = []
+        for entry in self._entries:
+            dtype = torch.float32 if entry.float32 else self._dtype
+            rows += [(name, dtype, full) for name, full in zip(entry.hf, entry.hf_shapes, strict=True)]
+            if self._include_aliases:
+                rows += [(alias, dtype, entry.hf_shapes[0]) for alias in entry.aliases]
+        return rows
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for bucket in self._buckets:
+            received = self._exchange(bucket)
+            if self._rank != 0:
+                continue
+            for pieces in bucket:
+                entry = pieces[0].entry
+                tensors = unshard(entry, self._shape, [received[piece.entry.name, piece.index] for piece in pieces])
+                yield from zip(entry.hf, tensors, strict=True)
+                if self._include_aliases:
+                    yield from ((alias, tensors[0]) for alias in entry.aliases)
+
+    def _exchange(self, bucket: list[list[_Piece]]) -> dict[tuple[str, int], torch.Tensor]:
+        """Send this rank's pieces of the bucket to rank 0; there, return all pieces. One message a rank and dtype."""
+        own: dict[tuple[str, int], torch.Tensor] = {}
+        remote: dict[tuple[int, torch.dtype], list[_Piece]] = {}
+        for piece in (piece for pieces in bucket for piece in pieces):
+            dtype = torch.float32 if piece.entry.float32 else self._dtype
+            if piece.rank != 0:
+                remote.setdefault((piece.rank, dtype), []).append(piece)
+            elif self._rank == 0:
+                own[piece.entry.name, piece.index] = self._local(piece, dtype)
+        requests, buffers = [], []
+        for (rank, dtype), pieces in sorted(remote.items(), key=lambda item: (item[0][0], str(item[0][1]))):
+            if self._rank == rank:
+                flat = torch.cat([self._local(piece, dtype).flatten() for piece in pieces])
+                requests.append(dist.P2POp(dist.isend, flat, 0))
+            elif self._rank == 0:
+                flat = torch.empty(sum(piece.numel for piece in pieces), dtype=dtype, device=self._device())
+                requests.append(dist.P2POp(dist.irecv, flat, rank))
+                buffers.append((flat, pieces))
+        if requests:
+            for work in dist.batch_isend_irecv(requests):
+                work.wait()
+        for flat, pieces in buffers:
+            parts = flat.split([piece.numel for piece in pieces])
+            for piece, part in zip(pieces, parts, strict=True):
+                own[piece.entry.name, piece.index] = part.view(shard_shape(piece.entry, piece.count))
+        return own
+
+    def _local(self, piece: _Piece, dtype: torch.dtype) -> torch.Tensor:
+        return self._tensors[piece.entry.name].tensor.detach().to(dtype)
+
+    def _device(self) -> torch.device:
+        return next(iter(self._tensors.values())).tensor.device
+
+
+def _buckets(
+    entries: Sequence[Entry], pieces: Mapping[str, list[_Piece]], limit: int, itemsize: int
+) -> list[list[list[_Piece]]]:
+    """Consecutive entries in groups of at most `limit` bytes (one larger entry is a group of its own)."""
+    buckets: list[list[list[_Piece]]] = []
+    size = limit + 1
+    for entry in entries:
+        entry_bytes = sum(math.prod(full) for full in entry.hf_shapes) * itemsize
+        if size + entry_bytes > limit:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(pieces[entry.name])
+        size += entry_bytes
+    return buckets
+
+
+def save_hf_folder(
+    stream: WeightStream, source: Path, target: Path, *, shard_bytes: int = 4 << 30, extra: Mapping[str, object] | None = None
+) -> None:
+    """Write the stream as a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
+
+    Everything but weights (config.json, tokenizer, chat template, generation config) is copied from `source`. The
+    folder appears under its name only when it is whole: it is written beside it and renamed. `extra` goes to
+    megatron_r1.json inside the folder (step, lineage). Raises FileExistsError if the target exists and is not empty.
+    """
+    partial = target.with_name(target.name + ".partial")
+    is_writer = dist.get_rank() == 0
+    if is_writer:
+        if target.exists() and any(target.iterdir()):
+            raise FileExistsError(f"{target} exists and is not empty; choose another folder or remove it")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    weight_map: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+    size, number = 0, 1
+    for name, tensor in stream:
+        tensor_bytes = tensor.numel() * tensor.element_size()
+        if shard and size + tensor_bytes > shard_bytes:
+            _write_shard(partial, number, shard, weight_map)
+            shard, size, number = {}, 0, number + 1
+        shard[name] = tensor.contiguous().cpu().clone()
+        size += tensor_bytes
+    if not is_writer:
+        return
+    _write_shard(partial, number, shard, weight_map)
+    total = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
+    _write_json(partial / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for file in source.iterdir():
+        if file.is_file() and not file.name.startswith(("model", "pytorch_model", "megatron_r1")):
+            shutil.copy2(file, partial / file.name)
+    _write_json(partial / "megatron_r1.json", dict(extra or {}))
+    if target.exists():
+        target.rmdir()
+    partial.rename(target)
+
+
+def _write_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor], weight_map: dict[str, str]) -> None:
+    file = f"model-{number:05d}.safetensors"
+    save_file(tensors, folder / file, metadata={"format": "pt"})
+    weight_map |= dict.fromkeys(tensors, file)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

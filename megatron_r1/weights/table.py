@@ -1,0 +1,137 @@
+"""The name table: which Hugging Face tensors make which Megatron parameter.
+
+One Entry for each Megatron parameter of the whole model (global layer and expert numbers, no layout in it). Loading,
+export to a folder and the stream to vLLM all read this table; nothing else maps names. Adding an architecture is adding
+lines here, and a shape in config/shape.py. How tensors combine and split is transforms.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_r1.config.shape import ModelShape
+
+Kind = Literal["plain", "gated", "qkv", "vocabulary"]
+"""plain: one tensor. gated: gate and up projections stacked. qkv: query, key and value interleaved by query group.
+vocabulary: one tensor whose rows are padded to a multiple of the tensor-parallel size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One Megatron parameter.
+
+    `hf` names the tensors that it is made of, `hf_shapes` their shapes; `partition` is the dimension that tensor
+    parallelism splits (None: replicated); expert entries split over the expert-tensor group instead.
+    `float32` marks what stays fp32 in every precision. `aliases` are further HF names with the same content.
+    """
+
+    name: str
+    hf: tuple[str, ...]
+    hf_shapes: tuple[tuple[int, ...], ...]
+    kind: Kind = "plain"
+    partition: int | None = None
+    expert: bool = False
+    float32: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+def build_table(shape: ModelShape) -> list[Entry]:
+    """All entries in Hugging Face's order: embedding, decoder layers, final norm, head, MTP layers."""
+    hidden, vocab = shape.hidden_size, shape.vocab_size
+    entries = [_vocabulary(shape, "embedding.word_embeddings.weight", "model.embed_tokens.weight")]
+    for layer in range(shape.num_layers):
+        entries += _layer(shape, f"decoder.layers.{layer}", f"model.layers.{layer}", shape.is_moe_layer(layer))
+    entries.append(Entry("decoder.final_layernorm.weight", ("model.norm.weight",), ((hidden,),)))
+    if not shape.tie_embeddings:
+        entries.append(Entry("output_layer.weight", ("lm_head.weight",), ((vocab, hidden),), "vocabulary", 0))
+    for index in range(shape.num_mtp_layers):
+        entries += _mtp(shape, index)
+    return entries
+
+
+def _vocabulary(shape: ModelShape, name: str, hf: str) -> Entry:
+    copies = range(shape.num_layers, shape.num_layers + shape.num_mtp_layers)
+    aliases = tuple(f"model.layers.{layer}.embed_tokens.weight" for layer in copies)
+    return Entry(name, (hf,), ((shape.vocab_size, shape.hidden_size),), "vocabulary", 0, aliases=aliases)
+
+
+def _mtp(shape: ModelShape, index: int) -> Iterator[Entry]:
+    """DeepSeek-V3 keeps MTP layer k as decoder layer num_layers + k with its own norms and copies of embedding, head."""
+    hidden = shape.hidden_size
+    mtp, hf = f"mtp.layers.{index}", f"model.layers.{shape.num_layers + index}"
+    yield Entry(f"{mtp}.enorm.weight", (f"{hf}.enorm.weight",), ((hidden,),))
+    yield Entry(f"{mtp}.hnorm.weight", (f"{hf}.hnorm.weight",), ((hidden,),))
+    yield Entry(f"{mtp}.eh_proj.weight", (f"{hf}.eh_proj.weight",), ((hidden, 2 * hidden),), partition=0)
+    yield from _layer(shape, f"{mtp}.transformer_layer", hf, shape.moe is not None)
+    yield Entry(f"{mtp}.final_layernorm.weight", (f"{hf}.shared_head.norm.weight",), ((hidden,),))
+
+
+def _layer(shape: ModelShape, mcore: str, hf: str, sparse: bool) -> Iterator[Entry]:
+    hidden = shape.hidden_size
+    yield Entry(f"{mcore}.input_layernorm.weight", (f"{hf}.input_layernorm.weight",), ((hidden,),))
+    attention = _mla if shape.mla is not None else _attention
+    yield from attention(shape, f"{mcore}.self_attention", f"{hf}.self_attn")
+    yield Entry(f"{mcore}.pre_mlp_layernorm.weight", (f"{hf}.post_attention_layernorm.weight",), ((hidden,),))
+    if sparse:
+        yield from _experts(shape, f"{mcore}.mlp", f"{hf}.mlp")
+    else:
+        yield from _gated_mlp(shape, f"{mcore}.mlp", f"{hf}.mlp", shape.ffn_size)
+
+
+def _attention(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
+    hidden, width = shape.hidden_size, shape.head_dim
+    rows = (shape.num_heads * width, shape.num_kv_heads * width, shape.num_kv_heads * width)
+    parts = ("q_proj", "k_proj", "v_proj")
+    weights = tuple(f"{hf}.{part}.weight" for part in parts)
+    yield Entry(f"{mcore}.linear_qkv.weight", weights, tuple((row, hidden) for row in rows), "qkv", 0)
+    if shape.qkv_bias:
+        biases = tuple(f"{hf}.{part}.bias" for part in parts)
+        yield Entry(f"{mcore}.linear_qkv.bias", biases, tuple((row,) for row in rows), "qkv", 0)
+    if shape.qk_norm:
+        yield Entry(f"{mcore}.q_layernorm.weight", (f"{hf}.q_norm.weight",), ((width,),))
+        yield Entry(f"{mcore}.k_layernorm.weight", (f"{hf}.k_norm.weight",), ((width,),))
+    yield Entry(f"{mcore}.linear_proj.weight", (f"{hf}.o_proj.weight",), ((hidden, rows[0]),), partition=1)
+
+
+def _mla(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
+    mla, hidden, heads = shape.mla, shape.hidden_size, shape.num_heads
+    assert mla is not None
+    query_rows = heads * (mla.qk_nope_dim + mla.qk_rope_dim)
+    rows = [("linear_kv_down_proj", "kv_a_proj_with_mqa", mla.kv_lora_rank + mla.qk_rope_dim, hidden)]
+    rows += [("linear_kv_up_proj", "kv_b_proj", heads * (mla.qk_nope_dim + mla.v_dim), mla.kv_lora_rank)]
+    if mla.q_lora_rank is None:
+        rows += [("linear_q_proj", "q_proj", query_rows, hidden)]
+    else:
+        rows += [("linear_q_down_proj", "q_a_proj", mla.q_lora_rank, hidden)]
+        rows += [("linear_q_up_proj", "q_b_proj", query_rows, mla.q_lora_rank)]
+        yield Entry(f"{mcore}.q_layernorm.weight", (f"{hf}.q_a_layernorm.weight",), ((mla.q_lora_rank,),))
+    yield Entry(f"{mcore}.kv_layernorm.weight", (f"{hf}.kv_a_layernorm.weight",), ((mla.kv_lora_rank,),))
+    for name, hf_name, out_size, in_size in rows:
+        yield Entry(f"{mcore}.{name}.weight", (f"{hf}.{hf_name}.weight",), ((out_size, in_size),), partition=0)
+    output_shape = (hidden, heads * mla.v_dim)
+    yield Entry(f"{mcore}.linear_proj.weight", (f"{hf}.o_proj.weight",), (output_shape,), partition=1)
+
+
+def _gated_mlp(shape: ModelShape, mcore: str, hf: str, width: int, expert: bool = False) -> Iterator[Entry]:
+    hidden = shape.hidden_size
+    gate_up = (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight")
+    yield Entry(f"{mcore}.linear_fc1.weight", gate_up, ((width, hidden),) * 2, "gated", 0, expert)
+    down = (f"{hf}.down_proj.weight",)
+    yield Entry(f"{mcore}.linear_fc2.weight", down, ((hidden, width),), partition=1, expert=expert)
+
+
+def _experts(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
+    moe, hidden = shape.moe, shape.hidden_size
+    assert moe is not None
+    yield Entry(f"{mcore}.router.weight", (f"{hf}.gate.weight",), ((moe.num_experts, hidden),))
+    if moe.router == "sigmoid":
+        bias = (f"{hf}.gate.e_score_correction_bias",)
+        yield Entry(f"{mcore}.router.expert_bias", bias, ((moe.num_experts,),), float32=True)
+    for expert in range(moe.num_experts):
+        names = (f"{mcore}.experts.{expert}", f"{hf}.experts.{expert}")
+        yield from _gated_mlp(shape, *names, moe.expert_ffn_size, expert=True)
+    if moe.num_shared_experts:
+        width = moe.num_shared_experts * moe.expert_ffn_size
+        yield from _gated_mlp(shape, f"{mcore}.shared_experts", f"{hf}.shared_experts", width)

@@ -113,8 +113,7 @@ def _check_sequence(index: int, sequence: TrainingSequence, layout: RowLayout) -
     if length == 0 or layout.segment_length(length) > layout.tokens_per_microbatch:
         raise DataError(
             f"sequence {index}: {length} tokens ({layout.segment_length(length)} after padding to a "
-            f"multiple of "
-            f"{layout.segment_multiple}); a row holds 1 to {layout.tokens_per_microbatch}; raise "
+            f"multiple of {layout.segment_multiple}); a row holds 1 to {layout.tokens_per_microbatch}; raise "
             "train.tokens_per_microbatch or shorten rollout.sampling.max_new_tokens"
         )
     if sequence.loss_mask[0]:

@@ -50,8 +50,8 @@ class ProblemStream:
             if state[key] != own:
                 raise DataError(
                     f"checkpointed problem stream: {key} is {state[key]}, this run has {own}; they must be "
-                    f"equal to "
-                    "resume; restore the data configuration of the checkpoint or start a new run folder"
+                    "equal to resume; restore the data configuration of the checkpoint or start a new run "
+                    "folder"
                 )
         self.epoch = state["epoch"]
         self._position = state["position"]

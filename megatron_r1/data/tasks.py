@@ -67,6 +67,7 @@ class TaskProblems(Sequence[Problem]):
             answer=None if answer is None else str(answer),
             grader="reasoning_gym",
             metadata={
+                "question": entry["question"],
                 "task": self.task.name,
                 "arguments": self.task.arguments,
                 "seed": self.dataset_seed,

@@ -19,17 +19,15 @@ Template = Literal["r1_zero", "chat", "plain"]
 R1_ZERO = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
     "The assistant first thinks about the reasoning process in the mind and then provides the user with the "
-    "answer. "
-    "The reasoning process and answer are enclosed within <think>...</think> and <answer>...</answer> tags, "
-    "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>. "
-    "User: {prompt}. Assistant:"
+    "answer. The reasoning process and answer are enclosed within <think>...</think> and "
+    "<answer>...</answer> tags, respectively, i.e., <think> reasoning process here </think> <answer> answer "
+    "here </answer>. User: {prompt}. Assistant:"
 )
 """DeepSeek-R1 (arXiv 2501.12948), Table 1; `{prompt}` is the question."""
 
 TAGS_INSTRUCTION = (
     "Think about the reasoning process first, then give the answer. Enclose the reasoning in <think> and "
-    "</think> "
-    "and the final answer in <answer> and </answer>, each exactly once, with nothing outside them."
+    "</think> and the final answer in <answer> and </answer>, each exactly once, with nothing outside them."
 )
 """System prompt of the chat template: a chat model was never told which tags the rewards look for."""
 
@@ -41,8 +39,7 @@ def question_text(problem: Problem) -> str:
         roles = [message["role"] for message in problem.messages]
         raise DataError(
             f"problem {problem.id}: its turns are {roles}; templates 'r1_zero' and 'plain' hold one user "
-            f"turn; "
-            "use template 'chat'"
+            "turn; use template 'chat'"
         )
     return problem.messages[0]["content"]
 
@@ -74,8 +71,7 @@ def encode_prompt(
         raise DataError(
             f"problem {problem.id}: a prompt of {len(prompt_ids)} tokens and an answer of {max_new_tokens} "
             f"(max_new_tokens) exceed max_model_len {max_model_len}; drop the problem, shorten the answer "
-            f"or raise "
-            "rollout.max_model_len"
+            "or raise rollout.max_model_len"
         )
     return prompt_ids
 

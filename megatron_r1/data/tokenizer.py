@@ -93,8 +93,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     if not eos_ids:
         raise ConfigError(
             f"model.path: {folder} names no end-of-sequence token; expected 'eos_token' in "
-            f"tokenizer_config.json; "
-            "add it: without one a completion could never end"
+            "tokenizer_config.json; add it: without one a completion could never end"
         )
     wants_start = bool(settings.get("add_bos_token", False)) and inner.bos_token_id is not None
     return Tokenizer(

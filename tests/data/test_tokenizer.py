@@ -74,13 +74,10 @@ def test_missing_or_broken_folder_is_named(tmp_path):
 def test_r1_zero_template_is_the_papers(tokenizer):
     assert render_prompt(problem("What is {prompt} 2"), "r1_zero", tokenizer) == (
         "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
-        "The "
-        "assistant first thinks about the reasoning process in the mind and then provides the user with the "
-        "answer. "
-        "The reasoning process and answer are enclosed within <think>...</think> and <answer>...</answer> "
-        "tags, "
-        "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>. "
-        "User: What is {prompt} 2. Assistant:"
+        "The assistant first thinks about the reasoning process in the mind and then provides the user with "
+        "the answer. The reasoning process and answer are enclosed within <think>...</think> and "
+        "<answer>...</answer> tags, respectively, i.e., <think> reasoning process here </think> <answer> "
+        "answer here </answer>. User: What is {prompt} 2. Assistant:"
     )
 
 

@@ -1,0 +1,103 @@
+"""From a problem and a response to the reward that GRPO sees: total = sum of weight * part (paper, section
+2.2.2).
+
+Cheap verdicts are reached here; everything else goes to the grading pool, so that grading overlaps
+generation. Left out: code, language and preference parts.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import Future
+
+from megatron_r1.config.schema import RewardConfig
+from megatron_r1.errors import DataError
+from megatron_r1.rewards.format import extract_answer, format_score
+from megatron_r1.rewards.pool import GradingPool, PoolCounts, Verdict
+from megatron_r1.types import Problem, Reward
+
+INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
+"""An integer in its one canonical spelling."""
+
+
+class Scorer:
+    """Scores responses with the configured weights. Owns its workers: close it, or use it as a context
+    manager."""
+
+    def __init__(self, config: RewardConfig, *, graders: tuple[str, ...] = ("math", "reasoning_gym")) -> None:
+        self.config = config
+        self._pool = GradingPool(
+            num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, graders=graders
+        )
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def submit(self, problem: Problem, response: str) -> Future[Reward]:
+        """Start scoring one response; `.result()` is its Reward with parts accuracy and format, each 0 or 1.
+
+        DataError for a problem whose grader is unknown or has no reference answer to compare with.
+        """
+        shape = format_score(response)
+        answer = extract_answer(response)
+        quick = _quick_verdict(problem, answer)
+        future: Future[Reward] = Future()
+        if quick is not None or answer is None:
+            future.set_result(self._reward(bool(quick), shape))
+            return future
+        graded = self._pool.submit(
+            problem.grader, answer, reference=problem.answer, metadata=problem.metadata
+        )
+        graded.add_done_callback(lambda done: self._finish(future, done, shape))
+        return future
+
+    def counts(self) -> PoolCounts:
+        """Answers that needed a worker, and how many of them timed out or raised."""
+        return self._pool.counts()
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _finish(self, future: Future[Reward], graded: Future[Verdict], shape: float) -> None:
+        if graded.cancelled():
+            future.cancel()
+        elif (error := graded.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(self._reward(graded.result().correct, shape))
+
+    def _reward(self, correct: bool, shape: float) -> Reward:
+        parts = {"accuracy": float(correct), "format": shape}
+        total = self.config.accuracy_weight * parts["accuracy"] + self.config.format_weight * shape
+        return Reward(total=total, parts=parts)
+
+
+def _quick_verdict(problem: Problem, answer: str | None) -> bool | None:
+    """The verdict where no parser is needed, else None.
+
+    Sound: a reference answer is right by definition, whatever the grader; no answer is wrong; the "exact"
+    rule is string equality; and under "math" two canonical integers are equal only if their spellings are.
+    The last does not hold for reasoning-gym, where several integers may be right.
+    """
+    if problem.grader not in ("math", "exact", "reasoning_gym"):
+        raise DataError(
+            f"problem {problem.id}: grader {problem.grader!r}; expected math, exact or reasoning_gym"
+        )
+    if problem.answer is None and problem.grader != "reasoning_gym":
+        raise DataError(f"problem {problem.id}: grader {problem.grader!r} needs an answer and there is none")
+    if not answer:
+        return False
+    if problem.answer is not None and answer == problem.answer.strip():
+        return True
+    if problem.grader == "exact":
+        return False
+    if (
+        problem.grader == "math"
+        and INTEGER.fullmatch(answer)
+        and INTEGER.fullmatch(str(problem.answer).strip())
+    ):
+        return False
+    return None

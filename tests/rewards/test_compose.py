@@ -1,0 +1,89 @@
+"""Parts, weights and graders of the one reward."""
+
+import pytest
+
+from megatron_r1.config.schema import RewardConfig
+from megatron_r1.errors import DataError
+from megatron_r1.rewards.compose import Scorer
+from megatron_r1.types import Problem
+
+CONFIG = RewardConfig(accuracy_weight=1.0, format_weight=0.5, num_workers=1, timeout_seconds=20.0)
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    with Scorer(CONFIG) as made:
+        yield made
+
+
+def problem(answer="18", grader="math", metadata=None):
+    return Problem(id="p", domain="d", messages=(), answer=answer, grader=grader, metadata=metadata or {})
+
+
+def tagged(answer):
+    return f"<think>t</think><answer>{answer}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("response", "total", "parts"),
+    [
+        (tagged("18"), 1.5, {"accuracy": 1.0, "format": 1.0}),
+        (tagged("17"), 0.5, {"accuracy": 0.0, "format": 1.0}),
+        ("so <answer>18</answer>", 1.0, {"accuracy": 1.0, "format": 0.0}),
+        (tagged("36/2"), 1.5, {"accuracy": 1.0, "format": 1.0}),
+        (tagged(""), 0.5, {"accuracy": 0.0, "format": 1.0}),
+        ("18", 0.0, {"accuracy": 0.0, "format": 0.0}),
+    ],
+)
+def test_total_is_the_weighted_sum_of_parts(scorer, response, total, parts):
+    reward = scorer.submit(problem(), response).result(60)
+    assert reward.total == total
+    assert reward.parts == parts
+
+
+def test_obvious_answers_need_no_worker(scorer):
+    before = scorer.counts().graded
+    assert scorer.submit(problem(), tagged("18")).result(0).parts["accuracy"] == 1
+    assert scorer.submit(problem(), tagged("1234")).result(0).parts["accuracy"] == 0
+    assert scorer.submit(problem(), "no tags").result(0).parts["accuracy"] == 0
+    assert scorer.counts().graded == before
+    # 018 is not the canonical spelling of an integer: a worker decides.
+    assert scorer.submit(problem(), tagged("018")).result(60).parts["accuracy"] == 1
+    assert scorer.counts().graded == before + 1
+
+
+def test_exact_is_string_equality(scorer):
+    assert scorer.submit(problem(grader="exact"), tagged("18.0")).result(0).parts["accuracy"] == 0
+    assert scorer.submit(problem(grader="exact"), tagged(" 18 ")).result(0).parts["accuracy"] == 1
+
+
+def test_reasoning_gym_gives_no_partial_credit_and_takes_other_right_answers(scorer):
+    import reasoning_gym
+
+    metadata = {"task": "countdown", "arguments": {}, "seed": 3, "size": 10, "index": 0}
+    entry = reasoning_gym.create_dataset("countdown", seed=3, size=10)[0]
+    gym = problem(answer=entry["answer"], grader="reasoning_gym", metadata=metadata)
+    other = "+".join(f"({part})" for part in [entry["metadata"]["expression"]])
+    assert other != entry["answer"]
+    assert scorer.submit(gym, tagged(other)).result(60).parts["accuracy"] == 1
+    assert scorer.submit(gym, tagged("1+1")).result(60).parts["accuracy"] == 0
+    metadata = {"task": "chain_sum", "arguments": {}, "seed": 3, "size": 10, "index": 0}
+    total = reasoning_gym.create_dataset("chain_sum", seed=3, size=10)[0]["answer"]
+    gym = problem(answer=total, grader="reasoning_gym", metadata=metadata)
+    assert scorer.submit(gym, tagged("1" + total.lstrip("-"))).result(60).parts["accuracy"] == 0
+    assert scorer.submit(gym, tagged(total + ".0")).result(60).parts["accuracy"] == 1
+
+
+def test_entry_that_is_not_the_one_asked_is_an_error(scorer):
+    metadata = {"task": "chain_sum", "arguments": {}, "seed": 3, "size": 10, "index": 0, "question": "other?"}
+    before = scorer.counts().errors
+    reward = scorer.submit(problem("7", "reasoning_gym", metadata), tagged("7.0")).result(60)
+    assert reward.parts["accuracy"] == 0
+    assert scorer.counts().errors == before + 1
+
+
+def test_unknown_grader_is_refused(scorer):
+    with pytest.raises(DataError, match="grader 'judge'"):
+        scorer.submit(problem(grader="judge"), tagged("1"))
+    with pytest.raises(DataError, match="needs an answer"):
+        scorer.submit(problem(answer=None), tagged("1"))

@@ -162,6 +162,7 @@ class _Worker:
             str(far_end.fileno()),
             ",".join(graders),
         ]
+        self._command = " ".join(command)
         self._process = subprocess.Popen(
             command,
             pass_fds=[far_end.fileno()],
@@ -204,5 +205,5 @@ class _Worker:
             raise WorkerStartError(
                 f"a grading worker did not start (exit status {self._process.poll()}, waited up to "
                 f"{START_SECONDS:g} s); its own message is on standard error; check that math-verify and "
-                f"reasoning-gym import: {' '.join(self._process.args)}"
+                f"reasoning-gym import: {self._command}"
             )

@@ -1,0 +1,131 @@
+"""How a vLLM server is told what to do: its command line and its environment.
+
+Every third-party environment variable of the servers is set in `server_environment` and nowhere else. The
+trainer's own variables are not here. Chosen for the shortest start: eager execution on CPU and an explicit
+KV-cache size, with which vLLM skips its warm-up passes; on CPU with one worker the engine runs the model in
+its own process, which saves a whole interpreter start (about 9 s of imports) and a message queue per step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_r1.config import RolloutConfig
+from megatron_r1.rollout.auth import TOKEN_VARIABLE
+
+COMPILED_MLA_HEAD_SIZE = 576
+"""vLLM's CPU MLA kernel exists for kv_lora_rank + qk_rope_head_dim = 512 + 64 only."""
+
+CPU_BLOCK_SIZE = 32
+"""Tokens per KV block: prompts share whole blocks only, and vLLM's default of 128 on CPU is longer than most
+prompts.
+"""
+
+MIN_BATCHED_TOKENS = 8192
+
+CPU_CUSTOM_OPS = ["all", "-rotary_embedding"]
+"""vLLM 0.32's compiled rotary embedding on CPU rotates queries of shape [tokens, heads, size] wrongly, as
+DeepSeek-V3 gives them (logprobs off by 1); its plain PyTorch version agrees with transformers to 1e-6.
+"""
+
+VLLM_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def server_command(config: RolloutConfig, *, model_path: Path, host: str, port: int, seed: int) -> list[str]:
+    """The command line of one server. It holds no secret: other users can read it."""
+    flags: dict[str, str | int | float] = {
+        "--model": str(model_path),
+        "--host": host,
+        "--port": port,
+        "--seed": seed,
+        "--dtype": VLLM_DTYPE[config.dtype],
+        "--tensor-parallel-size": config.tensor_parallel,
+        "--max-model-len": config.max_model_len,
+        "--max-num-seqs": config.max_num_seqs,
+        "--gpu-memory-utilization": config.memory_fraction,
+        "--weight-transfer-config": json.dumps({"backend": config.sync}),
+        "--middleware": "megatron_r1.rollout.auth.TokenMiddleware",
+        "--logprobs-mode": "processed_logprobs",
+        "--generation-config": "vllm",
+    }
+    switches = [
+        "--enable-prefix-caching",
+        "--enable-scale-out",  # /inference/v1/generate: token ids in, token ids and weight versions out
+        "--disable-log-stats",
+        "--disable-uvicorn-access-log",
+    ]
+    if config.device == "cpu":
+        # Prompts must not be split over steps: with per-request seeds vLLM 0.32 then rewinds a CPU random
+        # generator, which raises and kills the engine.
+        flags["--max-num-batched-tokens"] = max(config.max_model_len, MIN_BATCHED_TOKENS)
+        flags["--kv-cache-memory-bytes"] = int(config.kv_cache_gib * 2**30)
+        flags["--block-size"] = CPU_BLOCK_SIZE
+        flags["--compilation-config"] = json.dumps({"custom_ops": CPU_CUSTOM_OPS})
+        switches += ["--no-enable-chunked-prefill", "--enforce-eager"]
+    elif config.enforce_eager:
+        switches.append("--enforce-eager")
+    if not list(model_path.glob("*.safetensors")):
+        flags["--load-format"] = "dummy"
+    arguments = [str(part) for flag in flags.items() for part in flag]
+    return [sys.executable, "-m", "megatron_r1.rollout.launch", str(os.getpid()), *arguments, *switches]
+
+
+def server_environment(
+    config: RolloutConfig,
+    *,
+    base: Mapping[str, str],
+    model_path: Path,
+    host: str,
+    token: str,
+    private_dir: Path,
+    visible_devices: str | None,
+) -> dict[str, str]:
+    """`base` with every third-party variable of a server.
+
+    `private_dir` (mode 0700) takes the engine's unix sockets, rendezvous files and temporary files.
+    """
+    environment = dict(base)
+    for name in ("VLLM_CPU_KVCACHE_SPACE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)  # a torchrun parent's, and a cache size that would override ours
+    environment |= {
+        TOKEN_VARIABLE: token,
+        "VLLM_SERVER_DEV_MODE": "1",  # the pause and weight-update routes
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_RPC_BASE_PATH": str(private_dir),
+        "TMPDIR": str(private_dir),
+        "VLLM_HOST_IP": host,
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",  # a connection dropped while idle looks like a death
+        "TOKENIZERS_PARALLELISM": "false",
+        "GLOO_SOCKET_IFNAME": "lo",  # one server's workers share a host
+    }
+    if config.device == "cpu":
+        environment |= {
+            "OMP_NUM_THREADS": str(config.threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "GOMP_SPINCOUNT": "0",
+            "KMP_BLOCKTIME": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer and other servers share the cores
+            "TORCH_COMPILE_DISABLE": "1",
+            "VLLM_MLA_DISABLE": "0" if mla_head_size(model_path) == COMPILED_MLA_HEAD_SIZE else "1",
+        }
+        if config.tensor_parallel == 1:
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model runs in the engine's own process
+    else:
+        if config.sync == "ipc":
+            environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = (
+                "1"  # CUDA IPC handles travel pickled, behind the token
+            )
+        if visible_devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = visible_devices
+    return environment
+
+
+def mla_head_size(model_path: Path) -> int:
+    """kv_lora_rank + qk_rope_head_dim of config.json; 0 for a model without latent attention."""
+    fields = json.loads((model_path / "config.json").read_text())
+    return (fields.get("kv_lora_rank") or 0) + (fields.get("qk_rope_head_dim") or 0)

@@ -1,0 +1,88 @@
+"""The control plane of weight transfer: vLLM's RL routes on all servers of a transfer at once, with the
+token.
+
+It has the four methods of vLLM's VLLMWeightSyncClient protocol, so vLLM's own trainer engines (nccl, ipc)
+drive it like any other client, and adds pausing and versions. No tensors pass here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from megatron_r1.rollout.client import EngineClient
+from megatron_r1.rollout.server import Engine
+
+Result = TypeVar("Result")
+
+
+class ControlPlane:
+    """Calls every server concurrently; the first error is raised after all have answered.
+
+    Servers appear to a transfer as one: their workers are ranked one server after another. `version` is
+    reported to the servers with the next finish_weight_update.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.clients: tuple[EngineClient, ...] = tuple(engine.client for engine in engines)
+        self.workers_per_engine = engines[0].config.tensor_parallel if engines else 1
+        self.version = 0
+        self.pool = ThreadPoolExecutor(max(1, len(self.clients)), thread_name_prefix="vllm-control")
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        def init(position: int, client: EngineClient) -> None:
+            info = dict(init_info)
+            if "rank_offset" in info:
+                info["rank_offset"] += position * self.workers_per_engine
+            client.request("POST", "/init_weight_transfer_engine", {"init_info": info})
+
+        self.each(init)
+
+    def shutdown_weight_transfer_engine(self) -> None:
+        self.post("/shutdown_weight_transfer_engine")
+
+    def start_weight_update(self) -> None:
+        self.post("/start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        self.post("/update_weights", {"update_info": json_safe(update_info)})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """vLLM's trainer engines name no version, ours is `self.version`."""
+        self.post("/finish_weight_update", {"weight_version": weight_version or str(self.version)})
+
+    def pause(self) -> None:
+        """Let running requests finish, admit no more, and drop the KV and prefix caches, which the old
+        weights made.
+        """
+        self.post("/pause?mode=wait&clear_cache=true")
+
+    def resume(self) -> None:
+        self.post("/resume")
+
+    def weight_versions(self) -> list[int]:
+        return self.each(lambda _, client: client.weight_version())
+
+    def post(self, path: str, body: object = None) -> None:
+        self.each(lambda _, client: client.request("POST", path, {} if body is None else body))
+
+    def each(self, call: Callable[[int, EngineClient], Result]) -> list[Result]:
+        pending = [self.pool.submit(call, position, client) for position, client in enumerate(self.clients)]
+        errors = [error for error in (future.exception() for future in pending) if error is not None]
+        if errors:
+            raise errors[0]
+        return [future.result() for future in pending]
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False)
+
+
+def json_safe(update_info: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+    """CUDA IPC handles in the form that vLLM's HTTP client gives them; everything else is JSON already."""
+    first = update_info[0] if isinstance(update_info, list) else update_info
+    if "ipc_handles" not in first:
+        return update_info
+    from vllm.distributed.weight_transfer.clients import _json_safe_update_payload
+
+    return _json_safe_update_payload(update_info)

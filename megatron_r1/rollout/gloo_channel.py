@@ -1,0 +1,162 @@
+"""The gloo group between trainer rank 0 and the vLLM workers, and the sender's half of a transfer.
+
+No default process group is touched, so the trainer's own torch.distributed is free. Members meet through a
+file in a 0700 folder (no TCP store) and gloo listens on loopback only; trainer rank 0 and the servers share a
+host. vLLM is not imported: the receiver's half is gloo_engine.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+
+from megatron_r1.rollout.buckets import Bucket, ParamSpec, plan_buckets, view
+
+LOOPBACK = "127.0.0.1"
+SETTLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlooMeeting:
+    """What every member of a transfer group must agree on. Worker i of all servers has rank 1 + i."""
+
+    store_path: str
+    world_size: int
+    bucket_bytes: int
+    timeout_seconds: float
+
+    def worker_info(self) -> dict[str, object]:
+        """The init_info of vLLM's /init_weight_transfer_engine; the control plane adds each server's rank
+        offset.
+        """
+        return {**asdict(self), "rank_offset": 1}
+
+
+def join(meeting: GlooMeeting, rank: int) -> torch.distributed.ProcessGroupGloo:
+    """Enter the group; blocks until all members have. Dropping the result leaves it."""
+    store = torch.distributed.FileStore(meeting.store_path, meeting.world_size)
+    timeout = timedelta(seconds=meeting.timeout_seconds)
+    store.set_timeout(timeout)
+    options = torch.distributed.ProcessGroupGloo._Options()
+    options._devices = [torch.distributed.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+    options._timeout = timeout
+    options._threads = 1
+    return torch.distributed.ProcessGroupGloo(store, rank, meeting.world_size, options)
+
+
+def broadcast(group: torch.distributed.ProcessGroupGloo, buffer: torch.Tensor) -> None:
+    """Send (rank 0) or receive (the others) `buffer`, u8[bytes], in place."""
+    options = torch.distributed.BroadcastOptions()
+    options.rootRank = 0
+    options.rootTensor = 0
+    group.broadcast([buffer], options).wait()
+
+
+def update_info(specs: Sequence[ParamSpec]) -> dict[str, list]:
+    """The update_info of vLLM's /update_weights, as its own engines write it."""
+    return {
+        "names": [name for name, _, _ in specs],
+        "dtype_names": [str(dtype).removeprefix("torch.") for _, dtype, _ in specs],
+        "shapes": [list(shape) for _, _, shape in specs],
+    }
+
+
+class TransferClient(Protocol):
+    """The part of vLLM's VLLMWeightSyncClient that a gloo transfer calls."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def start_weight_update(self) -> None: ...
+    def update_weights(self, update_info: dict[str, Any]) -> None: ...
+    def finish_weight_update(self) -> None: ...
+
+
+def meet(client: TransferClient, meeting: GlooMeeting) -> torch.distributed.ProcessGroupGloo:
+    """Enter the group as the sender while the workers, told by `client`, enter it too."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        workers = pool.submit(client.init_weight_transfer_engine, meeting.worker_info())
+        group = join(meeting, 0)
+        workers.result()
+        return group
+    finally:
+        pool.shutdown(wait=False)
+
+
+def transfer(
+    client: TransferClient,
+    group: torch.distributed.ProcessGroupGloo,
+    specs: Sequence[ParamSpec],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    bucket_bytes: int,
+) -> None:
+    """One whole update: the workers receive (a blocking request) while this thread broadcasts.
+
+    Raises ValueError when the iteration disagrees with `specs`, the workers' error when they failed. After an
+    error the group is of no use; drop it, so that workers still waiting in it are released.
+    """
+    client.start_weight_update()
+    pool = ThreadPoolExecutor(1)
+    try:
+        received = pool.submit(client.update_weights, update_info(specs))
+        try:
+            send(group, specs, tensors, bucket_bytes, received)
+        except (
+            RuntimeError
+        ):  # a broken connection: the workers' own account of it, if there is one, says more
+            if (cause := settled_error(received)) is not None:
+                raise cause from None
+            raise
+        received.result()
+    finally:
+        pool.shutdown(wait=False)
+    client.finish_weight_update()
+
+
+def settled_error(received: Future[None]) -> BaseException | None:
+    """The receivers' error if they report one within a few seconds of the sender's."""
+    try:
+        return received.exception(timeout=SETTLE_SECONDS)
+    except TimeoutError:
+        return None
+
+
+def send(
+    group: torch.distributed.ProcessGroupGloo,
+    specs: Sequence[ParamSpec],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    bucket_bytes: int,
+    received: Future[None],
+) -> None:
+    """Broadcast every tensor of the iteration; `received` is the receivers' pending answer.
+
+    Raises ValueError when the iteration disagrees with `specs`, the receivers' error when they have failed.
+    """
+    stream = iter(tensors)
+    buckets = plan_buckets(specs, bucket_bytes)
+    buffer = torch.empty(max((bucket.num_bytes for bucket in buckets), default=0), dtype=torch.uint8)
+    for bucket in buckets:
+        fill(buffer, bucket, stream)
+        if received.done():
+            received.result()
+        broadcast(group, buffer[: bucket.num_bytes])
+    if (extra := next(stream, None)) is not None:
+        raise ValueError(
+            f"the weight source yielded {extra[0]!r} after the {len(specs)} parameters of its metadata()"
+        )
+
+
+def fill(buffer: torch.Tensor, bucket: Bucket, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Copy the bucket's tensors from the stream into `buffer`, u8[>= bucket.num_bytes]."""
+    for offset, spec in zip(bucket.offsets, bucket.specs):
+        name, dtype, shape = spec
+        got_name, tensor = next(stream, (None, None))
+        if tensor is None or got_name != name or tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+            got = "the end" if tensor is None else f"{got_name!r} {tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"the weight source announced {name!r} {dtype} {tuple(shape)} and yielded {got}")
+        view(buffer, offset, spec).copy_(tensor.detach())

@@ -1,0 +1,286 @@
+"""Start, watch, stop and restart vLLM api servers, one process group each.
+
+An Engine owns one server process and everything below it, its log file, its token and its private folder
+(mode 0700: unix sockets, rendezvous files, temporary files). A server serves the start checkpoint when it
+comes up, also after a restart: pushing newer weights is the caller's business (sync.py). Placement of servers
+on other hosts and TLS are not here.
+
+What listens on a running server, and who can reach it: the HTTP port on `host` (token on every route); ZMQ
+sockets between vLLM's processes are unix sockets in the private folder; torch's rendezvous is a file there
+too. What remains: gloo and NCCL open TCP listeners of their own (gloo on loopback) that have no
+authentication, so another user of the machine could disturb a transfer, though not read the weights without
+joining its private rendezvous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_r1.config import RolloutConfig
+from megatron_r1.errors import EngineError
+from megatron_r1.rollout.auth import new_token
+from megatron_r1.rollout.client import EngineClient
+from megatron_r1.rollout.command import server_command, server_environment
+
+LOG_TAIL_LINES = 30
+POLL_SECONDS = 0.1
+STOP_SECONDS = 10.0
+PORT_ATTEMPTS = 5
+MAX_SOCKET_DIRECTORY = 60
+"""A unix socket's path holds 107 bytes; vLLM appends a 36-character name, torch a little more."""
+
+REMEDIES = {
+    "address already in use": "another process took the port; start again",
+    "out of memory": "lower rollout.memory_fraction or rollout.max_num_seqs",
+    "less than desired": "lower rollout.memory_fraction",
+    "for kv cache": "raise or lower rollout.kv_cache_gib to fit rollout.max_model_len and the host's memory",
+    "kv cache is needed": "raise rollout.kv_cache_gib or lower rollout.max_model_len",
+    "max_model_len": "lower rollout.max_model_len to what the model's config.json allows",
+    "must be divisible": "choose rollout.tensor_parallel so that it divides the attention heads",
+}
+
+
+class Engine:
+    """One vLLM server under supervision.
+
+    Attributes: `index`; `starts`, how many times its process was started (it names an incarnation: weights
+    and connections made for an older one are gone); `client`, for the current incarnation; `log_path`.
+    """
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        *,
+        model_path: Path,
+        run_dir: Path,
+        index: int = 0,
+        seed: int = 0,
+        host: str = "127.0.0.1",
+        visible_devices: str | None = None,
+    ) -> None:
+        self.config = config
+        self.model_path = Path(model_path)
+        self.index = index
+        self.seed = seed
+        self.host = host
+        self.visible_devices = visible_devices
+        self.log_path = Path(run_dir) / "logs" / f"vllm-{index}.log"
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.starts = 0
+        self.port = 0
+        self.token = ""
+        self.private_dir: Path | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client = EngineClient("", token="", config=config)
+
+    def start(self) -> None:
+        """Start the process; returns at once (see wait_ready). Raises EngineError if it is already
+        running.
+        """
+        if self.alive():
+            raise EngineError(f"vllm-{self.index} is already running (process {self.pid}); stop it first.")
+        self.starts += 1
+        self.port = free_port(self.host)
+        self.token = new_token()
+        self.private_dir = private_directory()
+        self.client = EngineClient(f"http://{self.host}:{self.port}", token=self.token, config=self.config)
+        command = server_command(
+            self.config, model_path=self.model_path, host=self.host, port=self.port, seed=self.seed
+        )
+        environment = server_environment(
+            self.config,
+            base=os.environ,
+            model_path=self.model_path,
+            host=self.host,
+            token=self.token,
+            private_dir=self.private_dir,
+            visible_devices=self.visible_devices,
+        )
+        born = threading.Event()
+        failure: list[OSError] = []
+
+        def own_process() -> None:
+            # The kernel's death signal watches the thread that forked, so that thread must live as long as
+            # the child.
+            try:
+                with self.log_path.open("ab") as log:
+                    self.process = subprocess.Popen(
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+            except OSError as error:
+                failure.append(error)
+                return
+            finally:
+                born.set()
+            self.process.wait()
+
+        threading.Thread(target=own_process, name=f"vllm-{self.index}", daemon=True).start()
+        born.wait()
+        if failure:
+            raise EngineError(f"vllm-{self.index} could not be started: {failure[0]}") from failure[0]
+
+    def wait_ready(self, progress: Callable[[str], None] | None = None) -> float:
+        """Block until the server answers; returns the seconds waited.
+
+        `progress` is called about every 5 s with a sentence. A port taken by another process meanwhile is
+        retried. Raises EngineError when the process dies or rollout.start_timeout_seconds pass.
+        """
+        begun, attempts, told = time.monotonic(), 1, time.monotonic()
+        while not self.client.healthy():
+            waited = time.monotonic() - begun
+            if not self.alive():
+                if "address already in use" not in self.log_tail().lower() or attempts == PORT_ATTEMPTS:
+                    raise self.death("died while starting")
+                attempts += 1
+                self.stop()
+                self.start()
+            if waited > self.config.start_timeout_seconds:
+                tail = self.log_tail()
+                self.stop()
+                raise EngineError(
+                    f"rollout.start_timeout_seconds: vllm-{self.index} did not answer within "
+                    f"{self.config.start_timeout_seconds:.0f} s; raise it, or see {self.log_path}:\n{tail}"
+                )
+            if progress is not None and time.monotonic() - told > 5:
+                told = time.monotonic()
+                progress(f"vllm-{self.index} starting, {waited:.0f} s")
+            time.sleep(POLL_SECONDS)
+        return time.monotonic() - begun
+
+    def alive(self) -> bool:
+        """Whether the process runs (it may not answer yet)."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process is not None else 0
+
+    def death(self, what: str) -> EngineError:
+        """The error that tells how this server ended: exit code, tail of its log, remedy."""
+        code = self.process.poll() if self.process is not None else None
+        tail = self.log_tail()
+        found = [remedy for sign, remedy in REMEDIES.items() if sign in tail.lower()]
+        remedy = found[0] if found else "read the log from its first error on"
+        return EngineError(
+            f"vllm-{self.index} {what} (exit code {code}). Remedy: {remedy}. {self.log_path} ends:\n{tail}"
+        )
+
+    def log_tail(self) -> str:
+        with self.log_path.open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - 16_384))
+            lines = log.read().decode(errors="replace").splitlines()
+        return "\n".join(lines[-LOG_TAIL_LINES:])
+
+    def stop(self) -> None:
+        """End the process group that `start` made and remove its private folder. Safe to call twice."""
+        if self.process is not None:
+            end_group(self.process)
+        if self.private_dir is not None:
+            shutil.rmtree(self.private_dir, ignore_errors=True)
+            self.private_dir = None
+
+    def restart(self, progress: Callable[[str], None] | None = None) -> None:
+        """Stop what is left and start anew with the start checkpoint's weights (version 0).
+
+        Raises EngineError past rollout.max_restarts, and what `wait_ready` raises.
+        """
+        if self.starts > self.config.max_restarts:
+            error = self.death(
+                f"failed {self.starts} times; rollout.max_restarts is {self.config.max_restarts}"
+            )
+            self.stop()
+            raise error
+        self.stop()
+        self.start()
+        self.wait_ready(progress)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start_engines(
+    config: RolloutConfig,
+    *,
+    model_path: Path,
+    run_dir: Path,
+    seed: int = 0,
+    host: str = "127.0.0.1",
+    visible_devices: tuple[str | None, ...] = (),
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Engine, ...]:
+    """Start rollout.num_engines servers together and wait for all.
+
+    `visible_devices[i]` is CUDA_VISIBLE_DEVICES of server i (default: the parent's). If one fails, all are
+    stopped and its EngineError is raised.
+    """
+    devices = visible_devices or (None,) * config.num_engines
+    engines = tuple(
+        Engine(
+            config,
+            model_path=model_path,
+            run_dir=run_dir,
+            index=index,
+            seed=seed + index,
+            host=host,
+            visible_devices=devices[index],
+        )
+        for index in range(config.num_engines)
+    )
+    try:
+        for engine in engines:
+            engine.start()
+        for engine in engines:
+            engine.wait_ready(progress)
+    except BaseException:
+        for engine in engines:
+            engine.stop()
+        raise
+    return engines
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the leader, which ends its children in order; SIGKILL to whatever of the group outlives
+    it.
+    """
+    deadline = time.monotonic() + STOP_SECONDS
+    if process.poll() is None:
+        process.terminate()
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 4)
+    with contextlib.suppress(ProcessLookupError):  # nothing of the group is left
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port(host: str) -> int:
+    """A TCP port that is free on `host` now; another process may take it before the server binds it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def private_directory() -> Path:
+    """A new folder, mode 0700, with a path short enough to hold unix sockets."""
+    root = tempfile.gettempdir()
+    return Path(
+        tempfile.mkdtemp(prefix="mr1-", dir=root if len(root) < MAX_SOCKET_DIRECTORY - 13 else "/tmp")
+    )

@@ -9,6 +9,8 @@ Shapes: S sequence, B batch, T = packed tokens on this rank, N query heads, G ke
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -53,38 +55,48 @@ class SDPACoreAttention(torch.nn.Module):
         lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
         if self.context_group.size() > 1:
             return self._packed_context_parallel(query, key, value, lengths)
-        outputs = [
-            self._attend(q_LNK, k_LGK, v_LGV)
-            for q_LNK, k_LGK, v_LGV in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
-        ]
-        return torch.cat(outputs).flatten(1)
+        if len(lengths) == 1:
+            return self._attend(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)).squeeze(1).flatten(1)
+        return self._packed(query, key, value, lengths)
+
+    def _packed(
+        self, q_TNK: torch.Tensor, k_TGK: torch.Tensor, v_TGV: torch.Tensor, lengths: list[int]
+    ) -> torch.Tensor:
+        """Segments of similar length share one batched call. Behind a shorter segment stands whatever follows it in
+        the row: causal attention never looks there from inside the segment, and those outputs are dropped."""
+        batches = _similar_lengths(lengths)
+        outputs, kept = [], []
+        for starts_B, lengths_B in batches:
+            longest = max(lengths_B)
+            offsets_LB = torch.arange(longest)[:, None] + torch.tensor(starts_B)[None, :]
+            inside_LB = torch.arange(longest)[:, None] < torch.tensor(lengths_B)[None, :]
+            index = offsets_LB.clamp(max=q_TNK.shape[0] - 1).to(q_TNK.device)
+            out_LBNV = self._attend(q_TNK[index], k_TGK[index], v_TGV[index])
+            outputs.append(out_LBNV[inside_LB])
+            kept.append(offsets_LB[inside_LB])
+        order = torch.cat(kept)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return torch.cat(outputs)[back.to(q_TNK.device)].flatten(1)
 
     def _attend(
-        self, q_LNK: torch.Tensor, k_MGK: torch.Tensor, v_MGV: torch.Tensor, mask_LM: torch.Tensor | None = None
+        self, q_LBNK: torch.Tensor, k_MBGK: torch.Tensor, v_MBGV: torch.Tensor, mask_LM: torch.Tensor | None = None
     ) -> torch.Tensor:
-        out_1NLV = F.scaled_dot_product_attention(
-            q_LNK.transpose(0, 1).unsqueeze(0),
-            k_MGK.transpose(0, 1).unsqueeze(0),
-            v_MGV.transpose(0, 1).unsqueeze(0),
+        out_BNLV = F.scaled_dot_product_attention(
+            q_LBNK.permute(1, 2, 0, 3),
+            k_MBGK.permute(1, 2, 0, 3),
+            v_MBGV.permute(1, 2, 0, 3),
             attn_mask=mask_LM,
             is_causal=mask_LM is None,
             scale=self.softmax_scale,
-            enable_gqa=q_LNK.shape[1] != k_MGK.shape[1],
+            enable_gqa=q_LBNK.shape[2] != k_MBGK.shape[2],
         )
-        return out_1NLV.squeeze(0).transpose(0, 1)
+        return out_BNLV.permute(2, 0, 1, 3)
 
     def _dense(self, q_SBNK: torch.Tensor, k_SBGK: torch.Tensor, v_SBGV: torch.Tensor) -> torch.Tensor:
         seq, batch = q_SBNK.shape[:2]
         if self.context_group.size() == 1:
-            out_BNSV = F.scaled_dot_product_attention(
-                q_SBNK.permute(1, 2, 0, 3),
-                k_SBGK.permute(1, 2, 0, 3),
-                v_SBGV.permute(1, 2, 0, 3),
-                is_causal=True,
-                scale=self.softmax_scale,
-                enable_gqa=q_SBNK.shape[2] != k_SBGK.shape[2],
-            )
-            return out_BNSV.permute(2, 0, 1, 3).reshape(seq, batch, -1)
+            return self._attend(q_SBNK, k_SBGK, v_SBGV).flatten(2)
         total = seq * self.context_group.size()
         rows = [
             self._packed_context_parallel(q_SBNK[:, row], k_SBGK[:, row], v_SBGV[:, row], [total])
@@ -108,11 +120,24 @@ class SDPACoreAttention(torch.nn.Module):
                 end = (index + 1) * chunk
                 query_positions = torch.arange(index * chunk, end, device=q_TNK.device)
                 mask_LM = query_positions[:, None] >= torch.arange(end, device=q_TNK.device)[None, :]
-                k_MGK, v_MGV = k_all[start : start + end], v_all[start : start + end]
-                outputs.append(self._attend(q_TNK[local : local + chunk], k_MGK, v_MGV, mask_LM))
+                q_L1NK = q_TNK[local : local + chunk].unsqueeze(1)
+                k_M1GK, v_M1GV = k_all[start : start + end].unsqueeze(1), v_all[start : start + end].unsqueeze(1)
+                outputs.append(self._attend(q_L1NK, k_M1GK, v_M1GV, mask_LM).squeeze(1))
                 local += chunk
             start += length
         return torch.cat(outputs).flatten(1)
+
+
+def _similar_lengths(lengths: list[int], waste: float = 1.25) -> list[tuple[list[int], list[int]]]:
+    """Segments in groups whose longest is at most `waste` times the shortest: (starts, lengths) of each group."""
+    starts = [0, *itertools.accumulate(lengths)]
+    groups: list[tuple[list[int], list[int]]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not groups or lengths[index] > waste * groups[-1][1][0]:
+            groups.append(([], []))
+        groups[-1][0].append(starts[index])
+        groups[-1][1].append(lengths[index])
+    return groups
 
 
 def _gathered_order(lengths: list[int], size: int, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,39 @@
+"""Supervised fine-tuning: next-token loss on the answers, one optimizer step a batch.
+
+The loop of cold start, mixed SFT and distillation alike; only where batches come from differs. Normalisation is in the
+batch's token weights. Left out: data readers and epochs (the caller's iterator).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from megatron.core import parallel_state
+
+from megatron_r1.data.packing import RowLayout, pack
+from megatron_r1.model.policy_model import TokenScores
+from megatron_r1.policy.batch import DeviceBatch
+from megatron_r1.policy.policy import LossOutput, Policy
+from megatron_r1.types import StepResult, TrainingSequence
+
+
+def sft_loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
+    """-sum_t weight_t * logprob_t; reports the entropy and the share of tokens that are the model's first choice."""
+    loss = -(scores.logprobs * batch.token_weight).sum()
+    return LossOutput(loss, {"entropy": (scores.entropy.detach() * batch.loss_mask).sum()})
+
+
+def train_sft(
+    policy: Policy,
+    batches: Iterable[Sequence[TrainingSequence]],
+    layout: RowLayout,
+    on_step: Callable[[int, StepResult], None] | None = None,
+) -> None:
+    """One optimizer step for each batch. Every rank passes the same batches and trains on its own rows."""
+    ranks = parallel_state.get_data_parallel_world_size()
+    rank = parallel_state.get_data_parallel_rank()
+    for step, sequences in enumerate(batches):
+        rows = pack(sequences, layout, num_ranks=ranks)[rank]
+        result = policy.step(rows, sft_loss)
+        if on_step is not None:
+            on_step(step, result)

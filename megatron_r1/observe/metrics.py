@@ -187,6 +187,6 @@ def _cut_torn_line(file: int) -> None:
 def _output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(
         error.errno,
-        f"cannot write {path}: {error.strerror}; what was written before is intact; free space or fix "
-        "permissions, then continue with resume=True",
+        f"cannot write {path}: {error.strerror}; what was written before is intact; "
+        "free space or fix permissions, then start the run again",
     )

@@ -49,7 +49,7 @@ def test_full_disk_names_file_and_remedy_and_keeps_whole_lines(tmp_path, file_si
     log.write({"step": 0})
     before = path.read_bytes()
     file_size_limit(len(before) + 20)  # room for half of the next line
-    with pytest.raises(OutputError, match=r"metrics\.jsonl.*intact.*resume=True"):
+    with pytest.raises(OutputError, match=r"metrics\.jsonl: .*intact; free space"):
         log.write({"step": 1, "text": "x" * 100})
     assert path.read_bytes() == before
     log.write({"step": 1})  # a line that fits still works

@@ -10,8 +10,10 @@ device.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -64,11 +66,17 @@ def pack(
     row of weight 0 fills up. DataError for a sequence that no row can hold, or whose first token would be
     trained on.
     """
-    for index, sequence in enumerate(sequences):
-        _check_sequence(index, sequence, layout)
-    bins = _assign_to_rows([layout.segment_length(len(s)) for s in sequences], layout, num_ranks)
-    rows = [_lay_out(sequences, indices, layout) for indices in bins]
-    return [rows[rank::num_ranks] for rank in range(num_ranks)]
+    return [
+        [_lay_out(sequences, indices, layout) for indices in rows]
+        for rows in _plan(sequences, layout, num_ranks)
+    ]
+
+
+def pack_rank(
+    sequences: Sequence[TrainingSequence], layout: RowLayout, *, rank: int, num_ranks: int
+) -> list[PackedMicrobatch]:
+    """pack(...)[rank] without building the other ranks' rows."""
+    return [_lay_out(sequences, indices, layout) for indices in _plan(sequences, layout, num_ranks)[rank]]
 
 
 def unpack(
@@ -126,32 +134,52 @@ def _check_sequence(index: int, sequence: TrainingSequence, layout: RowLayout) -
             raise DataError(f"sequence {index}: {name} has {len(array)} entries for {length} tokens")
 
 
-def _assign_to_rows(lengths: Sequence[int], layout: RowLayout, num_ranks: int) -> list[list[int]]:
+def _plan(sequences: Sequence[TrainingSequence], layout: RowLayout, num_ranks: int) -> list[list[list[int]]]:
+    """Sequence indices by rank and row; longest rows first, dealt round the ranks."""
+    for index, sequence in enumerate(sequences):
+        _check_sequence(index, sequence, layout)
+    lengths = [layout.segment_length(len(sequence)) for sequence in sequences]
+    rows = _assign_to_rows(lengths, layout.tokens_per_microbatch, num_ranks)
+    return [rows[rank::num_ranks] for rank in range(num_ranks)]
+
+
+def _assign_to_rows(lengths: Sequence[int], capacity: int, num_ranks: int) -> list[list[int]]:
     """Sequence indices by row, longest row first; as many rows as a multiple of num_ranks."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    capacity = layout.tokens_per_microbatch
-    best_fit: list[list[int]] = []
-    room: list[int] = []
-    for index in order:
-        fitting = [r for r, free in enumerate(room) if free >= lengths[index]]
-        if fitting:
-            chosen = min(fitting, key=lambda r: room[r])
-        else:
-            chosen = len(room)
-            best_fit.append([])
-            room.append(capacity)
-        best_fit[chosen].append(index)
-        room[chosen] -= lengths[index]
-    num_rows = _round_up(max(len(best_fit), 1), num_ranks)
+    tight = _best_fit(order, lengths, capacity)
+    num_rows = _round_up(max(len(tight), 1), num_ranks)
     # Equal loads keep data-parallel ranks in step; they fit unless the rows are nearly full.
-    even: list[list[int]] = [[] for _ in range(num_rows)]
-    loads = [0] * num_rows
+    rows = _spread_evenly(order, lengths, num_rows)
+    if max(sum(lengths[i] for i in row) for row in rows) > capacity:
+        rows = tight + [[] for _ in range(num_rows - len(tight))]
+    return sorted(rows, key=lambda row: -sum(lengths[i] for i in row))
+
+
+def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Each sequence into the fullest row that still holds it, or a new row."""
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (room, row), ascending
     for index in order:
-        chosen = loads.index(min(loads))
-        even[chosen].append(index)
-        loads[chosen] += lengths[index]
-    bins = even if max(loads) <= capacity else best_fit + [[] for _ in range(num_rows - len(best_fit))]
-    return sorted(bins, key=lambda row: -sum(lengths[i] for i in row))
+        place = bisect_left(free, (lengths[index], -1))
+        if place < len(free):
+            room, row = free.pop(place)
+        else:
+            room, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        insort(free, (room - lengths[index], row))
+    return rows
+
+
+def _spread_evenly(order: Sequence[int], lengths: Sequence[int], num_rows: int) -> list[list[int]]:
+    """Each sequence into the emptiest of num_rows rows."""
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    loads = [(0, row) for row in range(num_rows)]
+    for index in order:
+        load, row = loads[0]
+        heapreplace(loads, (load + lengths[index], row))
+        rows[row].append(index)
+    return rows
 
 
 def _lay_out(

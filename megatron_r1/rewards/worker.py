@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import logging
 import resource
 import signal
 import sys
@@ -66,6 +67,9 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     sys.set_int_max_str_digits(100_000)
+    logging.getLogger("math_verify").setLevel(
+        logging.CRITICAL
+    )  # warns at every answer that it has no time limit
     for grader in arguments[1].split(","):
         importlib.import_module(MODULES[grader])
     connection = Connection(int(arguments[0]))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_r1.data.packing import RowLayout, pack, split_minibatches, unpack
+from megatron_r1.data.packing import RowLayout, pack, pack_rank, split_minibatches, unpack
 from megatron_r1.errors import DataError
 from megatron_r1.types import TrainingSequence
 
@@ -72,6 +72,14 @@ def test_best_fit_is_kept_where_spreading_does_not_fit():
     lengths = [6, 5, 4, 3, 2]  # 20 tokens in two rows of 10: only 6 + 4 and 5 + 3 + 2 fit
     [rows] = pack([sequence([1] * n, prompt=1) for n in lengths], RowLayout(tokens_per_microbatch=10))
     assert sorted(row.num_tokens for row in rows) == [10, 10]
+
+
+def test_one_ranks_rows_are_those_of_all():
+    sequences = [sequence(range(1, n), prompt=1) for n in (9, 4, 7, 5, 8, 3)]
+    layout = RowLayout(tokens_per_microbatch=12)
+    for rank, rows in enumerate(pack(sequences, layout, num_ranks=2)):
+        own = pack_rank(sequences, layout, rank=rank, num_ranks=2)
+        assert [row.token_ids.tolist() for row in own] == [row.token_ids.tolist() for row in rows]
 
 
 def test_full_rows_have_one_shape():

@@ -49,7 +49,8 @@ def make_run(folder, *, steps=4, summary=True, evil=""):
             metrics.write(
                 {
                     "step": step, "accuracy": step / 10, "format": 1.0, "reward_mean": 1 + step / 10,
-                    "tokens": 500, "seconds": {"rollout": 2.0, "train": 1.0, "other": 0.5}, "kl": 0.0, "clip_fraction": 0.0,
+                    "tokens": 500, "seconds": {"rollout": 2.0, "train": 1.0, "other": 0.5}, "kl": 0.0,
+                    "clip_fraction": 0.0,
                 }
             )  # fmt: skip
             rollouts.write(

@@ -14,6 +14,10 @@ class ConfigError(ValueError):
         head = "1 fault" if count == 1 else f"{count} faults"
         super().__init__(f"the configuration has {head}:\n" + "\n".join(f"  - {fault}" for fault in self.faults))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        """Rebuilt from the faults, not from the message, when one rank sends it to the others."""
+        return type(self), (self.faults,)
+
 
 class DataError(ValueError):
     """A malformed input file: names file, line and reason."""

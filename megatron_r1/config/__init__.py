@@ -19,6 +19,7 @@ from megatron_r1.config.schema import (
     TrainConfig,
 )
 from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.validate import validate
 
 __all__ = [
     "DataConfig",
@@ -34,4 +35,5 @@ __all__ = [
     "SamplingConfig",
     "TrainConfig",
     "load_shape",
+    "validate",
 ]

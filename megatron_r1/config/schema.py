@@ -192,6 +192,8 @@ class RunConfig:
     run_dir: Path
     model: ModelConfig
     seed: int = 0
+    if_exists: Literal["refuse", "archive"] = "refuse"
+    """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

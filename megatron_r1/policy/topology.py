@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import random
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_r1.config.schema import ParallelConfig
+
+T = TypeVar("T")
 
 
 def initialise(
@@ -23,7 +27,7 @@ def initialise(
     Rank and world size come from torchrun's environment; with `store_path` a file is the rendezvous instead of a port.
     Raises ValueError if the world is not the one the configuration was checked for.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    own_rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world != parallel.world_size:
         raise ValueError(
             f"parallel.world_size is {parallel.world_size}, but {world} processes were started; "
@@ -38,7 +42,7 @@ def initialise(
             "gloo" if cpu else "nccl",
             init_method=init_method,
             store=store,
-            rank=rank,
+            rank=own_rank,
             world_size=world,
             timeout=datetime.timedelta(seconds=timeout_seconds),
         )
@@ -55,6 +59,36 @@ def initialise(
     np.random.seed(seed)
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
+
+
+def data_parallel() -> tuple[int, int]:
+    """(rank, size) among the ranks that hold different data."""
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 only; every rank returns its (picklable) result, or raises what it raised there.
+
+    Without this an error on rank 0 would leave the other ranks waiting in a collective.
+    """
+    outcome: list[object] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            if dist.get_world_size() == 1:
+                raise
+            outcome[1] = error
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[1], Exception):
+        raise outcome[1]
+    return outcome[0]  # type: ignore[return-value]
+
+
+def rank() -> int:
+    """This process's rank among all trainer ranks."""
+    return dist.get_rank()
 
 
 def finalise() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
@@ -38,6 +38,8 @@ STOP_SECONDS = 10.0
 PORT_ATTEMPTS = 5
 MAX_SOCKET_DIRECTORY = 60
 """A unix socket's path holds 107 bytes; vLLM appends a 36-character name, torch a little more."""
+
+CAUSE = re.compile(r"(EngineCore|Worker).*ERROR.*\b\w+(Error|Exception): ")
 
 REMEDIES = {
     "address already in use": "another process took the port; start again",
@@ -79,8 +81,9 @@ class Engine:
         self.starts = 0
         self.port = 0
         self.token = ""
-        self.private_dir: Path | None = None
+        self.private_dir: tempfile.TemporaryDirectory[str] | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self.exit_code: int | None = None
         self.client = EngineClient("", token="", config=config)
 
     def start(self) -> None:
@@ -103,7 +106,7 @@ class Engine:
             model_path=self.model_path,
             host=self.host,
             token=self.token,
-            private_dir=self.private_dir,
+            private_dir=Path(self.private_dir.name),
             visible_devices=self.visible_devices,
         )
         born = threading.Event()
@@ -172,7 +175,7 @@ class Engine:
 
     def death(self, what: str) -> EngineError:
         """The error that tells how this server ended: exit code, tail of its log, remedy."""
-        code = self.process.poll() if self.process is not None else None
+        code = self.process.poll() if self.process is not None else self.exit_code
         tail = self.log_tail()
         found = [remedy for sign, remedy in REMEDIES.items() if sign in tail.lower()]
         remedy = found[0] if found else "read the log from its first error on"
@@ -181,18 +184,21 @@ class Engine:
         )
 
     def log_tail(self) -> str:
+        """The last lines of the log, led by the last exception of a child process if it is further up."""
         with self.log_path.open("rb") as log:
             log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - 16_384))
+            log.seek(max(0, log.tell() - 65_536))
             lines = log.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[-LOG_TAIL_LINES:])
+        causes = [line for line in lines[:-LOG_TAIL_LINES] if CAUSE.search(line)]
+        return "\n".join(causes[-1:] + lines[-LOG_TAIL_LINES:])
 
     def stop(self) -> None:
         """End the process group that `start` made and remove its private folder. Safe to call twice."""
         if self.process is not None:
             end_group(self.process)
+            self.exit_code, self.process = self.process.returncode, None
         if self.private_dir is not None:
-            shutil.rmtree(self.private_dir, ignore_errors=True)
+            self.private_dir.cleanup()
             self.private_dir = None
 
     def restart(self, progress: Callable[[str], None] | None = None) -> None:
@@ -278,9 +284,7 @@ def free_port(host: str) -> int:
         return probe.getsockname()[1]
 
 
-def private_directory() -> Path:
-    """A new folder, mode 0700, with a path short enough to hold unix sockets."""
-    root = tempfile.gettempdir()
-    return Path(
-        tempfile.mkdtemp(prefix="mr1-", dir=root if len(root) < MAX_SOCKET_DIRECTORY - 13 else "/tmp")
-    )
+def private_directory() -> tempfile.TemporaryDirectory[str]:
+    """A new folder, mode 0700, with a path short enough for unix sockets; removed by `cleanup` or at exit."""
+    root = tempfile.gettempdir() if len(tempfile.gettempdir()) < MAX_SOCKET_DIRECTORY - 13 else "/tmp"
+    return tempfile.TemporaryDirectory(prefix="mr1-", dir=root, ignore_cleanup_errors=True)

@@ -8,10 +8,9 @@ business (weights/).
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from megatron_r1.config import RolloutConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.buckets import ParamSpec, num_bytes
 from megatron_r1.rollout.channels import Channel, open_channel
+from megatron_r1.rollout.client import RequestError
 from megatron_r1.rollout.server import Engine, private_directory
 from megatron_r1.rollout.source import TrackedSource, WeightSource, check_parameters, read_shapes
 
@@ -102,15 +102,16 @@ class WeightSync:
             channel.control.version = version
             with timed(parts, "pause"):
                 channel.control.pause()
-            try:
-                with timed(parts, "transfer"):
-                    channel.send(specs)
-            finally:
-                with timed(parts, "resume"):
-                    channel.control.resume()
+            with timed(parts, "transfer"):
+                channel.send(specs)
+            with timed(parts, "resume"):
+                channel.control.resume()
             with timed(parts, "verify"):
                 served = channel.control.weight_versions()
         except BaseException:
+            if self.channel is not None:
+                with contextlib.suppress(EngineError, RequestError):  # the first error is the one to report
+                    self.channel.control.resume()
             self.drop_channel()
             self.source.finish()
             raise
@@ -128,7 +129,7 @@ class WeightSync:
                 engines=engines,
                 source=self.source,
                 rank=self.rank,
-                private_dir=self.private_dir,
+                private_dir=None if self.private_dir is None else Path(self.private_dir.name),
             )
         return self.channel
 
@@ -141,11 +142,11 @@ class WeightSync:
         """Leave the transfer group and remove the rendezvous folder."""
         self.drop_channel()
         if self.private_dir is not None:
-            shutil.rmtree(self.private_dir, ignore_errors=True)
+            self.private_dir.cleanup()
             self.private_dir = None
 
 
-@contextmanager
+@contextlib.contextmanager
 def timed(parts: dict[str, float], name: str) -> Iterator[None]:
     """Record the seconds that the block takes under `name`."""
     begun = time.perf_counter()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from megatron.core import parallel_state
-
 from megatron_r1.data.packing import RowLayout, pack
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossOutput, Policy
+from megatron_r1.policy.topology import data_parallel
 from megatron_r1.types import StepResult, TrainingSequence
 
 
@@ -30,8 +29,7 @@ def train_sft(
     on_step: Callable[[int, StepResult], None] | None = None,
 ) -> None:
     """One optimizer step for each batch. Every rank passes the same batches and trains on its own rows."""
-    ranks = parallel_state.get_data_parallel_world_size()
-    rank = parallel_state.get_data_parallel_rank()
+    rank, ranks = data_parallel()
     for step, sequences in enumerate(batches):
         rows = pack(sequences, layout, num_ranks=ranks)[rank]
         result = policy.step(rows, sft_loss)

@@ -1,0 +1,322 @@
+"""R1-Zero: GRPO on a base model with rule rewards (paper, section 2.2). Runs on every trainer rank.
+
+The embedded default first makes its base model by a short supervised warm-up (sft.steps > 0), because no pretrained
+mixture of experts fits on two cores; a real run starts from a Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_r1.config.schema import ModelConfig, OptimizerConfig, RunConfig
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.config.validate import has_module
+from megatron_r1.data.demonstrations import demonstration_batch
+from megatron_r1.data.packing import RowLayout
+from megatron_r1.data.problems import ProblemSplit, load_problems
+from megatron_r1.data.stream import ProblemStream
+from megatron_r1.data.template import render_prompt
+from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_r1.grpo.advantage import group_advantages
+from megatron_r1.observe.metrics import JsonLines, write_json
+from megatron_r1.observe.progress import Progress, duration
+from megatron_r1.observe.report import write_report
+from megatron_r1.observe.rollouts import rollout_records
+from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rollout.server import Engine, start_engines
+from megatron_r1.rollout.sync import WeightSync
+from megatron_r1.stages.collector import Collector
+from megatron_r1.stages.evaluate import greedy_accuracy
+from megatron_r1.stages.grpo import Loop, train_grpo
+from megatron_r1.stages.sft import train_sft
+from megatron_r1.types import Problem, RolloutGroup, StepResult, TrainingSequence
+from megatron_r1.weights.export import save_hf_folder
+
+ROLLOUT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
+    """The whole run on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
+    begun = time.perf_counter()
+    say = _printer()
+    tokenizer = load_tokenizer(config.model.path)
+    split = load_problems(config.data)
+    layout = row_layout(config, tokenizer)
+    seconds: dict[str, float] = {}
+    base = config.model.path
+    if config.sft.steps:
+        base = config.run_dir / "base"
+        say(f"warm-up: {config.sft.steps} supervised steps make the base model")
+        _warm_up(config, shape, device, tokenizer, split, layout, base, say)
+        seconds["warm_up"] = time.perf_counter() - begun
+    scorer = Scorer(config.rewards) if dist.get_rank() == 0 else None
+    engines: Sequence[Engine] = ()
+    try:
+        say(f"starting {config.rollout.num_engines} vLLM server(s) on {base}")
+        marked = time.perf_counter()
+        policy, engines = _policy_and_engines(config, shape, device, base, say)
+        seconds["start"] = time.perf_counter() - marked
+        sync = WeightSync(
+            config.rollout,
+            source=policy.weights(
+                dtype=ROLLOUT_DTYPE[config.rollout.dtype], bucket_bytes=config.rollout.sync_bucket_mib << 20
+            ),
+            engines=engines,
+            model_path=base,
+            rank=dist.get_rank(),
+        )
+        collector = Collector(
+            rollout=config.rollout, data=config.data, tokenizer=tokenizer, sync=sync, engines=engines, scorer=scorer
+        )
+        run = _Run(config, policy, collector, sync, tokenizer, ProblemStream(split, seed=config.seed), base)
+        summary = run.train(layout, split.held_out, seconds, say)
+        sync.close()
+    finally:
+        for engine in engines:
+            engine.stop()
+        if scorer is not None:
+            scorer.close()
+    summary["seconds_total"] = time.perf_counter() - begun
+    if dist.get_rank() == 0:
+        write_json(config.run_dir / "summary.json", summary)
+        report = write_report(config.run_dir)
+        before, after = summary["accuracy_before"], summary["accuracy_after"]
+        say(f"held-out greedy accuracy {before:.1%} -> {after:.1%} in {duration(summary['seconds_total'])}")
+        say(f"report: {report}")
+    return summary
+
+
+def row_layout(config: RunConfig, tokenizer: Tokenizer) -> RowLayout:
+    parallel = config.parallel
+    return RowLayout(
+        tokens_per_microbatch=config.train.tokens_per_microbatch,
+        row_multiple=parallel.tensor if parallel.sequence else 1,
+        segment_multiple=2 * parallel.context if parallel.context > 1 else 1,
+        pad_id=tokenizer.pad_id,
+        rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
+    )
+
+
+def build_policy(
+    config: RunConfig,
+    shape: ModelShape,
+    device: torch.device,
+    *,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+) -> Policy:
+    return Policy(
+        shape,
+        parallel=config.parallel,
+        train=config.train,
+        model=model,
+        optimizer=optimizer,
+        total_steps=total_steps,
+        device=device,
+        transformer_engine=device.type == "cuda" and has_module("transformer_engine"),
+        temperature=config.rollout.sampling.temperature,
+    )
+
+
+def _policy_and_engines(
+    config: RunConfig, shape: ModelShape, device: torch.device, base: Path, say: Callable[[str], None]
+) -> tuple[Policy, Sequence[Engine]]:
+    """Servers start in the background on rank 0 while every rank builds and loads the trainer's model."""
+    with ThreadPoolExecutor(1) as background:
+        starting = None
+        if dist.get_rank() == 0:
+            starting = background.submit(
+                start_engines, config.rollout, model_path=base, run_dir=config.run_dir, seed=config.seed
+            )
+        try:
+            policy = build_policy(
+                config,
+                shape,
+                device,
+                model=dataclasses.replace(config.model, path=base, initialise="weights"),
+                optimizer=config.optimizer,
+                total_steps=config.grpo.steps * config.grpo.minibatches,
+            )
+        except BaseException:
+            if starting is not None and starting.exception() is None:
+                for engine in starting.result():
+                    engine.stop()
+            raise
+        ready: list[Sequence[Engine]] = [()]
+
+        def wait() -> None:
+            assert starting is not None
+            ready[0] = starting.result()
+
+        on_rank_zero(wait)
+    for engine in ready[0]:
+        say(f"vllm-{engine.index} serves on {engine.host}:{engine.port}, log {engine.log_path}")
+    return policy, ready[0]
+
+
+def _warm_up(
+    config: RunConfig,
+    shape: ModelShape,
+    device: torch.device,
+    tokenizer: Tokenizer,
+    split: ProblemSplit,
+    layout: RowLayout,
+    base: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Supervised steps on noisy demonstrations, then the base model as a Hugging Face folder."""
+    sft = config.sft
+    policy = build_policy(
+        config, shape, device, model=config.model, optimizer=sft.optimizer, total_steps=sft.steps
+    )
+    # Another order than GRPO's, and never a held-out problem.
+    stream = ProblemStream(split, seed=config.seed + 1)
+
+    def batches() -> Iterator[Sequence[TrainingSequence]]:
+        for step in range(sft.steps):
+            yield demonstration_batch(
+                stream.take(sft.batch_size),
+                tokenizer=tokenizer,
+                template=config.data.template,
+                noise=sft.noise,
+                seed=[config.seed, step],
+            )
+
+    begun = time.perf_counter()
+
+    def on_step(step: int, result: StepResult) -> None:
+        done = step + 1
+        if done % max(1, sft.steps // 10) == 0:
+            left = (time.perf_counter() - begun) / done * (sft.steps - done)
+            say(f"  warm-up {done}/{sft.steps}  loss {result.loss:.3f}  left {duration(left)}")
+
+    train_sft(policy, batches(), layout, on_step)
+    stream_out = policy.weights(dtype=ROLLOUT_DTYPE[config.rollout.dtype], include_mtp=True)
+    save_hf_folder(stream_out, config.model.path, base, extra={"stage": "warm_up", "steps": sft.steps})
+    dist.barrier()
+
+
+class _Run:
+    """GRPO of one run: what the loop calls, and the files that it fills."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: Policy,
+        collector: Collector,
+        sync: WeightSync,
+        tokenizer: Tokenizer,
+        stream: ProblemStream,
+        base: Path,
+    ) -> None:
+        self.config, self.policy, self.collector, self.sync = config, policy, collector, sync
+        self.tokenizer, self.stream, self.base = tokenizer, stream, base
+        self.is_writer = dist.get_rank() == 0
+        self.seconds: dict[str, float] = {}
+        self.tokens = 0
+        self.sync_milliseconds: list[float] = []
+
+    def train(
+        self, layout: RowLayout, held_out: Sequence[Problem], seconds: dict[str, float], say: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Evaluate, train, evaluate, export. Returns the summary."""
+        config = self.config
+        evaluate = lambda: greedy_accuracy(self.collector, held_out)  # noqa: E731
+        self.push(0)
+        marked = time.perf_counter()
+        before = evaluate()
+        seconds["evaluate"] = time.perf_counter() - marked
+        say(f"held-out greedy accuracy before GRPO: {before:.1%} of {len(held_out)} problems")
+        with ExitStack() as files:
+            if self.is_writer:
+                self.metrics = files.enter_context(JsonLines(config.run_dir / "metrics.jsonl"))
+                self.rollouts = files.enter_context(JsonLines(config.run_dir / "rollouts.jsonl"))
+                self.progress = files.enter_context(Progress(config.grpo.steps))
+            loop = Loop(
+                stream=self.stream,
+                collector=self.collector,
+                push=self.push,
+                on_step=self.on_step,
+                evaluate=evaluate,
+                save=self.save,
+                decode=self.tokenizer.decode,
+            )
+            train_grpo(
+                self.policy,
+                config.grpo,
+                layout,
+                loop,
+                max_new_tokens=config.rollout.sampling.max_new_tokens,
+                seed=config.seed,
+            )
+        marked = time.perf_counter()
+        after = evaluate()
+        seconds["evaluate"] += time.perf_counter() - marked
+        self.save(config.grpo.steps)
+        grpo_seconds = sum(self.seconds.values())
+        return {
+            "accuracy_before": before,
+            "accuracy_after": after,
+            "steps": config.grpo.steps,
+            "seconds": seconds | self.seconds,
+            "tokens_per_second": self.tokens / max(grpo_seconds, 1e-9),
+            "sync_milliseconds_median": float(np.median(self.sync_milliseconds)),
+            "held_out": len(held_out),
+        }
+
+    def push(self, version: int) -> None:
+        self.sync_milliseconds.append(self.sync.push(version).seconds * 1e3)
+
+    def save(self, step: int) -> None:
+        last = step == self.config.grpo.steps
+        target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")
+        dtype = ROLLOUT_DTYPE[self.config.rollout.dtype]
+        stream = self.policy.weights(dtype=dtype, include_mtp=True)
+        save_hf_folder(stream, self.base, target, extra={"stage": "grpo", "step": step})
+
+    def on_step(self, step: int, metrics: dict[str, Any], groups: list[RolloutGroup]) -> None:
+        for phase, value in metrics["seconds"].items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + value
+        self.tokens += metrics["tokens"]
+        if not self.is_writer:
+            return
+        self.metrics.write({"step": step, **metrics})
+        records = rollout_records(
+            step=step,
+            groups=groups,
+            advantages=[
+                group_advantages(np.array([r.total for r in group.rewards]), self.config.grpo.advantage).tolist()
+                for group in groups
+            ],
+            prompt_texts=[
+                render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in groups
+            ],
+            limit=self.config.grpo.rollouts_logged_per_step,
+        )
+        for record in records:
+            self.rollouts.write(record)
+        self.progress.update(step, metrics)
+
+
+def _printer() -> Callable[[str], None]:
+    """Prints on rank 0 only."""
+    is_writer = dist.get_rank() == 0
+
+    def say(text: str) -> None:
+        if is_writer:
+            print(text, flush=True)
+
+    return say

@@ -1,0 +1,72 @@
+"""R1-Zero recipes for real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_r1.config.schema import (
+    DataConfig,
+    GRPOConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+
+
+def grpo_smollm2() -> RunConfig:
+    """SmolLM2-135M-Instruct on one-digit addition, two CPU cores (examples/grpo_smollm2.sh makes the folder)."""
+    return RunConfig(
+        name="grpo_smollm2",
+        run_dir=Path("runs/grpo_smollm2"),
+        if_exists="archive",
+        model=ModelConfig(path=Path("runs/models/smollm2-135m-instruct")),
+        parallel=ParallelConfig(world_size=1),
+        train=TrainConfig(dtype="fp32", tokens_per_microbatch=2048, threads_per_rank=2),
+        optimizer=OptimizerConfig(lr=5e-6, min_lr=5e-6),
+        data=DataConfig(
+            tasks=("chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1",), template="chat", holdout=32
+        ),
+        rollout=RolloutConfig(
+            device="cpu",
+            sync="gloo",
+            dtype="fp32",
+            max_model_len=320,
+            max_num_seqs=64,
+            memory_fraction=0.3,
+            enforce_eager=True,
+            sampling=SamplingConfig(max_new_tokens=128),
+            start_timeout_seconds=300.0,
+        ),
+        rewards=RewardConfig(num_workers=1),
+        grpo=GRPOConfig(steps=10, prompts_per_step=8, group_size=8, kl_coef=0.001),
+    )
+
+
+def grpo_671b() -> RunConfig:
+    """DeepSeek-V3-Base to R1-Zero with the paper's numbers (arXiv 2501.12948 v2, section 2.1 and appendix B.4).
+
+    Layout for 512 GPUs of 80 GB: PP16 x EP32, as V3's own pre-training minus the wider expert parallelism.
+    """
+    return RunConfig(
+        name="grpo_671b",
+        run_dir=Path("runs/grpo_671b"),
+        model=ModelConfig(path=Path("models/DeepSeek-V3-Base")),
+        parallel=ParallelConfig(
+            world_size=512, pipeline=16, expert=32, pipeline_layout="Et*3|(t*4|)*14tttL"
+        ),
+        train=TrainConfig(dtype="bf16", recompute="full", tokens_per_microbatch=33_792),
+        optimizer=OptimizerConfig(lr=3e-6, min_lr=3e-6),
+        data=DataConfig(files=(Path("data/reasoning.jsonl"),), template="r1_zero", holdout=500),
+        rollout=RolloutConfig(
+            num_engines=16, tensor_parallel=16, max_model_len=33_792, sampling=SamplingConfig(max_new_tokens=32_768)
+        ),
+        rewards=RewardConfig(num_workers=64),
+        grpo=GRPOConfig(
+            steps=10_400 // 16, prompts_per_step=512, group_size=16, minibatches=16, clip_low=0.2, clip_high=0.2
+        ),
+    )

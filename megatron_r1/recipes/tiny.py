@@ -1,0 +1,71 @@
+"""The embedded default: a 1M-parameter model of DeepSeek-V3's shape on two CPU cores."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from megatron_r1.config.schema import (
+    DataConfig,
+    GRPOConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    SamplingConfig,
+    SFTConfig,
+    TrainConfig,
+)
+
+TINY_V3 = Path(__file__).parent / "tiny_v3"
+TWO_DIGIT_ADDITION = (
+    "basic_arithmetic:min_terms=2,max_terms=2,min_digits=2,max_digits=2,operators=+,allow_parentheses=False"
+)
+
+
+def quickstart() -> RunConfig:
+    """`make quickstart`: a warm-up makes the base model, then R1-Zero GRPO on two-digit addition. EP2, one vLLM server."""
+    return RunConfig(
+        name="quickstart",
+        run_dir=Path("runs/quickstart"),
+        if_exists="archive",
+        model=ModelConfig(path=TINY_V3, initialise="random"),
+        parallel=ParallelConfig(world_size=2, expert=2),
+        train=TrainConfig(dtype="fp32", tokens_per_microbatch=8192),
+        optimizer=OptimizerConfig(lr=3e-4, min_lr=3e-5, schedule="cosine"),
+        data=DataConfig(tasks=(TWO_DIGIT_ADDITION,), template="plain", holdout=200),
+        rollout=RolloutConfig(
+            device="cpu",
+            sync="gloo",
+            dtype="fp32",
+            max_model_len=128,
+            memory_fraction=0.3,
+            enforce_eager=True,
+            sampling=SamplingConfig(max_new_tokens=48),
+            start_timeout_seconds=180.0,
+            request_timeout_seconds=300.0,
+        ),
+        rewards=RewardConfig(num_workers=1),
+        grpo=GRPOConfig(steps=60, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=20),
+        sft=SFTConfig(
+            steps=500,
+            batch_size=64,
+            noise=0.35,
+            optimizer=OptimizerConfig(lr=2e-3, min_lr=2e-4, warmup_steps=20, schedule="cosine"),
+        ),
+    )
+
+
+def tiny() -> RunConfig:
+    """Three steps of the quickstart with almost no warm-up: for tests and for measuring throughput."""
+    config = quickstart()
+    return dataclasses.replace(
+        config,
+        name="tiny",
+        run_dir=Path("runs/tiny"),
+        data=dataclasses.replace(config.data, holdout=16),
+        sft=dataclasses.replace(config.sft, steps=5),
+        grpo=dataclasses.replace(config.grpo, steps=3, eval_every=0),
+    )

@@ -1,0 +1,137 @@
+"""From problems to rewarded groups, on every trainer rank.
+
+Rank 0 encodes prompts, samples from the engines, grades while others still generate, and broadcasts the groups. The
+other ranks wait for that broadcast; if a restarted engine needs the current weights in the middle of a rollout, they are
+called to take part in that push first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch.distributed as dist
+
+from megatron_r1.config.schema import DataConfig, RolloutConfig, SamplingConfig
+from megatron_r1.data.template import encode_prompt
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rollout.collect import Group, collect
+from megatron_r1.rollout.server import Engine
+from megatron_r1.rollout.sync import WeightSync
+from megatron_r1.types import Problem, Reward, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One collection: groups in the problems' order; seconds of generation, and of grading that outlasted it."""
+
+    groups: list[RolloutGroup]
+    generation_seconds: float
+    reward_seconds: float
+    num_tokens: int
+    restarts: int
+
+
+class Collector:
+    """Collects groups; construct it on every rank. `engines` and `scorer` are used on rank 0 only."""
+
+    def __init__(
+        self,
+        *,
+        rollout: RolloutConfig,
+        data: DataConfig,
+        tokenizer: Tokenizer,
+        sync: WeightSync,
+        engines: Sequence[Engine] = (),
+        scorer: Scorer | None = None,
+    ) -> None:
+        self._rollout, self._data, self._tokenizer = rollout, data, tokenizer
+        self._sync, self._engines, self._scorer = sync, engines, scorer
+
+    def collect(self, problems: Sequence[Problem], *, group_size: int, seed: int, greedy: bool = False) -> Rollout:
+        """Sample and grade `group_size` completions of each problem. A collective; errors are raised on every rank."""
+        if dist.get_rank() == 0:
+            message: list[object] = ["done", None]
+            try:
+                message[1] = self._collect(problems, group_size, seed, greedy)
+            except Exception as error:
+                message = ["error", error]
+                if dist.get_world_size() == 1:
+                    raise
+            self._broadcast(message)
+        else:
+            message = self._broadcast([None, None])
+            while message[0] == "push":
+                self._sync.push(self._sync.version)
+                message = self._broadcast([None, None])
+        if message[0] == "error":
+            raise message[1]  # type: ignore[misc]
+        return message[1]  # type: ignore[return-value]
+
+    def encode(self, problem: Problem) -> np.ndarray:
+        """The problem's prompt i32[P]. Raises DataError if it leaves no room for an answer."""
+        return encode_prompt(
+            problem,
+            template=self._data.template,
+            tokenizer=self._tokenizer,
+            max_new_tokens=self._rollout.sampling.max_new_tokens,
+            max_model_len=self._rollout.max_model_len,
+        )
+
+    def _collect(self, problems: Sequence[Problem], group_size: int, seed: int, greedy: bool) -> Rollout:
+        assert self._scorer is not None
+        prompts = [self.encode(problem) for problem in problems]
+        graded: dict[int, list[Future[Reward]]] = {}
+        scorer = self._scorer
+
+        def grade(index: int, group: Group) -> None:
+            graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
+
+        collected = collect(
+            self._engines,
+            prompts,
+            group_size=group_size,
+            sampling=self._sampling(greedy),
+            seed=seed,
+            on_group=grade,
+            resync=self._resync,
+            decode=self._tokenizer.decode,
+        )
+        begun = time.perf_counter()
+        groups = [
+            RolloutGroup(
+                problem=problem,
+                prompt_ids=prompt,
+                completions=group,
+                rewards=tuple(future.result() for future in graded[index]),
+            )
+            for index, (problem, prompt, group) in enumerate(zip(problems, prompts, collected.groups, strict=True))
+        ]
+        return Rollout(
+            groups=groups,
+            generation_seconds=collected.seconds,
+            reward_seconds=time.perf_counter() - begun,
+            num_tokens=collected.num_tokens,
+            restarts=collected.restarts,
+        )
+
+    def _sampling(self, greedy: bool) -> SamplingConfig:
+        sampling = self._rollout.sampling
+        stops = tuple(dict.fromkeys((*self._tokenizer.eos_ids, *sampling.stop_token_ids)))
+        return replace(sampling, stop_token_ids=stops, temperature=0.0 if greedy else sampling.temperature)
+
+    def _resync(self, engine: Engine) -> None:
+        """A restarted engine serves the start checkpoint; give it the version that the others have."""
+        if self._sync.version == 0:
+            return
+        self._broadcast(["push", None])
+        self._sync.push(self._sync.version, engines=[engine])
+
+    def _broadcast(self, message: list[object]) -> list[object]:
+        if dist.get_world_size() > 1:
+            dist.broadcast_object_list(message, src=0)
+        return message

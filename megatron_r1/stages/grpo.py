@@ -1,0 +1,211 @@
+"""GRPO: sample groups, reward them, train on them, push the weights. One loop, as in the paper's section 2.1.
+
+Every trainer rank runs it. Rank 0 alone talks to the engines and graders; what it collects is broadcast. The loop knows
+no layout: rows are packed for this data-parallel rank, Megatron does the rest.
+
+    problems = stream.take(n)
+    groups   = collect(problems)                     # completions with logprobs, rewards
+    batches  = pack(sequences with advantages and token weights), one a minibatch
+    rows    += old and reference logprobs
+    for batch: policy.step(batch, grpo loss)
+    push(policy.weights(), version)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_r1.config.schema import GRPOConfig
+from megatron_r1.data.packing import RowLayout, pack, split_minibatches
+from megatron_r1.data.stream import ProblemStream
+from megatron_r1.grpo.advantage import group_advantages
+from megatron_r1.grpo.loss import grpo_token_loss, truncated_importance
+from megatron_r1.grpo.weights import token_weights
+from megatron_r1.model.policy_model import TokenScores
+from megatron_r1.observe.metrics import PhaseTimer
+from megatron_r1.policy.batch import DeviceBatch
+from megatron_r1.policy.policy import LossFunction, LossOutput, Policy
+from megatron_r1.policy.topology import data_parallel
+from megatron_r1.stages.collector import Collector
+from megatron_r1.stages.mismatch import check_mismatch
+from megatron_r1.types import PackedMicrobatch, RolloutGroup, StepResult, TrainingSequence
+
+Rows = list[PackedMicrobatch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """What the GRPO loop is wired to. All are called on every rank."""
+
+    stream: ProblemStream
+    collector: Collector
+    push: Callable[[int], None]
+    """The current weights go to every engine as version n."""
+    on_step: Callable[[int, dict[str, Any], list[RolloutGroup]], None]
+    """After each step: its number, metrics and groups."""
+    evaluate: Callable[[], float]
+    """Greedy held-out accuracy with the engines' current weights."""
+    save: Callable[[int], None]
+    """Export the policy after step n."""
+    decode: Callable[[Sequence[int]], str]
+
+
+def train_grpo(
+    policy: Policy, config: GRPOConfig, layout: RowLayout, loop: Loop, *, max_new_tokens: int, seed: int
+) -> None:
+    """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights."""
+    rank, ranks = data_parallel()
+    if config.kl_coef > 0:
+        policy.refresh_reference()
+    loss = grpo_loss(config)
+    samples_per_step = config.prompts_per_step * config.group_size
+    timer = PhaseTimer()
+    for step in range(config.steps):
+        with timer.phase("rollout"):
+            problems = loop.stream.take(config.prompts_per_step)
+            sample_seed = seed * 1_000_003 + step * samples_per_step
+            rollout = loop.collector.collect(problems, group_size=config.group_size, seed=sample_seed)
+        groups = rollout.groups
+        with timer.phase("packing"):
+            minibatches = [
+                pack(to_sequences(part, config, max_new_tokens), layout, num_ranks=ranks)[rank]
+                for part in split_minibatches(groups, config.minibatches)
+            ]
+        if step == 0:
+            with timer.phase("check"):
+                check_mismatch(policy, minibatches[0], bound=config.mismatch_bound, decode=loop.decode)
+        with timer.phase("logprob"):
+            if config.kl_coef > 0 and _refresh_now(step, config.reference_refresh_steps):
+                policy.refresh_reference()
+            minibatches = add_logprobs(policy, minibatches, config)
+        with timer.phase("train"):
+            results = [policy.step(rows, loss) for rows in minibatches]
+        with timer.phase("sync"):
+            loop.push(step + 1)
+        metrics = step_metrics(results, groups)
+        if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
+            with timer.phase("evaluate"):
+                metrics["eval_accuracy"] = loop.evaluate()
+        if config.save_every and (step + 1) % config.save_every == 0:
+            with timer.phase("save"):
+                loop.save(step + 1)
+        seconds = timer.take()
+        # Grading that outlasted generation ran inside the rollout phase.
+        seconds["reward"] = rollout.reward_seconds
+        seconds["rollout"] -= rollout.reward_seconds
+        metrics |= {"seconds": seconds, "tokens_per_second": metrics["tokens"] / sum(seconds.values())}
+        loop.on_step(step, metrics, groups)
+
+
+def _refresh_now(step: int, every: int) -> bool:
+    return every > 0 and step > 0 and step % every == 0
+
+
+def to_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig, max_new_tokens: int) -> list[TrainingSequence]:
+    """One minibatch's groups as training sequences: prompt and completion joined, group-relative advantages, token
+    weights normalised over the minibatch."""
+    lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
+    weights = iter(token_weights(lengths, config.normalisation, max_new_tokens=max_new_tokens))
+    sequences = []
+    for group in groups:
+        rewards_G = np.array([reward.total for reward in group.rewards])
+        advantages_G = group_advantages(rewards_G, config.advantage)
+        prompt = np.asarray(group.prompt_ids, dtype=np.int32)
+        zeros = np.zeros(len(prompt), dtype=np.float32)
+        for completion, advantage in zip(group.completions, advantages_G, strict=True):
+            length = len(completion.token_ids)
+            weight = np.full(length, next(weights), dtype=np.float32)
+            sequences.append(
+                TrainingSequence(
+                    token_ids=np.concatenate([prompt, completion.token_ids]).astype(np.int32),
+                    loss_mask=np.concatenate([np.zeros(len(prompt), bool), np.ones(length, bool)]),
+                    token_weight=np.concatenate([zeros, weight]),
+                    advantage=float(advantage),
+                    behaviour_logprobs=np.concatenate([zeros, completion.logprobs]).astype(np.float32),
+                )
+            )
+    return sequences
+
+
+def add_logprobs(policy: Policy, minibatches: Sequence[Rows], config: GRPOConfig) -> list[Rows]:
+    """Rows with the logprobs that the loss needs: old ones if this rollout takes several steps (with one step the
+    policy is the old policy), reference ones if the KL term is on."""
+    flat = [row for rows in minibatches for row in rows]
+    if config.minibatches > 1:
+        old = policy.logprobs(flat)
+        flat = [dataclasses.replace(row, old_logprobs=values[None]) for row, values in zip(flat, old, strict=True)]
+    if config.kl_coef > 0:
+        with policy.reference_weights():
+            reference = policy.logprobs(flat)
+        flat = [
+            dataclasses.replace(row, reference_logprobs=values[None])
+            for row, values in zip(flat, reference, strict=True)
+        ]
+    rows = iter(flat)
+    return [[next(rows) for _ in minibatch] for minibatch in minibatches]
+
+
+def grpo_loss(config: GRPOConfig) -> LossFunction:
+    """The step's loss: sum_t weight_t * (importance * clipped surrogate + kl_coef * k3)."""
+    on_policy = config.minibatches == 1
+
+    def loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
+        logprobs, mask = scores.logprobs, batch.loss_mask
+        old = logprobs.detach() if on_policy else batch.old_logprobs
+        cap = config.truncated_importance_cap
+        token_loss, kl, bound = grpo_token_loss(
+            logprobs,
+            old_logprobs=old,
+            advantages=batch.advantages,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            kl_coef=config.kl_coef,
+            reference_logprobs=batch.reference_logprobs if config.kl_coef > 0 else None,
+            importance=truncated_importance(old, batch.behaviour_logprobs, cap) if cap > 0 else None,
+        )
+        detached = {
+            "kl": kl.detach(),
+            "entropy": scores.entropy.detach(),
+            "clip_fraction": bound.float(),
+            "mismatch": (logprobs.detach() - batch.behaviour_logprobs).abs(),
+        }
+        # where, not multiply: positions outside the mask may hold anything.
+        sums = {name: value.where(mask, 0.0).sum() for name, value in detached.items()}
+        return LossOutput((token_loss.where(mask, 0.0) * batch.token_weight).sum(), sums)
+
+    return loss
+
+
+def step_metrics(results: Sequence[StepResult], groups: Sequence[RolloutGroup]) -> dict[str, Any]:
+    """One step's row of metrics.jsonl, but for its timing. Token metrics of several minibatches are averaged, except
+    `mismatch`, which only the first minibatch measures (later ones differ because the policy has moved)."""
+    rewards = [reward for group in groups for reward in group.rewards]
+    completions = [completion for group in groups for completion in group.completions]
+    names = sorted({name for reward in rewards for name in reward.parts})
+    parts = {name: float(np.mean([reward.parts[name] for reward in rewards])) for name in names}
+    averaged = {
+        name: float(np.mean([result.metrics[name] for result in results]))
+        for name in ("kl", "entropy", "clip_fraction")
+    }
+    equal = sum(len({reward.total for reward in group.rewards}) == 1 for group in groups)
+    return {
+        "loss": float(np.mean([result.loss for result in results])),
+        "reward_mean": float(np.mean([reward.total for reward in rewards])),
+        **parts,
+        **averaged,
+        "mismatch": results[0].metrics["mismatch"],
+        "grad_norm": float(np.mean([result.grad_norm for result in results])),
+        "lr": results[-1].learning_rate,
+        "skipped_steps": sum(result.skipped for result in results),
+        "length_mean": float(np.mean([len(completion.token_ids) for completion in completions])),
+        "truncated": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        "zero_advantage_groups": equal,
+        "weight_version": max(completion.weight_version for completion in completions),
+        "completion_tokens": sum(len(completion.token_ids) for completion in completions),
+        "tokens": sum(len(g.prompt_ids) + len(c.token_ids) for g in groups for c in g.completions),
+    }

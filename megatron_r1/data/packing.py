@@ -141,15 +141,15 @@ def _plan(sequences: Sequence[TrainingSequence], layout: RowLayout, num_ranks: i
     for index, sequence in enumerate(sequences):
         _check_sequence(index, sequence, layout)
     lengths = [layout.segment_length(len(sequence)) for sequence in sequences]
-    rows = _assign_to_rows(lengths, layout.tokens_per_microbatch, num_ranks)
+    rows = _assign_to_rows(lengths, layout.tokens_per_microbatch, num_ranks * layout.rows_multiple)
     return [rows[rank::num_ranks] for rank in range(num_ranks)]
 
 
-def _assign_to_rows(lengths: Sequence[int], capacity: int, num_ranks: int) -> list[list[int]]:
-    """Sequence indices by row, longest row first; as many rows as a multiple of num_ranks."""
+def _assign_to_rows(lengths: Sequence[int], capacity: int, multiple: int) -> list[list[int]]:
+    """Sequence indices by row, longest row first; a multiple of `multiple` rows."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     tight = _best_fit(order, lengths, capacity)
-    num_rows = _round_up(max(len(tight), 1), num_ranks)
+    num_rows = _round_up(max(len(tight), 1), multiple)
     # Equal loads keep data-parallel ranks in step; they fit unless the rows are nearly full.
     rows = _spread_evenly(order, lengths, num_rows)
     if max(sum(lengths[i] for i in row) for row in rows) > capacity:

@@ -176,19 +176,23 @@ def _time(files: RunFiles) -> str:
     whole = sum(totals.values())
     if not whole:
         return ""
-    names = list(totals)
+    names = _charted(totals)
+    colours = {name: colour_of(i, len(names)) for i, name in enumerate(names)}
     shares = "".join(
-        f'<div class="fill-{colour_of(i, len(names))}" style="flex:{totals[name] / whole:.5f}" '
-        f'title="{html.escape(name, quote=True)}: {totals[name]:.1f} s"></div>'
-        for i, name in enumerate(names) if totals[name] > 0
-    )  # fmt: skip
+        f'<div class="fill-{colours.get(name, 0)}" style="flex:{seconds / whole:.5f}" '
+        f'title="{html.escape(name, quote=True)}: {seconds:.1f} s"></div>'
+        for name, seconds in totals.items()
+        if seconds > 0
+    )
     rows = "".join(
-        f'<tr><td><i class="key fill-{colour_of(i, len(names))}"></i>{html.escape(name)}</td>'
-        f"<td>{totals[name]:,.1f} s</td><td>{totals[name] / whole:.1%}</td></tr>"
-        for i, name in enumerate(names)
+        f'<tr><td><i class="key fill-{colours.get(name, 0)}"></i>{html.escape(name)}</td>'
+        f"<td>{seconds:,.1f} s</td><td>{seconds / whole:.1%}</td></tr>"
+        for name, seconds in totals.items()
     )
     timed = [row for row in files.metrics if isinstance(row.get("seconds"), Mapping)]
-    values = [[float(row["seconds"].get(name) or 0.0) for name in names] for row in timed]
+    values = [[float(row["seconds"].get(name) or 0.0) for name in names[:-1]] for row in timed]
+    for row, known in zip(timed, values, strict=True):
+        known.append(max(sum(float(value or 0.0) for value in row["seconds"].values()) - sum(known), 0.0))
     bars = stacked_bars("Each step", names, values, [row["step"] for row in timed])
     return (
         '<section><h2>Where the time went</h2><div class="charts two">'
@@ -196,6 +200,14 @@ def _time(files: RunFiles) -> str:
         f'<p class="note">{whole:,.1f} s in all</p></figcaption><div class="share">{shares}</div>'
         f"<table class=plain>{rows}</table></figure>{bars}</div></section>"
     )
+
+
+def _charted(totals: Mapping[str, float]) -> list[str]:
+    """The phases that get a colour of their own (the six largest, in table order), then "other" for the
+    rest."""
+    named = [name for name in totals if name != "other"]
+    largest = sorted(named, key=lambda name: -totals[name])[:6]
+    return [name for name in named if name in largest] + ["other"]
 
 
 def _rollouts(files: RunFiles) -> str:

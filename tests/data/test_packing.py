@@ -61,6 +61,13 @@ def test_every_rank_has_as_many_rows_and_a_filler_weighs_nothing():
         assert filler.sequence_indices == ()
 
 
+def test_rows_of_a_rank_come_in_multiples():
+    layout = RowLayout(tokens_per_microbatch=8, rows_multiple=4)
+    ranks = pack([sequence([1] * 8, prompt=1) for _ in range(5)], layout, num_ranks=2)
+    assert [len(rows) for rows in ranks] == [4, 4]
+    assert sum(row.loss_mask.sum() for rows in ranks for row in rows) == 5 * 7
+
+
 def test_load_is_spread_over_ranks():
     ranks = pack(
         [sequence([1] * 6, prompt=1) for _ in range(3)], RowLayout(tokens_per_microbatch=12), num_ranks=3

@@ -90,6 +90,25 @@ def test_headline_numbers(tmp_path):
     assert "rollout 8.0 s 57.1%" in text and "train 4.0 s 28.6%" in text and "other 2.0 s 14.3%" in text
 
 
+def test_small_phases_share_the_colour_of_other(tmp_path):
+    make_run(tmp_path, summary=False)
+    with JsonLines(tmp_path / "metrics.jsonl") as metrics:
+        seconds = {name: 10.0 for name in ("reward", "logprob", "sync", "evaluate")} | {
+            "packing": 1.5,
+            "other": 1.0,
+        }
+        metrics.write({"step": 4, "accuracy": 0.5, "seconds": seconds})
+    text = page_of(tmp_path)
+    assert (
+        len(set(re.findall(r'fill-(\d)"></i>(?:rollout|reward|logprob|train|sync|evaluate)</td>', text))) == 6
+    )
+    assert re.findall(r'fill-(\d)"></i>(?:packing|other)</td>', text) == ["0", "0"]
+    assert "packing 1.5 s" in visible(text)
+    bars = json.loads(re.findall(r'data-chart="(.*?)"', text)[-1].replace("&quot;", '"'))["bars"]
+    assert bars[-1]["values"][-1] == 2.5  # packing and other
+    assert sum(bars[-1]["values"]) == 42.5
+
+
 def test_nothing_that_a_model_or_a_config_wrote_becomes_markup(tmp_path):
     make_run(tmp_path, evil=EVIL)
     text = page_of(tmp_path)

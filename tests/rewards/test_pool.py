@@ -23,7 +23,7 @@ def children():
 
 @pytest.fixture(scope="module")
 def pool():
-    with GradingPool(num_workers=2, timeout_seconds=2.0) as made:
+    with GradingPool(num_workers=2, timeout_seconds=3.0) as made:
         yield made
 
 
@@ -37,7 +37,7 @@ def test_pathological_answers_cost_only_their_own_limit(pool):
     started = time.monotonic()
     verdicts = grade_all(pool, [*BOMBS, "18.0", "17.0"])
     assert [v.correct for v in verdicts] == [False, False, False, True, False]
-    assert time.monotonic() - started < 25  # three limits of 2 s over two workers, and restarts
+    assert time.monotonic() - started < 60  # three limits of 3 s over two workers, and restarts
     after = pool.counts()
     assert after.graded - before.graded == 5
     assert after.timeouts - before.timeouts == sum(v.timed_out for v in verdicts) >= 1

@@ -119,10 +119,11 @@ class PhaseTimer:
     """Wall-clock seconds by phase. Phases may nest: the inner phase's time is not counted in the outer
     one."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._seconds: dict[str, float] = {}
         self._open: list[str] = []
-        self._mark = self._start = time.perf_counter()
+        self._mark = self._start = clock()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -50,9 +50,8 @@ def test_plain_stream_gets_one_line_a_step_and_repeated_headers():
 
 def test_terminal_gets_the_same_lines_and_a_bar():
     ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as stream:
-        with Progress(2, stream=stream) as progress:
-            progress.update(0, METRICS)
+    with os.fdopen(theirs, "w") as stream, Progress(2, stream=stream) as progress:
+        progress.update(0, METRICS)
     chunks = []
     with contextlib.suppress(OSError):  # EIO: the other end is closed and all is read
         while chunk := os.read(ours, 65536):

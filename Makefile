@@ -1,0 +1,90 @@
+# make quickstart   R1-Zero on a 1M-parameter DeepSeek-V3, two CPU cores, some minutes; installs into .venv first
+# make test         every test that needs neither a GPU, nor slurm, nor minutes
+# make lint         ruff and pyright
+#
+# Variables: ARGS (more words for the run, e.g. ARGS="--grpo.steps 20"), PYTHON (a Python 3.11 or 3.12),
+# TORCH_INDEX (where torch comes from, e.g. https://download.pytorch.org/whl/cpu; pip's own index if empty).
+
+PYTHON ?=
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+BUSY := $(VENV)/.installing
+PY := $(VENV)/bin/python
+UV := uv==0.13.8
+
+# Any Python 3.6 or newer, to look for the right one. A name alone proves nothing: shims of absent versions fail.
+ANY_PYTHON = $(shell for python in "$(PYTHON)" python3 python3.11 python3.12 python; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' >/dev/null 2>&1 && echo "$$python" && break; done)
+NEED_PYTHON = test -n "$(ANY_PYTHON)" || { echo "check_machine: no python3 was found: install Python 3.11 with its venv module" >&2; exit 1; }
+
+# uv installs the same files as pip in a fifth of the time. It does not read pip's configuration, so where an index is
+# reachable only through that, pip does the work.
+INSTALL = install() { $(PY) -m uv pip install -q --python $(PY) --no-deps "$$@" || { \
+	echo "uv could not install; trying pip, which is slower" >&2; \
+	$(PY) -m pip install -qq --no-compile --no-deps "$$@"; }; }; install
+
+.PHONY: quickstart test test-gpu test-slurm test-slow lint lock clean check
+.DELETE_ON_ERROR:
+
+quickstart: check $(RUNTIME)
+	$(PY) -m megatron_r1 run quickstart $(ARGS)
+
+test: check $(DEV)
+	$(PY) -m pytest -m "not gpu and not slurm and not slow" $(ARGS)
+
+test-slow: check $(DEV)
+	$(PY) -m pytest -m "slow and not gpu and not slurm" $(ARGS)
+
+test-slurm: check $(DEV)
+	$(PY) -m pytest -m slurm $(ARGS)
+
+# On a GPU machine the environment is its own (pip install -e '.[gpu,dev]', or a container): PYTHON names it.
+test-gpu:
+	$(or $(PYTHON),python3) -m pytest -m gpu $(ARGS)
+
+lint: $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+lock: $(DEV)
+	$(PY) tools/lock_requirements.py $(ARGS)
+
+# Runs and made models (runs/) stay.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+check:
+	@$(NEED_PYTHON)
+	@"$(ANY_PYTHON)" tools/check_machine.py run
+
+# BUSY lies in a .venv that is being filled. Found there at the start, the last installation was interrupted and what
+# is installed cannot be trusted. A checkout that was moved (the stamp holds its old place) starts anew too.
+$(RUNTIME): requirements/torch.txt requirements/cpu.txt pyproject.toml setup.py
+	@$(NEED_PYTHON)
+	@set -e; \
+	python=$$("$(ANY_PYTHON)" tools/check_machine.py install --python "$(PYTHON)"); \
+	if [ -e $(BUSY) ] || { [ -e $(RUNTIME) ] && [ "$$(cat $(RUNTIME))" != "$(CURDIR)" ]; } \
+		|| { [ -e $(VENV) ] && ! $(PY) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'; }; then \
+		echo "$(VENV) is incomplete: making it again"; rm -rf $(VENV); \
+	fi; \
+	rm -f $(RUNTIME) $(DEV); \
+	[ -e $(VENV) ] || { echo "making $(VENV) with $$python"; mkdir $(VENV); touch $(BUSY); "$$python" -m venv $(VENV); }; \
+	touch $(BUSY); \
+	$(PY) -m pip install -qq --no-compile "$(UV)"; \
+	echo "installing $$(grep -c == requirements/cpu.txt) packages (about 350 MB to download)"; \
+	$(INSTALL) -r requirements/cpu.txt; \
+	echo "installing torch (about 200 MB for the CPU build)"; \
+	$(PY) -m pip install -qq --no-compile $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -r requirements/torch.txt; \
+	$(INSTALL) --no-build-isolation -e .; \
+	rm $(BUSY); \
+	echo "$(CURDIR)" > $(RUNTIME)
+
+$(DEV): $(RUNTIME) requirements/dev.txt
+	@echo "installing $$(grep -c == requirements/dev.txt) packages for tests and checks"
+	@set -e; touch $(BUSY); $(INSTALL) -r requirements/dev.txt; rm $(BUSY); touch $(DEV)

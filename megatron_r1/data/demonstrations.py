@@ -1,9 +1,9 @@
 """Demonstrations for the embedded default's warm-up: addition, written out column by column, partly wrong.
 
 `7+8=15 4+2+1=7` are the column sums from the units upwards, each with the carry it receives, and the answer
-repeats their last digits. A share of demonstrations makes a slip in one column and follows it to the answer:
-the model learns the form and a distribution with room above it, which is what GRPO then sharpens. Left out:
-any other task; a real base model needs no warm-up.
+repeats their last digits. A share of demonstrations gets the carry out of the units wrong and follows it to the
+answer: the model learns the form and both habits, and GRPO then has to tell them apart. Left out: any other
+task; a real base model needs no warm-up.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from megatron_r1.types import Problem, TrainingSequence
 
 EXPRESSION = re.compile(r"\d+(?:\.\d+)?(?:\s*[-+*/]\s*\d+(?:\.\d+)?)+")
 SUM_OF_TWO = re.compile(r"(\d+) \+ (\d+)")
-LARGEST_COLUMN_SUM = 19
-"""9 + 9 and a carry of 1."""
 
 
 def write_demonstration(problem: Problem, *, noise: float, rng: np.random.Generator) -> str:
@@ -37,7 +35,7 @@ def write_demonstration(problem: Problem, *, noise: float, rng: np.random.Genera
         )
     left, right = found.groups()
     slip = rng.random() < noise
-    steps, answer = _add_by_columns(left, right, rng if slip else None)
+    steps, answer = _add_by_columns(left, right, slip=slip)
     if (int(answer) != int(left) + int(right)) != slip:
         raise AssertionError(f"{left} + {right} = {answer} with slip={slip}")
     return f"<think>{' '.join(steps)}</think><answer>{answer}</answer>"
@@ -66,22 +64,21 @@ def demonstration_batch(
     return [_to_sequence(prompt, completion, 1.0 / num_trained) for prompt, completion in pairs]
 
 
-def _add_by_columns(left: str, right: str, slip: np.random.Generator | None) -> tuple[list[str], str]:
-    """Column sums from the units upwards, and the answer that follows from them; `slip` makes one column
-    wrong."""
+def _add_by_columns(left: str, right: str, *, slip: bool) -> tuple[list[str], str]:
+    """Column sums from the units upwards, and the answer that follows from them. A slip is the commonest one: the
+    carry out of the units is forgotten, or added where there is none."""
     width = max(len(left), len(right))
     columns = list(zip(reversed(left.zfill(width)), reversed(right.zfill(width))))
-    wrong_column = int(slip.integers(width)) if slip is not None else -1
     steps: list[str] = []
     digits = ""
     carry = 0
     for place, (a, b) in enumerate(columns):
         total = int(a) + int(b) + carry
-        if place == wrong_column and slip is not None:
-            total = int(slip.choice([value for value in range(LARGEST_COLUMN_SUM + 1) if value != total]))
         steps.append(f"{a}+{b}={total}" if place == 0 else f"{a}+{b}+{carry}={total}")
         digits = str(total % 10) + digits
         carry = total // 10
+        if slip and place == 0:
+            carry = 1 - carry
     return steps, str(int(str(carry) + digits))
 
 

@@ -34,7 +34,7 @@ def quickstart() -> RunConfig:
         model=ModelConfig(path=TINY_V3, initialise="random"),
         parallel=ParallelConfig(world_size=2, expert=2),
         train=TrainConfig(dtype="fp32", tokens_per_microbatch=8192),
-        optimizer=OptimizerConfig(lr=3e-4, min_lr=3e-5, schedule="cosine"),
+        optimizer=OptimizerConfig(lr=2e-4, min_lr=2e-5, warmup_steps=5, schedule="cosine"),
         data=DataConfig(tasks=(TWO_DIGIT_ADDITION,), template="plain", holdout=200),
         rollout=RolloutConfig(
             device="cpu",
@@ -48,11 +48,11 @@ def quickstart() -> RunConfig:
             request_timeout_seconds=300.0,
         ),
         rewards=RewardConfig(num_workers=1),
-        grpo=GRPOConfig(steps=60, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=20),
+        grpo=GRPOConfig(steps=70, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=20),
         sft=SFTConfig(
-            steps=500,
-            batch_size=64,
-            noise=0.35,
+            steps=450,
+            batch_size=32,
+            noise=0.55,
             optimizer=OptimizerConfig(lr=2e-3, min_lr=2e-4, warmup_steps=20, schedule="cosine"),
         ),
     )

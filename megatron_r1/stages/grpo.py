@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.config.schema import GRPOConfig
-from megatron_r1.data.packing import RowLayout, pack, split_minibatches
+from megatron_r1.data.packing import RowLayout, pack_rank, split_minibatches
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.grpo.advantage import group_advantages
 from megatron_r1.grpo.loss import grpo_token_loss, truncated_importance
@@ -73,7 +73,7 @@ def train_grpo(
         groups = rollout.groups
         with timer.phase("packing"):
             minibatches = [
-                pack(to_sequences(part, config, max_new_tokens), layout, num_ranks=ranks)[rank]
+                pack_rank(to_sequences(part, config, max_new_tokens), layout, rank=rank, num_ranks=ranks)
                 for part in split_minibatches(groups, config.minibatches)
             ]
         if step == 0:

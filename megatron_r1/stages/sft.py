@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from megatron_r1.data.packing import RowLayout, pack
+from megatron_r1.data.packing import RowLayout, pack_rank
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossOutput, Policy
@@ -31,7 +31,7 @@ def train_sft(
     """One optimizer step for each batch. Every rank passes the same batches and trains on its own rows."""
     rank, ranks = data_parallel()
     for step, sequences in enumerate(batches):
-        rows = pack(sequences, layout, num_ranks=ranks)[rank]
+        rows = pack_rank(sequences, layout, rank=rank, num_ranks=ranks)
         result = policy.step(rows, sft_loss)
         if on_step is not None:
             on_step(step, result)

@@ -39,21 +39,22 @@ class Entry:
 
 def build_table(shape: ModelShape) -> list[Entry]:
     """All entries in Hugging Face's order: embedding, decoder layers, final norm, head, MTP layers."""
-    hidden, vocab = shape.hidden_size, shape.vocab_size
-    entries = [_vocabulary(shape, "embedding.word_embeddings.weight", "model.embed_tokens.weight")]
+    hidden = shape.hidden_size
+    entries = [_vocabulary(shape, "embedding.word_embeddings.weight", "model.embed_tokens.weight", "embed_tokens")]
     for layer in range(shape.num_layers):
         entries += _layer(shape, f"decoder.layers.{layer}", f"model.layers.{layer}", shape.is_moe_layer(layer))
     entries.append(Entry("decoder.final_layernorm.weight", ("model.norm.weight",), ((hidden,),)))
     if not shape.tie_embeddings:
-        entries.append(Entry("output_layer.weight", ("lm_head.weight",), ((vocab, hidden),), "vocabulary", 0))
+        entries.append(_vocabulary(shape, "output_layer.weight", "lm_head.weight", "shared_head.head"))
     for index in range(shape.num_mtp_layers):
         entries += _mtp(shape, index)
     return entries
 
 
-def _vocabulary(shape: ModelShape, name: str, hf: str) -> Entry:
-    copies = range(shape.num_layers, shape.num_layers + shape.num_mtp_layers)
-    aliases = tuple(f"model.layers.{layer}.embed_tokens.weight" for layer in copies)
+def _vocabulary(shape: ModelShape, name: str, hf: str, mtp_name: str) -> Entry:
+    """Embedding or head; each MTP layer of the checkpoint holds a copy, called `mtp_name` there."""
+    layers = range(shape.num_layers, shape.num_layers + shape.num_mtp_layers)
+    aliases = tuple(f"model.layers.{layer}.{mtp_name}.weight" for layer in layers)
     return Entry(name, (hf,), ((shape.vocab_size, shape.hidden_size),), "vocabulary", 0, aliases=aliases)
 
 

@@ -1,0 +1,184 @@
+"""Worker: one model under several layouts of the same number of ranks; what each computes goes to a file.
+
+usage: layouts.py STORE FOLDER NAMES; FOLDER holds the Hugging Face model and sequences.npz. For each named layout
+FOLDER/NAME.npz gets logits (packed and unpacked), logprobs, the GRPO loss and its gradients under Hugging Face names,
+and the exported weights' largest difference from the folder's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from megatron_r1.policy.platform import configure_process
+
+configure_process(threads=1, cpu=True)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from megatron_r1.config import GRPOConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.data.packing import RowLayout, pack, unpack  # noqa: E402
+from megatron_r1.model.attention import context_parallel_positions  # noqa: E402
+from megatron_r1.policy import topology  # noqa: E402
+from megatron_r1.policy.batch import to_device  # noqa: E402
+from megatron_r1.policy.policy import Policy  # noqa: E402
+from megatron_r1.stages.grpo import grpo_loss  # noqa: E402
+from megatron_r1.types import TrainingSequence  # noqa: E402
+from megatron_r1.weights.export import WeightStream  # noqa: E402
+from megatron_r1.weights.local import LocalTensor  # noqa: E402
+
+LAYOUTS = {
+    "one": {},
+    "tp2": {"tensor": 2, "sequence": True, "expert_tensor": 2},
+    "ep2": {"expert": 2},
+    "pp2": {"pipeline": 2},
+    "vpp2": {"pipeline": 2, "virtual_pipeline": 2},
+    "cp2": {"context": 2},
+    "tp2ep2": {"tensor": 2, "sequence": True, "expert": 2},
+    "tp2pp2ep2": {"tensor": 2, "sequence": True, "pipeline": 2, "expert": 2},
+}
+GRPO = GRPOConfig(minibatches=2, kl_coef=0.05, clip_low=0.2, clip_high=0.3)
+
+
+def main(store: str, folder: Path, names: list[str]) -> None:
+    shape = load_shape(folder)
+    for number, name in enumerate(names):
+        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[name])
+        topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
+        policy = Policy(
+            shape,
+            parallel=parallel,
+            train=TrainConfig(dtype="fp32", logprob_chunk_tokens=32),
+            model=ModelConfig(path=folder),
+            optimizer=OptimizerConfig(distributed=False),
+            total_steps=1,
+            device=torch.device("cpu"),
+        )
+        found = measure(policy, parallel, folder)
+        if dist.get_rank() == 0:
+            np.savez(folder / f"{name}.npz", **found)
+        dist.barrier()
+        topology.finalise()
+
+
+def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str, np.ndarray]:
+    sequences = load_sequences(folder)
+    layout = RowLayout(
+        tokens_per_microbatch=128,
+        row_multiple=parallel.tensor,
+        segment_multiple=2 * parallel.context if parallel.context > 1 else 1,
+        rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
+    )
+    rank, ranks = topology.data_parallel()
+    rows = pack(sequences, layout, num_ranks=ranks)[rank]
+    found = {f"logits_{i}": value for i, value in collect_logits(policy, rows, sequences, packed=True).items()}
+    single = pack([sequences[0]] * ranks * layout.rows_multiple, layout, num_ranks=ranks)[rank]
+    if single[0].num_tokens == len(sequences[0]):
+        unpacked = collect_logits(policy, single, [sequences[0]] * ranks * layout.rows_multiple, packed=False)
+        found["unpacked_logits"] = unpacked[0]
+    scored = unpack(rows, policy.logprobs(rows), [len(s) for s in sequences])
+    found |= {f"logprobs_{i}": value for i, value in merge(scored).items()}
+    gradients = policy.gradients(rows, grpo_loss(GRPO))
+    found |= {f"gradient:{name}": value for name, value in full(policy, gradients).items()}
+    own = {name: value.numpy() for name, value in policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 16)}
+    if dist.get_rank() == 0:
+        expected = load_file(folder / "model.safetensors")
+        missing = set(expected) ^ set(own)
+        assert not missing, f"names differ: {sorted(missing)[:5]}"
+        worst = max(float(np.abs(own[name] - expected[name].numpy()).max()) for name in expected)
+        found["export_difference"] = np.array(worst)
+    return found
+
+
+def load_sequences(folder: Path) -> list[TrainingSequence]:
+    stored = np.load(folder / "sequences.npz")
+    names = ("token_ids", "loss_mask", "token_weight", "old_logprobs", "reference_logprobs", "behaviour_logprobs")
+    return [
+        TrainingSequence(
+            advantage=float(stored[f"{i}.advantage"]), **{name: stored[f"{i}.{name}"] for name in names}
+        )
+        for i in range(int(stored["count"]))
+    ]
+
+
+def merge(own: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, dict(own))
+    return {index: value for part in gathered for index, value in part.items()}
+
+
+def full(policy: Policy, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Sharded tensors under Megatron's names -> whole tensors under Hugging Face names (rank 0)."""
+    local = {
+        name: LocalTensor(item.entry, tensors[name], item.index, item.count)
+        for name, item in policy._tensors.items()
+        if name in tensors
+    }
+    held: list = [None] * dist.get_world_size()
+    dist.all_gather_object(held, sorted(local))
+    everywhere = {name for names in held for name in names}
+    table = [entry for entry in policy.table if entry.name in everywhere]
+    stream = WeightStream(local, table, policy.shape, dtype=torch.float32, bucket_bytes=1 << 16)
+    return {name: value.numpy().copy() for name, value in stream}
+
+
+def collect_logits(policy: Policy, rows, sequences, *, packed: bool) -> dict[int, np.ndarray]:  # noqa: ANN001
+    """Logits [L, V] of each sequence, through Megatron's pipeline schedule, on every rank."""
+
+    def forward(iterator, model):  # noqa: ANN001, ANN202
+        batch = next(iterator)
+        output = model(
+            batch.token_ids, batch.position_ids, None, packed_seq_params=batch.packed if packed else None
+        )
+        return output, lambda logits: (logits.new_zeros(()), torch.zeros((), dtype=torch.int), {"logits": logits})
+
+    for chunk in policy.chunks:
+        chunk.eval()
+    iterators = [iter([to_device(row, policy.device) for row in rows]) for _ in policy.chunks]
+    with torch.no_grad():
+        outputs = get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=policy.chunks if len(policy.chunks) > 1 else policy.chunks[0],
+            num_microbatches=len(rows),
+            seq_length=rows[0].num_tokens,
+            micro_batch_size=1,
+            forward_only=True,
+        )
+    found: dict[int, np.ndarray] = {}
+    for row, output in zip(rows, outputs, strict=False):
+        whole = gather_vocabulary(output["logits"][0])[:, : policy.shape.vocab_size]
+        whole = gather_context(whole, np.diff(row.cu_seqlens).tolist())
+        for start, index in zip(row.cu_seqlens, row.sequence_indices, strict=False):
+            found[index] = whole[start : start + len(sequences[index])].numpy()
+    return merge(found)
+
+
+def gather_vocabulary(logits: torch.Tensor) -> torch.Tensor:
+    group = parallel_state.get_tensor_model_parallel_group()
+    parts = [torch.empty_like(logits) for _ in range(group.size())]
+    dist.all_gather(parts, logits.contiguous(), group=group)
+    return torch.cat(parts, dim=-1)
+
+
+def gather_context(logits: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    group = parallel_state.get_context_parallel_group()
+    if group.size() == 1:
+        return logits
+    parts = [torch.empty_like(logits) for _ in range(group.size())]
+    dist.all_gather(parts, logits.contiguous(), group=group)
+    whole = torch.empty(sum(lengths), logits.shape[-1])
+    for rank, part in enumerate(parts):
+        whole[context_parallel_positions(lengths, group.size(), rank)] = part
+    return whole
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(","))

@@ -1,0 +1,318 @@
+"""Every rule of validate, each broken alone, and several broken at once."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, validate
+from megatron_r1.config.validate import has_module
+from megatron_r1.errors import ConfigError
+from megatron_r1.recipes import RECIPES
+
+MOE = {
+    "model_type": "deepseek_v3",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "intermediate_size": 96,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 30,
+    "n_group": 4,
+    "topk_group": 2,
+}
+DENSE = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+}
+
+
+def with_fields(config, fields):
+    """`config` with the values at dotted paths replaced: {"grpo.steps": 0}."""
+    for path, value in fields.items():
+        head, _, rest = path.partition(".")
+        inner = with_fields(getattr(config, head), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: inner})
+    return config
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """config(model, **fields): a sound run of a MoE (or a dense) model, with dotted fields replaced."""
+
+    def make(fields=None, model=MOE):
+        folder = tmp_path / "model"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(model))
+        config = RunConfig(
+            name="test",
+            run_dir=tmp_path / "run",
+            model=ModelConfig(path=folder),
+            data=DataConfig(tasks=("chain_sum",)),
+        )
+        config = with_fields(
+            config,
+            {
+                "train.tokens_per_microbatch": 768,
+                "rollout.max_model_len": 256,
+                "rollout.sampling.max_new_tokens": 128,
+            },
+        )
+        return with_fields(config, fields or {})
+
+    return make
+
+
+def faults_of(config):
+    try:
+        validate(config)
+    except ConfigError as error:
+        return error.faults
+    return []
+
+
+@pytest.mark.parametrize("model", [MOE, DENSE], ids=["moe", "dense"])
+def test_a_sound_configuration_gives_the_shape(sound, model):
+    assert validate(sound(model=model)).architecture == model["model_type"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"parallel.world_size": 4, "parallel.expert": 4},
+        {"parallel.world_size": 2, "parallel.tensor": 2, "parallel.expert": 2, "parallel.sequence": True},
+        {
+            "parallel.world_size": 2,
+            "parallel.tensor": 2,
+            "parallel.expert_tensor": 2,
+            "parallel.sequence": True,
+        },
+        {
+            "parallel.world_size": 4,
+            "parallel.pipeline": 2,
+            "parallel.virtual_pipeline": 2,
+            "parallel.expert": 2,
+        },
+        {"parallel.world_size": 2, "parallel.context": 2},
+        {"parallel.world_size": 3, "parallel.pipeline": 3, "parallel.pipeline_layout": "Ett|t|tL"},
+        {"rollout.device": "cpu", "rollout.sync": "gloo"},
+        {"rollout.sync": "ipc"},
+        {"rollout.sampling.top_k": -1},
+        {"grpo.minibatches": 32},
+        {"grpo.truncated_importance_cap": 2.0, "grpo.reference_refresh_steps": 0, "grpo.kl_coef": 0.0},
+        {"sft.noise": 7.0},
+    ],
+    ids=lambda fields: " ".join(f"{key}={value}" for key, value in fields.items()),
+)
+def test_sound_variants_pass(sound, fields):
+    """The laws do not refuse what the trainer can do (sft.noise means nothing while sft.steps is 0)."""
+    assert faults_of(sound(fields)) == []
+
+
+ALONE = [
+    ({"parallel.tensor": 0}, ["parallel.tensor is 0", "at least 1"]),
+    ({"parallel.world_size": -2}, ["parallel.world_size is -2", "at least 1"]),
+    ({"parallel.world_size": 2, "parallel.expert": 4}, ["parallel.expert is 4", "divide world_size 2"]),
+    ({"parallel.virtual_pipeline": 2}, ["parallel.virtual_pipeline is 2", "needs parallel.pipeline > 1"]),
+    (
+        {
+            "parallel.world_size": 4,
+            "parallel.tensor": 4,
+            "parallel.sequence": True,
+            "parallel.expert": 4,
+        },
+        ["parallel.tensor is 4", "number of attention heads 6", "use one of 1, 2, 3, 6"],
+    ),
+    ({"parallel.world_size": 3, "parallel.pipeline": 3}, ["number of layers 4", "parallel.pipeline_layout"]),
+    (
+        {"parallel.world_size": 3, "parallel.expert": 3},
+        ["parallel.expert is 3", "number of experts 8", "use one of 1, 2, 4, 8"],
+    ),
+    (
+        {"parallel.world_size": 4, "parallel.expert_tensor": 4},
+        ["parallel.expert_tensor is 4", "expert feed-forward size 30"],
+    ),
+    (
+        {"parallel.world_size": 2, "parallel.tensor": 2, "parallel.expert": 2},
+        ["parallel.sequence is False", "--parallel.sequence"],
+    ),
+    (
+        {"parallel.world_size": 2, "parallel.tensor": 2, "parallel.sequence": True},
+        ["parallel.expert_tensor is 1", "would not sum", "use expert_tensor = tensor"],
+    ),
+    (
+        {
+            "parallel.world_size": 2,
+            "parallel.tensor": 2,
+            "parallel.expert_tensor": 2,
+            "parallel.sequence": True,
+            "train.tokens_per_microbatch": 769,
+        },
+        ["train.tokens_per_microbatch is 769", "multiple of 2"],
+    ),
+    (
+        {"parallel.world_size": 2, "parallel.context": 2, "train.tokens_per_microbatch": 770},
+        ["train.tokens_per_microbatch is 770", "multiple of 4", "2 * context"],
+    ),
+    (
+        {"train.tokens_per_microbatch": 255},
+        ["train.tokens_per_microbatch is 255", "longest sequence", "rollout.max_model_len = 256"],
+    ),
+    ({"train.threads_per_rank": 0}, ["train.threads_per_rank", "at least 1"]),
+    ({"train.logprob_chunk_tokens": 0}, ["train.logprob_chunk_tokens", "at least 1"]),
+    ({"optimizer.min_lr": 1.0}, ["optimizer.min_lr is 1.0", "between 0 and lr = 3e-06"]),
+    ({"optimizer.min_lr": -1e-6}, ["optimizer.min_lr is -1e-06"]),
+    ({"sft.optimizer": OptimizerConfig(lr=1e-3, min_lr=1e-2)}, ["sft.optimizer.min_lr is 0.01"]),
+    ({"model.train_mtp": True}, ["model.train_mtp is True", "num_nextn_predict_layers"]),
+    ({"rollout.device": "cpu"}, ["rollout.sync is nccl", "only gloo"]),
+    ({"rollout.sync": "gloo"}, ["rollout.sync is gloo", "nccl", "ipc"]),
+    ({"rollout.num_engines": 0}, ["rollout.num_engines is 0", "at least 1"]),
+    ({"rollout.max_model_len": 513}, ["rollout.max_model_len is 513", "max_position_embeddings = 512"]),
+    (
+        {"rollout.sampling.max_new_tokens": 256},
+        ["rollout.sampling.max_new_tokens is 256", "no room for a prompt", "rollout.max_model_len = 256"],
+    ),
+    ({"rollout.sampling.temperature": 0.0}, ["rollout.sampling.temperature is 0.0", "use 1.0"]),
+    ({"rollout.sampling.top_p": 0.9}, ["rollout.sampling.top_p and top_k", "whole vocabulary"]),
+    ({"rollout.sampling.top_k": 50}, ["rollout.sampling.top_p and top_k", "whole vocabulary"]),
+    ({"grpo.steps": 0}, ["grpo.steps 0", "at least 1"]),
+    ({"grpo.group_size": 1}, ["grpo.group_size is 1", "at least 2"]),
+    ({"grpo.minibatches": 33}, ["grpo.minibatches is 33", "between 1 and prompts_per_step = 32"]),
+    ({"grpo.minibatches": 0}, ["grpo.minibatches is 0", "between 1"]),
+    ({"grpo.clip_low": 0.0}, ["grpo.clip_low 0.0", "(0, 1]"]),
+    ({"grpo.clip_low": 1.5}, ["grpo.clip_low 1.5", "(0, 1]"]),
+    ({"grpo.clip_high": 0.0}, ["grpo.clip_high 0.0", "above 0"]),
+    ({"grpo.kl_coef": -0.1}, ["grpo.kl_coef is -0.1", "not be negative"]),
+    ({"grpo.truncated_importance_cap": -1.0}, ["grpo.truncated_importance_cap is -1.0"]),
+    ({"grpo.mismatch_bound": -1.0}, ["grpo.mismatch_bound is -1.0"]),
+    ({"grpo.reference_refresh_steps": -1}, ["grpo.reference_refresh_steps is -1"]),
+    ({"rewards.num_workers": 0}, ["rewards.num_workers", "at least 1"]),
+    ({"rewards.timeout_seconds": 0.0}, ["rewards.timeout_seconds above 0"]),
+    ({"data.tasks": ()}, ["data.tasks and data.files", "give one of them"]),
+    ({"data.holdout": 0}, ["data.holdout is 0", "at least 1"]),
+    ({"sft.steps": 1, "sft.noise": 1.5}, ["sft.noise is 1.5", "between 0 and 1"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"), ALONE, ids=[" ".join(f"{k}={v}" for k, v in case[0].items())[:70] for case in ALONE]
+)
+def test_a_broken_rule_is_named_with_value_and_law(sound, fields, words):
+    faults = faults_of(sound(fields))
+    assert [fault for fault in faults if all(word in fault for word in words)], faults
+    assert len({fault.split()[0] for fault in faults}) == 1, "one field's fault must not be put on another"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"parallel.world_size": 2, "parallel.expert": 2},
+            ["parallel.expert is 2", "llama has no experts: use 1"],
+        ),
+        (
+            {"parallel.world_size": 6, "parallel.tensor": 6},
+            ["parallel.tensor is 6", "number of key-value heads 2", "use one of 1, 2"],
+        ),
+    ],
+)
+def test_rules_of_dense_models(sound, fields, words):
+    (fault,) = faults_of(sound(fields, model=DENSE))
+    assert all(word in fault for word in words)
+
+
+def test_the_feed_forward_size_must_split(sound):
+    faults = faults_of(
+        sound({"parallel.world_size": 2, "parallel.tensor": 2}, model=DENSE | {"intermediate_size": 97})
+    )
+    assert len(faults) == 1 and "feed-forward size 97" in faults[0]
+
+
+@pytest.mark.skipif(
+    has_module("transformer_engine"), reason="Transformer Engine is installed: fp8 is allowed"
+)
+def test_fp8_without_transformer_engine_is_refused(sound):
+    (fault,) = faults_of(sound({"train.dtype": "fp8"}))
+    assert "Transformer Engine is not installed" in fault and "--train.dtype bf16" in fault
+
+
+def test_files_must_exist_and_exclude_tasks(sound, tmp_path):
+    here = tmp_path / "problems.jsonl"
+    here.write_text("")
+    assert faults_of(sound({"data.tasks": (), "data.files": (here,)})) == []
+    (both,) = faults_of(sound({"data.files": (here,)}))
+    assert "give one of them" in both
+    (absent,) = faults_of(sound({"data.tasks": (), "data.files": (tmp_path / "absent.jsonl", here)}))
+    assert "absent.jsonl does not exist" in absent
+
+
+def test_many_faults_are_reported_together(sound):
+    config = sound(
+        {"grpo.group_size": 1, "data.holdout": 0, "rollout.num_engines": 0, "optimizer.min_lr": 1.0}
+    )
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    message = str(caught.value)
+    assert message.startswith("the configuration has 4 faults:")
+    for field in ("grpo.group_size", "data.holdout", "rollout.num_engines", "optimizer.min_lr"):
+        assert f"\n  - {field} is " in message
+
+
+def test_an_unreadable_model_does_not_hide_the_other_faults(sound):
+    faults = faults_of(sound({"model.path": Path("/no/such/model"), "grpo.group_size": 1}))
+    assert len(faults) == 2
+    assert "/no/such/model" in faults[0] and "grpo.group_size" in faults[1]
+
+
+def test_one_fault_is_counted_as_one(sound):
+    with pytest.raises(ConfigError, match="the configuration has 1 fault:"):
+        validate(sound({"grpo.group_size": 1}))
+
+
+def test_a_full_run_folder_is_refused_unless_archived(sound):
+    config = sound()
+    config.run_dir.mkdir()
+    assert faults_of(config) == []  # an empty folder is free
+    (config.run_dir / "run.json").write_text("{}")
+    (fault,) = faults_of(config)
+    assert "is not empty" in fault and "--if-exists archive" in fault
+    assert faults_of(dataclasses.replace(config, if_exists="archive")) == []
+
+
+@pytest.mark.parametrize("if_exists", ["refuse", "archive"])
+def test_a_run_folder_that_is_a_file_is_refused(sound, if_exists):
+    config = sound({"if_exists": if_exists})
+    config.run_dir.write_text("")
+    (fault,) = faults_of(config)
+    assert fault.startswith("run_dir:") and "is a file" in fault
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_lack_nothing_but_their_model_and_data(name, tmp_path):
+    config = dataclasses.replace(RECIPES[name](), run_dir=tmp_path)
+    assert all("does not exist" in fault for fault in faults_of(config))
+
+
+def test_the_error_survives_being_sent_to_another_process():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(ConfigError(["one", "two"])))
+    assert error.faults == ["one", "two"] and str(error) == str(ConfigError(["one", "two"]))

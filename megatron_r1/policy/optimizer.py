@@ -51,6 +51,20 @@ def build_optimizer(
     )
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
+def step_if_finite(optimizer: MegatronOptimizer, *, rate: float, weight_decay: float) -> tuple[bool, float]:
+    """Clip and step at learning rate `rate`; (whether it stepped, gradient norm before clipping).
+
+    Megatron skips bad gradients only under fp16 loss scaling; here a norm that is not finite skips the step in every
+    precision, on all ranks alike (the norm is theirs in common), and leaves weights and moments as they were.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_mult", 1.0)
+        # Norm weights and biases carry wd_mult 0.
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+    if optimizer.prepare_grads():
+        return False, math.inf
+    norm = float(optimizer.get_grad_norm())
+    if not math.isfinite(norm):
+        return False, norm
+    stepped, _, _ = optimizer.step()
+    return bool(stepped), norm

@@ -23,7 +23,7 @@ from megatron_r1.model.build import build_model_chunks
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.model.transformer_config import PARAMETER_DTYPE, transformer_config
 from megatron_r1.policy.batch import DeviceBatch, to_device
-from megatron_r1.policy.optimizer import build_optimizer, learning_rate, set_learning_rate
+from megatron_r1.policy.optimizer import build_optimizer, learning_rate, step_if_finite
 from megatron_r1.types import PackedMicrobatch, StepResult
 from megatron_r1.weights.export import WeightStream
 from megatron_r1.weights.load import load_weights
@@ -111,15 +111,16 @@ class Policy:
         self.optimizer.zero_grad()
         outputs = self._run(rows, loss, forward_only=False)
         rate = learning_rate(self._optimizer_config, self.steps_taken, self._total_steps)
-        set_learning_rate(self.optimizer, rate)
-        updated, grad_norm, _ = self.optimizer.step()
+        updated, grad_norm = step_if_finite(
+            self.optimizer, rate=rate, weight_decay=self._optimizer_config.weight_decay
+        )
         self.steps_taken += 1
         totals = self._reduce_sums(outputs)
         tokens = max(totals.pop("tokens"), 1.0)
         total_loss = totals.pop("loss")
         return StepResult(
             loss=total_loss,
-            grad_norm=float(grad_norm or 0.0),
+            grad_norm=grad_norm,
             learning_rate=rate,
             metrics={name: value / tokens for name, value in totals.items()} | {"tokens": tokens},
             skipped=not updated,

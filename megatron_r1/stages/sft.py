@@ -16,10 +16,16 @@ from megatron_r1.policy.topology import data_parallel
 from megatron_r1.types import StepResult, TrainingSequence
 
 
+MTP_LOSS_WEIGHT = 0.1
+"""Weight of the multi-token-prediction loss (DeepSeek-V3, arXiv 2412.19437, section 4.2: 0.1 late in training)."""
+
+
 def sft_loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
-    """-sum_t weight_t * logprob_t; reports the entropy and the share of tokens that are the model's first choice."""
+    """-sum_t weight_t * logprob_t, plus MTP_LOSS_WEIGHT times the mean over MTP layers of their own such sum."""
     loss = -(scores.logprobs * batch.token_weight).sum()
-    return LossOutput(loss, {"entropy": (scores.entropy.detach() * batch.loss_mask).sum()})
+    for logprobs, weights in zip(scores.mtp_logprobs, scores.mtp_weights, strict=True):
+        loss = loss - MTP_LOSS_WEIGHT / len(scores.mtp_logprobs) * (logprobs * weights).sum()
+    return LossOutput(loss, {"entropy": scores.entropy.detach().where(batch.loss_mask, 0.0).sum()})
 
 
 def train_sft(

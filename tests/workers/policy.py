@@ -1,0 +1,153 @@
+"""Worker: Policy as a trainer sees it, on one or two ranks. Results go to ROOT/found.npz (rank 0).
+
+usage: policy.py STORE ROOT; ROOT holds a DeepSeek-V3 folder with one MTP layer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from megatron_r1.policy.platform import configure_process
+
+configure_process(threads=1, cpu=True)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.data.packing import RowLayout, pack  # noqa: E402
+from megatron_r1.policy import topology  # noqa: E402
+from megatron_r1.policy.batch import to_device  # noqa: E402
+from megatron_r1.policy.policy import LossOutput, Policy  # noqa: E402
+from megatron_r1.stages.sft import sft_loss  # noqa: E402
+from megatron_r1.types import TrainingSequence  # noqa: E402
+
+LAYOUT = RowLayout(tokens_per_microbatch=128, row_multiple=2)
+
+
+def sequences(count: int, seed: int) -> list[TrainingSequence]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        length = int(rng.integers(8, 60))
+        mask = np.arange(length) >= 2
+        weight = np.where(mask, 1.0 / (count * mask.sum()), 0).astype(np.float32)
+        ids = rng.integers(0, 101, length).astype(np.int32)
+        made.append(TrainingSequence(token_ids=ids, loss_mask=mask, token_weight=weight))
+    return made
+
+
+def build(root: Path, parallel: ParallelConfig, *, train_mtp: bool = False, **optimizer: object) -> Policy:
+    return Policy(
+        load_shape(root),
+        parallel=parallel,
+        train=TrainConfig(dtype="fp32"),
+        model=ModelConfig(path=root, train_mtp=train_mtp),
+        optimizer=OptimizerConfig(**optimizer),
+        total_steps=10,
+        device=torch.device("cpu"),
+    )
+
+
+def rows_of(batch: list[TrainingSequence]):  # noqa: ANN201
+    rank, ranks = topology.data_parallel()
+    return pack(batch, LAYOUT, num_ranks=ranks)[rank]
+
+
+def snapshot(policy: Policy) -> dict[str, np.ndarray]:
+    stream = policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 16)
+    return {name: tensor.numpy().copy() for name, tensor in stream}
+
+
+def main(store: str, root: Path) -> None:
+    ranks = int(os.environ["WORLD_SIZE"])
+    parallel = ParallelConfig(world_size=ranks, expert=ranks)
+    topology.initialise(parallel, seed=1, cpu=True, store_path=store)
+    found: dict[str, np.ndarray] = {}
+    found |= train_four_steps(root, parallel)
+    found |= mtp_scores(root, parallel)
+    found |= reference_round_trip(root, parallel)
+    found |= broken_gradient(root, parallel)
+    if dist.get_rank() == 0:
+        np.savez(root / f"found{ranks}.npz", **found)
+    dist.barrier()
+    topology.finalise()
+
+
+def train_four_steps(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
+    """Four supervised steps with and without the sharded optimizer; the weights after, and what the steps reported."""
+    found = {}
+    for name, distributed in (("plain", False), ("sharded", True)):
+        policy = build(root, parallel, lr=1e-3, min_lr=1e-4, schedule="linear", distributed=distributed, weight_decay=0.1)
+        results = [policy.step(rows_of(sequences(6, seed)), sft_loss) for seed in range(4)]
+        found |= {f"{name}:{key}": value for key, value in snapshot(policy).items()}
+        found[f"{name}.loss"] = np.array([result.loss for result in results])
+        found[f"{name}.grad_norm"] = np.array([result.grad_norm for result in results])
+        found[f"{name}.rate"] = np.array([result.learning_rate for result in results])
+    return found
+
+
+def mtp_scores(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
+    policy = build(root, parallel, train_mtp=True, distributed=False)
+    batch = [sequences(2, 11)[0], sequences(2, 11)[1]]
+    row = pack(batch, LAYOUT)[0][0]
+    device = to_device(row, torch.device("cpu"))
+    chunk = policy.chunks[0].train()
+    scores = chunk(
+        device.token_ids, device.position_ids, None, labels=device.labels, packed_seq_params=device.packed,
+        loss_mask=device.token_weight,
+    )  # fmt: skip
+    gradients = policy.gradients([row], sft_loss)
+    order = [index for index in row.sequence_indices]
+    return {
+        "mtp.logprobs": scores.mtp_logprobs[0].detach().numpy(),
+        "mtp.weights": scores.mtp_weights[0].numpy(),
+        "mtp.order": np.array(order),
+        "mtp.cu_seqlens": row.cu_seqlens,
+        "mtp.eh_proj_gradient": np.array(float(gradients["mtp.layers.0.eh_proj.weight"].norm())),
+    } | {f"mtp.ids{i}": sequence.token_ids for i, sequence in enumerate(batch)}
+
+
+def reference_round_trip(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
+    policy = build(root, parallel, lr=1e-2, min_lr=1e-2)
+    rows = rows_of(sequences(4, 3))
+    policy.refresh_reference()
+    start = policy.logprobs(rows)
+    policy.step(rows, sft_loss)
+    moved, before = policy.logprobs(rows), snapshot(policy)
+    with policy.reference_weights():
+        reference = policy.logprobs(rows)
+    after = snapshot(policy)
+    return {
+        "reference_is_start": np.array(all(np.array_equal(a, b) for a, b in zip(start, reference, strict=True))),
+        "policy_moved": np.array(max(float(np.abs(a - b).max()) for a, b in zip(start, moved, strict=True))),
+        "weights_restored": np.array(all(np.array_equal(before[name], after[name]) for name in before)),
+    }
+
+
+def broken_gradient(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
+    """A loss that is infinite on one rank's row only: the step must change nothing, on every rank."""
+    policy = build(root, parallel, lr=1e-2, min_lr=1e-2)
+    before = snapshot(policy)
+
+    def loss(scores, batch):  # noqa: ANN001, ANN202
+        factor = float("inf") if dist.get_rank() == 0 else 1.0
+        return LossOutput(-(scores.logprobs * batch.token_weight).sum() * factor, {})
+
+    result = policy.step(rows_of(sequences(4, 3)), loss)
+    after = snapshot(policy)
+    same = all(np.array_equal(before[name], after[name]) for name in before)
+    again = policy.step(rows_of(sequences(4, 3)), sft_loss)
+    return {
+        "skipped": np.array(result.skipped),
+        "unchanged": np.array(same),
+        "next_step_works": np.array(not again.skipped and np.isfinite(again.loss)),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,4 +1,5 @@
 # make quickstart   R1-Zero on a 1M-parameter DeepSeek-V3, two CPU cores, some minutes; installs into .venv first
+# make install      only .venv and what a run needs
 # make test         every test that needs neither a GPU, nor slurm, nor minutes
 # make lint         ruff and pyright
 #
@@ -27,11 +28,13 @@ INSTALL = install() { $(PY) -m uv pip install -q --python $(PY) --no-deps "$$@" 
 	echo "uv could not install; trying pip, which is slower" >&2; \
 	$(PY) -m pip install -qq --no-compile --no-deps "$$@"; }; }; install
 
-.PHONY: quickstart test test-gpu test-slurm test-slow lint lock clean check
+.PHONY: quickstart install test test-gpu test-slurm test-slow lint lock clean check
 .DELETE_ON_ERROR:
 
 quickstart: check $(RUNTIME)
 	$(PY) -m megatron_r1 run quickstart $(ARGS)
+
+install: check $(RUNTIME)
 
 test: check $(DEV)
 	$(PY) -m pytest -m "not gpu and not slurm and not slow" $(ARGS)
@@ -49,7 +52,7 @@ test-gpu:
 lint: $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pyright
+	$(PY) -m pyright --pythonpath $(PY)
 
 lock: $(DEV)
 	$(PY) tools/lock_requirements.py $(ARGS)

@@ -51,19 +51,14 @@ class GlooChannel:
         self.control = control
         self.source = source
         self.meeting = meeting
-        self.group: torch.distributed.ProcessGroupGloo | None = meet(control, meeting)
+        control.weight_versions()  # a dead server is found here; at the meeting one would wait for it
+        self.link = meet(control, meeting)
 
     def send(self, specs: Sequence[ParamSpec]) -> None:
-        if self.group is None:
-            raise EngineError("weight sync: this gloo channel is closed")
-        try:
-            transfer(self.control, self.group, specs, self.source, self.meeting.bucket_bytes)
-        except BaseException:
-            self.group = None  # closes the connections, so that workers still receiving are released
-            raise
+        transfer(self.control, self.link, specs, self.source, self.meeting.bucket_bytes)
 
     def close(self) -> None:
-        self.group = None
+        self.link.close()
         self.control.close()
         Path(self.meeting.store_path).unlink(missing_ok=True)
 

@@ -58,6 +58,7 @@ class EngineClient:
         except urllib3.exceptions.HTTPError as error:
             raise EngineError(f"{method} {path}: the vLLM server did not answer: {error}") from error
         if answer.status >= 500:
+            self.pool.clear()  # the server closes this connection after an internal error, maybe not yet
             raise EngineError(
                 f"{method} {path}: the vLLM server answered {answer.status}: {answer.data[:2000]!r}"
             )

@@ -38,24 +38,39 @@ class GlooMeeting:
         return {**asdict(self), "rank_offset": 1}
 
 
-def join(meeting: GlooMeeting, rank: int) -> torch.distributed.ProcessGroupGloo:
-    """Enter the group; blocks until all members have. Dropping the result leaves it."""
-    store = torch.distributed.FileStore(meeting.store_path, meeting.world_size)
-    timeout = timedelta(seconds=meeting.timeout_seconds)
-    store.set_timeout(timeout)
-    options = torch.distributed.ProcessGroupGloo._Options()
-    options._devices = [torch.distributed.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
-    options._timeout = timeout
-    options._threads = 1
-    return torch.distributed.ProcessGroupGloo(store, rank, meeting.world_size, options)
+class GlooLink:
+    """Membership of one process in a transfer group (rank 0 sends).
 
+    `close` really ends the connections, which releases peers that wait in a broadcast: nobody but this object
+    may hold the process group, because a reference kept by a traceback would keep them open.
+    """
 
-def broadcast(group: torch.distributed.ProcessGroupGloo, buffer: torch.Tensor) -> None:
-    """Send (rank 0) or receive (the others) `buffer`, u8[bytes], in place."""
-    options = torch.distributed.BroadcastOptions()
-    options.rootRank = 0
-    options.rootTensor = 0
-    group.broadcast([buffer], options).wait()
+    def __init__(self, meeting: GlooMeeting, rank: int) -> None:
+        """Enter the group; blocks until all members have."""
+        store = torch.distributed.FileStore(meeting.store_path, meeting.world_size)
+        timeout = timedelta(seconds=meeting.timeout_seconds)
+        store.set_timeout(timeout)
+        options = torch.distributed.ProcessGroupGloo._Options()
+        options._devices = [torch.distributed.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+        options._timeout = timeout
+        options._threads = 1
+        self._group: torch.distributed.ProcessGroupGloo | None = torch.distributed.ProcessGroupGloo(
+            store, rank, meeting.world_size, options
+        )
+
+    def broadcast(self, buffer: torch.Tensor) -> None:
+        """Send (rank 0) or receive (the others) `buffer`, u8[bytes], in place. RuntimeError if a peer has
+        left.
+        """
+        if self._group is None:
+            raise RuntimeError("gloo weight transfer: this member has left its group")
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank = 0
+        options.rootTensor = 0
+        self._group.broadcast([buffer], options).wait()
+
+    def close(self) -> None:
+        self._group = None
 
 
 def update_info(specs: Sequence[ParamSpec]) -> dict[str, list]:
@@ -76,21 +91,21 @@ class TransferClient(Protocol):
     def finish_weight_update(self) -> None: ...
 
 
-def meet(client: TransferClient, meeting: GlooMeeting) -> torch.distributed.ProcessGroupGloo:
+def meet(client: TransferClient, meeting: GlooMeeting) -> GlooLink:
     """Enter the group as the sender while the workers, told by `client`, enter it too."""
     pool = ThreadPoolExecutor(1)
     try:
         workers = pool.submit(client.init_weight_transfer_engine, meeting.worker_info())
-        group = join(meeting, 0)
+        link = GlooLink(meeting, 0)
         workers.result()
-        return group
+        return link
     finally:
         pool.shutdown(wait=False)
 
 
 def transfer(
     client: TransferClient,
-    group: torch.distributed.ProcessGroupGloo,
+    link: GlooLink,
     specs: Sequence[ParamSpec],
     tensors: Iterable[tuple[str, torch.Tensor]],
     bucket_bytes: int,
@@ -98,21 +113,22 @@ def transfer(
     """One whole update: the workers receive (a blocking request) while this thread broadcasts.
 
     Raises ValueError when the iteration disagrees with `specs`, the workers' error when they failed. After an
-    error the group is of no use; drop it, so that workers still waiting in it are released.
+    error the link is closed, so that workers still waiting in the group are released.
     """
     client.start_weight_update()
     pool = ThreadPoolExecutor(1)
     try:
         received = pool.submit(client.update_weights, update_info(specs))
         try:
-            send(group, specs, tensors, bucket_bytes, received)
-        except (
-            RuntimeError
-        ):  # a broken connection: the workers' own account of it, if there is one, says more
+            send(link, specs, tensors, bucket_bytes, received)
+        except RuntimeError:  # broken off; the workers' own account of it, if they give one, says more
             if (cause := settled_error(received)) is not None:
                 raise cause from None
             raise
         received.result()
+    except BaseException:
+        link.close()
+        raise
     finally:
         pool.shutdown(wait=False)
     client.finish_weight_update()
@@ -127,7 +143,7 @@ def settled_error(received: Future[None]) -> BaseException | None:
 
 
 def send(
-    group: torch.distributed.ProcessGroupGloo,
+    link: GlooLink,
     specs: Sequence[ParamSpec],
     tensors: Iterable[tuple[str, torch.Tensor]],
     bucket_bytes: int,
@@ -144,7 +160,7 @@ def send(
         fill(buffer, bucket, stream)
         if received.done():
             received.result()
-        broadcast(group, buffer[: bucket.num_bytes])
+        link.broadcast(buffer[: bucket.num_bytes])
     if (extra := next(stream, None)) is not None:
         raise ValueError(
             f"the weight source yielded {extra[0]!r} after the {len(specs)} parameters of its metadata()"

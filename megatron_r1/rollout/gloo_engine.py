@@ -26,7 +26,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
 from megatron_r1.rollout.buckets import plan_buckets, view
-from megatron_r1.rollout.gloo_channel import GlooMeeting, broadcast, join, meet, transfer
+from megatron_r1.rollout.gloo_channel import GlooLink, GlooMeeting, meet, transfer
 
 
 @dataclass
@@ -54,7 +54,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
-    group: torch.distributed.ProcessGroupGloo | None = None
+    link: GlooLink | None = None
     bucket_bytes: int = 0
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
@@ -69,7 +69,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             timeout_seconds=init_info.timeout_seconds,
         )
         self.bucket_bytes = init_info.bucket_bytes
-        self.group = join(meeting, init_info.rank_offset + worker)
+        self.link = GlooLink(meeting, init_info.rank_offset + worker)
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -82,7 +82,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         """Receive and load all buckets. On any error leave the group, so that the sender fails too, and
         restore.
         """
-        if self.group is None:
+        if self.link is None:
             raise RuntimeError("gloo weight transfer: update_weights came before init_weight_transfer_engine")
         dtypes = [getattr(torch, name) for name in update_info.dtype_names]
         shapes = [tuple(shape) for shape in update_info.shapes]
@@ -91,7 +91,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
                 for bucket in plan_buckets(list(zip(update_info.names, dtypes, shapes)), self.bucket_bytes):
                     # A new buffer each time: layerwise loading keeps views of it until a layer is complete.
                     buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-                    broadcast(self.group, buffer)
+                    self.link.broadcast(buffer)
                     named = zip(bucket.offsets, bucket.specs)
                     self.model.load_weights([(spec[0], view(buffer, offset, spec)) for offset, spec in named])
         except BaseException:
@@ -121,7 +121,9 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             info.reset()
 
     def shutdown(self) -> None:
-        self.group = None
+        if self.link is not None:
+            self.link.close()
+            self.link = None
 
 
 @dataclass
@@ -140,7 +142,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
 
     init_info_cls = GlooTrainerInitInfo
     meeting: GlooMeeting
-    group: torch.distributed.ProcessGroupGloo | None = None
+    link: GlooLink | None = None
 
     @classmethod
     def trainer_init(
@@ -156,7 +158,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         engine = cls(client=client, source=source, is_sender=init_info.is_sender)
         engine.meeting = init_info.meeting
         if engine.is_sender:
-            engine.group = meet(client, engine.meeting)
+            engine.link = meet(client, engine.meeting)
         return engine
 
     def send_weights(self) -> None:
@@ -167,12 +169,10 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             for _ in self.source:
                 pass
             return
-        assert self.group is not None
-        try:
-            transfer(self.client, self.group, specs, self.source, self.meeting.bucket_bytes)
-        except BaseException:
-            self.group = None
-            raise
+        assert self.link is not None
+        transfer(self.client, self.link, specs, self.source, self.meeting.bucket_bytes)
 
     def shutdown(self) -> None:
-        self.group = None
+        if self.link is not None:
+            self.link.close()
+            self.link = None

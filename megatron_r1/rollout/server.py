@@ -117,7 +117,7 @@ class Engine:
             # the child.
             try:
                 with self.log_path.open("ab") as log:
-                    self.process = subprocess.Popen(
+                    process = self.process = subprocess.Popen(
                         command,
                         env=environment,
                         stdin=subprocess.DEVNULL,
@@ -130,7 +130,7 @@ class Engine:
                 return
             finally:
                 born.set()
-            self.process.wait()
+            process.wait()
 
         threading.Thread(target=own_process, name=f"vllm-{self.index}", daemon=True).start()
         born.wait()

@@ -108,11 +108,13 @@ class WeightSync:
                 channel.control.resume()
             with timed(parts, "verify"):
                 served = channel.control.weight_versions()
-        except BaseException:
-            if self.channel is not None:
-                with contextlib.suppress(EngineError, RequestError):  # the first error is the one to report
+        except BaseException as error:
+            try:
+                if self.channel is not None:
                     self.channel.control.resume()
-            self.drop_channel()
+            except (EngineError, RequestError) as second:
+                error.add_note(f"and the servers did not resume: {second}")
+            self.disconnect()
             self.source.finish()
             raise
         if any(got != version for got in served):
@@ -122,7 +124,7 @@ class WeightSync:
         """The open channel to exactly these incarnations of these servers."""
         key = tuple((engine.index, engine.starts) for engine in engines)
         if self.channel is None or self.channel.key != key:
-            self.drop_channel()
+            self.disconnect()
             self.channel = open_channel(
                 self.config,
                 key=key,
@@ -133,14 +135,17 @@ class WeightSync:
             )
         return self.channel
 
-    def drop_channel(self) -> None:
+    def disconnect(self) -> None:
+        """Leave the transfer group; the next push makes a new one. One WeightSync is connected to a server at
+        a time: a second one takes the server over, and the first must then disconnect.
+        """
         if self.channel is not None:
             self.channel.close()
             self.channel = None
 
     def close(self) -> None:
         """Leave the transfer group and remove the rendezvous folder."""
-        self.drop_channel()
+        self.disconnect()
         if self.private_dir is not None:
             self.private_dir.cleanup()
             self.private_dir = None

@@ -1,0 +1,54 @@
+"""After optimizer steps under each layout: synced vLLM = fresh vLLM on the export = Megatron."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from oracles import save_model
+from ranks import run_ranks
+
+LAYOUTS = ["one", "tp2", "ep2", "pp2"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict:
+    root = tmp_path_factory.mktemp("sync") / "model"
+    save_model("deepseek_v3", root, mtp_layers=1)
+    write_tokenizer(root)
+    run_ranks("sync.py", str(root), "one", ranks=1, timeout_seconds=400)
+    run_ranks("sync.py", str(root), "tp2,ep2,pp2", ranks=2, timeout_seconds=600)
+    return {name: dict(np.load(root / f"sync_{name}.npz")) for name in LAYOUTS}
+
+
+def write_tokenizer(folder) -> None:
+    """vLLM reads one although only ids are exchanged: 101 words."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(101)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2").save_pretrained(folder)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_synced_server_equals_a_fresh_one(results, layout):
+    for i in range(6):
+        np.testing.assert_allclose(results[layout][f"synced_{i}"], results[layout][f"fresh_{i}"], atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_synced_server_equals_megatron(results, layout):
+    for i in range(6):
+        np.testing.assert_allclose(results[layout][f"synced_{i}"], results[layout][f"trainer_{i}"], atol=2e-2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_push_changed_what_the_server_says(results, layout):
+    """Otherwise the comparisons above would hold for a sync that does nothing."""
+    moved = np.abs(results[layout]["synced_0"] - results["one"]["before_0"]).max()
+    assert moved > 0.1
+
+
+@pytest.mark.parametrize(("layout", "version"), [("one", 1), ("tp2", 1), ("ep2", 2), ("pp2", 3)])
+def test_completions_carry_the_pushed_version(results, layout, version):
+    assert results[layout]["version"] == version

@@ -83,7 +83,7 @@ $(RUNTIME): requirements/torch.txt requirements/cpu.txt pyproject.toml setup.py
 	echo "installing $$(grep -c == requirements/cpu.txt) packages (about 350 MB to download)"; \
 	$(INSTALL) -r requirements/cpu.txt; \
 	echo "installing torch (about 200 MB for the CPU build)"; \
-	$(PY) -m pip install -qq --no-compile $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -r requirements/torch.txt; \
+	$(PY) -m pip install -qq --no-compile --no-warn-conflicts $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -r requirements/torch.txt; \
 	$(INSTALL) --no-build-isolation -e .; \
 	rm $(BUSY); \
 	echo "$(CURDIR)" > $(RUNTIME)

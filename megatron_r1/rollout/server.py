@@ -206,13 +206,11 @@ class Engine:
 
         Raises EngineError past rollout.max_restarts, and what `wait_ready` raises.
         """
+        self.stop()
         if self.starts > self.config.max_restarts:
-            error = self.death(
+            raise self.death(
                 f"failed {self.starts} times; rollout.max_restarts is {self.config.max_restarts}"
             )
-            self.stop()
-            raise error
-        self.stop()
         self.start()
         self.wait_ready(progress)
 

@@ -50,14 +50,14 @@ def grpo_smollm2() -> RunConfig:
 def grpo_671b() -> RunConfig:
     """DeepSeek-V3-Base to R1-Zero with the paper's numbers (arXiv 2501.12948 v2, section 2.1 and appendix B.4).
 
-    Layout for 512 GPUs of 80 GB: PP16 x EP32, as V3's own pre-training minus the wider expert parallelism.
+    The layout, 512 GPUs as PP16 x EP32, is V3's pre-training with half its expert parallelism. It has not been run.
     """
     return RunConfig(
         name="grpo_671b",
         run_dir=Path("runs/grpo_671b"),
         model=ModelConfig(path=Path("models/DeepSeek-V3-Base")),
         parallel=ParallelConfig(
-            world_size=512, pipeline=16, expert=32, pipeline_layout="Et*3|(t*4|)*14tttL"
+            world_size=512, pipeline=16, expert=32, pipeline_layout="Ettt|(tttt|)*14ttmL"
         ),
         train=TrainConfig(dtype="bf16", recompute="full", tokens_per_microbatch=33_792),
         optimizer=OptimizerConfig(lr=3e-6, min_lr=3e-6),

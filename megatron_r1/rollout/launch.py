@@ -1,8 +1,9 @@
 """The first lines of a server process: die with the trainer, then become vLLM's api server.
 
 A process of its own, because the death signal must be asked for by the child itself. Usage: `python -m
-megatron_r1.rollout.launch PARENT_PID VLLM_ARGUMENTS...`. vLLM's own processes below it notice their parent's
-end by themselves.
+megatron_r1.rollout.launch PARENT_PID VLLM_ARGUMENTS...`. The signal asks vLLM to shut down in order; requests that
+hang (a weight update whose trainer is gone) can hold that up for ever, so the whole process group is killed some
+seconds later.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import os
 import runpy
 import signal
 import sys
+import threading
+import time
 
 PR_SET_PDEATHSIG = 1
+GRACE_SECONDS = 8.0
+POLL_SECONDS = 1.0
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -25,8 +30,18 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(f"the trainer (process {parent_pid}) ended before this server began")
 
 
+def kill_group_after(parent_pid: int) -> None:
+    """Thread: once the parent is gone, give the shutdown GRACE_SECONDS, then kill this server's whole process group."""
+    while os.getppid() == parent_pid:
+        time.sleep(POLL_SECONDS)
+    time.sleep(GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> None:
-    die_with_parent(int(sys.argv[1]))
+    parent_pid = int(sys.argv[1])
+    die_with_parent(parent_pid)
+    threading.Thread(target=kill_group_after, args=(parent_pid,), name="parent-watch", daemon=True).start()
     os.umask(0o077)
     sys.argv = ["vllm", *sys.argv[2:]]
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")

@@ -115,3 +115,33 @@ def test_a_port_taken_meanwhile_is_replaced(
         thief.listen()
         engine.wait_ready()
         assert engine.port != taken and engine.client.weight_version() == 0
+
+
+def test_a_paused_server_with_a_hanging_request_dies_with_its_trainer(folders: list[Path], tmp_path: Path) -> None:
+    """vLLM's own shutdown waits for such a request for ever."""
+    script = f"""
+import sys, threading, time
+from pathlib import Path
+from megatron_r1.config import RolloutConfig, SamplingConfig
+from megatron_r1.rollout import Engine
+config = RolloutConfig(device="cpu", sync="gloo", dtype="fp32", max_model_len=64, memory_fraction=0.2, kv_cache_gib=0.1)
+engine = Engine(config, model_path=Path({str(folders[0])!r}), run_dir=Path({str(tmp_path)!r}))
+engine.start()
+engine.wait_ready()
+engine.client.request("POST", "/pause?mode=wait&clear_cache=true")
+ask = lambda: engine.client.generate([5, 6, 7], num_completions=1, sampling=SamplingConfig(max_new_tokens=4))
+threading.Thread(target=ask, daemon=True).start()
+time.sleep(1.0)
+print(engine.pid, flush=True)
+time.sleep(60)
+"""
+    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    server = psutil.Process(int(trainer.stdout.readline()))
+    family = [server, *server.children(recursive=True)]
+    assert server.is_running()
+    os.kill(trainer.pid, signal.SIGKILL)
+    trainer.wait()
+    gone, alive = psutil.wait_procs(family, timeout=30)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], "the server outlived its trainer"
+    assert gone or alive

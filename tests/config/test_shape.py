@@ -235,12 +235,7 @@ def test_load_shape_names_the_file_that_is_no_json(tmp_path, content):
         LLAMA,
         LLAMA | {"model_type": "qwen2"},
         LLAMA | {"model_type": "qwen3", "head_dim": 32},
-        pytest.param(
-            QWEN3_MOE,
-            marks=pytest.mark.xfail(
-                strict=True, reason="transformers 5 writes num_local_experts, which is not read"
-            ),
-        ),
+        QWEN3_MOE,
         DEEPSEEK,
     ],
     ids=lambda raw: raw["model_type"],

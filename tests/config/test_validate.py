@@ -240,15 +240,11 @@ def test_rules_of_dense_models(sound, fields, words):
 
 
 def test_the_feed_forward_size_must_split(sound):
-    faults = faults_of(
-        sound({"parallel.world_size": 2, "parallel.tensor": 2}, model=DENSE | {"intermediate_size": 97})
-    )
+    faults = faults_of(sound({"parallel.world_size": 2, "parallel.tensor": 2}, model=DENSE | {"intermediate_size": 97}))
     assert len(faults) == 1 and "feed-forward size 97" in faults[0]
 
 
-@pytest.mark.skipif(
-    has_module("transformer_engine"), reason="Transformer Engine is installed: fp8 is allowed"
-)
+@pytest.mark.skipif(has_module("transformer_engine"), reason="Transformer Engine is installed: fp8 is allowed")
 def test_fp8_without_transformer_engine_is_refused(sound):
     (fault,) = faults_of(sound({"train.dtype": "fp8"}))
     assert "Transformer Engine is not installed" in fault and "--train.dtype bf16" in fault
@@ -265,9 +261,7 @@ def test_files_must_exist_and_exclude_tasks(sound, tmp_path):
 
 
 def test_many_faults_are_reported_together(sound):
-    config = sound(
-        {"grpo.group_size": 1, "data.holdout": 0, "rollout.num_engines": 0, "optimizer.min_lr": 1.0}
-    )
+    config = sound({"grpo.group_size": 1, "data.holdout": 0, "rollout.num_engines": 0, "optimizer.min_lr": 1.0})
     with pytest.raises(ConfigError) as caught:
         validate(config)
     message = str(caught.value)

@@ -114,9 +114,7 @@ def look() -> Machine:
         memory_bytes=memory.total,
         available_bytes=memory.available,
         gpus=find_gpus(),
-        versions={
-            _normal(found.name): found.version for found in importlib.metadata.distributions() if found.name
-        },
+        versions={_normal(found.name): found.version for found in importlib.metadata.distributions() if found.name},
         commands=frozenset(name for name, _ in COMMANDS if shutil.which(name)),
     )
 
@@ -155,9 +153,7 @@ def read_extras() -> dict[str, list[Requirement]]:
         extras[name] = [
             need
             for need in needs
-            if need.marker
-            and need.marker.evaluate({"extra": name})
-            and not need.marker.evaluate({"extra": ""})
+            if need.marker and need.marker.evaluate({"extra": name}) and not need.marker.evaluate({"extra": ""})
         ]
     return extras
 
@@ -242,9 +238,7 @@ def describe_extras(machine: Machine, extras: Mapping[str, Sequence[Requirement]
     for name, needs in extras.items():
         missing = missing_of(needs, machine.versions)
         lacks = ", ".join(f"{need.name}{need.specifier}" for need in missing)
-        rows.append(
-            (f"[{name}]", "incomplete" if missing else "complete", f"lacks {lacks}" if missing else "")
-        )
+        rows.append((f"[{name}]", "incomplete" if missing else "complete", f"lacks {lacks}" if missing else ""))
         if missing:
             rows.append(("", "", _pip(name)))
     return _table(rows)
@@ -281,9 +275,7 @@ def _processors_need(config: RunConfig, machine: Machine) -> Need:
     """Ranks and servers have GPUs of their own (nccl) or share them (ipc); on CPU they take turns."""
     rollout, trainers = config.rollout, config.parallel.world_size
     serving = rollout.num_engines * rollout.tensor_parallel
-    processes = (
-        f"{trainers} trainer rank(s), {rollout.num_engines} vLLM server(s) of TP{rollout.tensor_parallel}"
-    )
+    processes = f"{trainers} trainer rank(s), {rollout.num_engines} vLLM server(s) of TP{rollout.tensor_parallel}"
     if rollout.device == "cpu":
         here = f"{machine.cores} core(s)"
         return Need(what="processors", needed=f"CPU, best 2 cores or more: {processes}", here=here, met=True)

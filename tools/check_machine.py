@@ -22,9 +22,7 @@ PROBE = "import sys, ensurepip, venv; print(sys.version_info[0], sys.version_inf
 
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "need", choices=sorted(DISK_GIB), help="install: room for .venv too; run: a run's files only"
-    )
+    parser.add_argument("need", choices=sorted(DISK_GIB), help="install: room for .venv too; run: a run's files only")
     parser.add_argument("--python", default="", help="the only interpreter to consider (make PYTHON=...)")
     parser.add_argument("--folder", default=".", help="where .venv and the runs will lie")
     options = parser.parse_args(words)
@@ -49,8 +47,7 @@ def platform_faults(system, machine):
     if system == "Linux" and machine in ("x86_64", "AMD64"):
         return []
     return [
-        f"this is {system} on {machine}; the pinned wheels are for Linux on x86-64: use such a machine or "
-        "container"
+        f"this is {system} on {machine}; the pinned wheels are for Linux on x86-64: use such a machine or container"
     ]
 
 
@@ -120,10 +117,7 @@ def python_fault(asked):
     remedy = "install it with its venv module (Debian, Ubuntu: apt-get install python3.11 python3.11-venv)"
     if asked:
         return f"PYTHON={asked} is not a Python 3.11 or 3.12 with the venv module: {remedy}"
-    return (
-        f"no Python 3.11 or 3.12 with the venv module was found: {remedy}, or give make "
-        "PYTHON=/path/to/python3.11"
-    )
+    return f"no Python 3.11 or 3.12 with the venv module was found: {remedy}, or give make PYTHON=/path/to/python3.11"
 
 
 def _read(path):

@@ -31,9 +31,7 @@ DEFAULT = Path("runs/models/smollm2-135m-instruct")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "folder", type=Path, nargs="?", default=DEFAULT, help=f"where to write it ({DEFAULT})"
-    )
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT, help=f"where to write it ({DEFAULT})")
     folder: Path = parser.parse_args().folder
     if folder.exists():
         if not is_complete(folder):

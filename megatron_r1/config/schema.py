@@ -160,7 +160,7 @@ class GRPOConfig:
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """grpo divides by the group's standard deviation; dr_grpo does not (arXiv 2503.20783)."""
     normalisation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
-    """Paper: mean over tokens of each sequence, then over sequences. token_mean: DAPO. dr_grpo: sum / max_new_tokens."""
+    """Paper: mean over tokens of each sequence, then over sequences. token_mean: DAPO. dr_grpo: / max_new_tokens."""
     mismatch_bound: float = 0.05
     """Step 0 stops the run if the mean |logprob(vLLM) - logprob(trainer)| exceeds this."""
     truncated_importance_cap: float = 0.0

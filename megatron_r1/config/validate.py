@@ -70,7 +70,7 @@ def _shape_faults(config: RunConfig, shape: ModelShape) -> list[str]:
     def must_divide(field: str, value: int, what: str, size: int) -> None:
         if size % value:
             divisors = [str(d) for d in range(1, size + 1) if size % d == 0 and d <= 64]
-            faults.append(f"parallel.{field} is {value}; it must divide {what} {size}: use one of {', '.join(divisors)}")
+            faults.append(f"parallel.{field} is {value}; it must divide {what} {size}: use {', '.join(divisors)}")
 
     must_divide("tensor", parallel.tensor, "the number of attention heads", shape.num_heads)
     must_divide("tensor", parallel.tensor, "the number of key-value heads", shape.num_kv_heads)
@@ -108,11 +108,13 @@ def _train_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             "train.dtype is fp8, but Transformer Engine is not installed; install megatron-r1[gpu] on a machine with "
             "an H100 or newer, or use --train.dtype bf16"
         )
-    multiple = math.lcm(parallel.tensor if parallel.sequence else 1, 2 * parallel.context if parallel.context > 1 else 1)
+    multiple = math.lcm(
+        parallel.tensor if parallel.sequence else 1, 2 * parallel.context if parallel.context > 1 else 1
+    )
     if train.tokens_per_microbatch % multiple:
         faults.append(
-            f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; it must be a multiple of {multiple} in this "
-            "layout (tensor, or 2 * context)"
+            f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; it must be a multiple of {multiple} here "
+            "(tensor, or 2 * context)"
         )
     if train.tokens_per_microbatch < config.rollout.max_model_len:
         faults.append(
@@ -165,7 +167,7 @@ def _grpo_faults(config: RunConfig) -> list[str]:
         faults.append(f"grpo.group_size is {grpo.group_size}; an advantage relative to the group needs at least 2")
     if not 1 <= grpo.minibatches <= grpo.prompts_per_step:
         faults.append(
-            f"grpo.minibatches is {grpo.minibatches}; it must be between 1 and prompts_per_step = {grpo.prompts_per_step}"
+            f"grpo.minibatches is {grpo.minibatches}; it must be 1 to prompts_per_step = {grpo.prompts_per_step}"
         )
     if not 0 < grpo.clip_low <= 1 or grpo.clip_high <= 0:
         faults.append(f"grpo.clip_low {grpo.clip_low} must be in (0, 1] and grpo.clip_high {grpo.clip_high} above 0")

@@ -32,9 +32,7 @@ def read_problems(paths: Sequence[Path]) -> tuple[Problem, ...]:
         for number, line in _numbered_lines(path):
             problem = _read_line(line, where=f"{path}, line {number}", default_id=f"{prefix}:{number}")
             if problem.id in first_line:
-                raise DataError(
-                    f"{path}, line {number}: id {problem.id!r} was used at {first_line[problem.id]}"
-                )
+                raise DataError(f"{path}, line {number}: id {problem.id!r} was used at {first_line[problem.id]}")
             first_line[problem.id] = f"{path}, line {number}"
             problems.append(problem)
         if len(problems) == count:

@@ -68,10 +68,7 @@ def pack(
     row of weight 0 fills up. DataError for a sequence that no row can hold, or whose first token would be
     trained on.
     """
-    return [
-        [_lay_out(sequences, indices, layout) for indices in rows]
-        for rows in _plan(sequences, layout, num_ranks)
-    ]
+    return [[_lay_out(sequences, indices, layout) for indices in rows] for rows in _plan(sequences, layout, num_ranks)]
 
 
 def pack_rank(
@@ -127,9 +124,7 @@ def _check_sequence(index: int, sequence: TrainingSequence, layout: RowLayout) -
             "train.tokens_per_microbatch or shorten rollout.sampling.max_new_tokens"
         )
     if sequence.loss_mask[0]:
-        raise DataError(
-            f"sequence {index}: loss_mask[0] is True; no position predicts the first token of a sequence"
-        )
+        raise DataError(f"sequence {index}: loss_mask[0] is True; no position predicts the first token of a sequence")
     for name in ("loss_mask", "token_weight", "behaviour_logprobs", "old_logprobs", "reference_logprobs"):
         array = getattr(sequence, name)
         if array is not None and len(array) != length:
@@ -184,16 +179,10 @@ def _spread_evenly(order: Sequence[int], lengths: Sequence[int], num_rows: int) 
     return rows
 
 
-def _lay_out(
-    sequences: Sequence[TrainingSequence], indices: Sequence[int], layout: RowLayout
-) -> PackedMicrobatch:
+def _lay_out(sequences: Sequence[TrainingSequence], indices: Sequence[int], layout: RowLayout) -> PackedMicrobatch:
     segments = [layout.segment_length(len(sequences[i])) for i in indices]
     used = sum(segments)
-    size = (
-        layout.tokens_per_microbatch
-        if layout.full_rows
-        else max(_round_up(used, layout.multiple), layout.multiple)
-    )
+    size = layout.tokens_per_microbatch if layout.full_rows else max(_round_up(used, layout.multiple), layout.multiple)
     edges = np.cumsum([0, *segments, *([size - used] if size > used else [])])
     token_ids = np.full((1, size), layout.pad_id, dtype=np.int64)
     labels = np.full((1, size), layout.pad_id, dtype=np.int64)

@@ -42,9 +42,7 @@ class TaskProblems(Sequence[Problem]):
         # reasoning-gym draws entry i from seed + i: neighbouring seeds would share all but one entry.
         self.dataset_seed = int.from_bytes(digest[:6], "big")
         self._size = size
-        self._dataset = reasoning_gym.create_dataset(
-            task.name, seed=self.dataset_seed, size=size, **task.arguments
-        )
+        self._dataset = reasoning_gym.create_dataset(task.name, seed=self.dataset_seed, size=size, **task.arguments)
 
     def __len__(self) -> int:
         return self._size
@@ -92,9 +90,7 @@ def parse_task(line: str) -> Task:
         if not equals:
             raise ConfigError(f"data.tasks: {line!r}: {part!r} is not arg=value")
         if key in ("seed", "size"):
-            raise ConfigError(
-                f"data.tasks: {line!r}: {key} belongs to the run; set data.seed or data.task_size"
-            )
+            raise ConfigError(f"data.tasks: {line!r}: {key} belongs to the run; set data.seed or data.task_size")
         if key not in fields:
             raise ConfigError(f"data.tasks: {line!r}: {name} has no argument {key!r}{_suggest(key, fields)}")
         arguments[key] = _read_value(value, fields[key])

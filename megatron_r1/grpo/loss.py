@@ -11,7 +11,7 @@ import torch
 def clipped_surrogate(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(logprobs - old_logprobs), and where the clip binds.
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprobs - old_logprobs), and where the clip binds.
 
     R1 paper, eq. 1; asymmetric clip as in DAPO (arXiv 2503.14476). The second result is bool: True where the clipped
     term is the smaller, so the token gives no gradient.

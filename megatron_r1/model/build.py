@@ -20,9 +20,7 @@ def build_model_chunks(
     """
     virtual = config.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if virtual is None else list(range(virtual))
-    return [
-        _build_chunk(shape, config, stage, transformer_engine, logprob_chunk_tokens) for stage in stages
-    ]
+    return [_build_chunk(shape, config, stage, transformer_engine, logprob_chunk_tokens) for stage in stages]
 
 
 def padded_vocab_size(shape: ModelShape, tensor_parallel: int) -> int:

@@ -21,7 +21,7 @@ class _LogprobEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits_CV, labels_C, vocab_start, group):  # noqa: ANN001, ANN205
+    def forward(ctx, logits_CV, labels_C, vocab_start, group):
         peak_C = logits_CV.amax(-1)
         _reduce(peak_C, dist.ReduceOp.MAX, group)
         shifted_CV = logits_CV - peak_C[:, None]
@@ -41,7 +41,7 @@ class _LogprobEntropy(torch.autograd.Function):
         return label_C - log_total_C, log_total_C - mean_C
 
     @staticmethod
-    def backward(ctx, grad_logprob_C, grad_entropy_C):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_logprob_C, grad_entropy_C):
         probability_CV, shifted_CV, mean_C, local_C, mine_C = ctx.saved_tensors
         centred_CV = shifted_CV.masked_fill(probability_CV == 0, 0.0) - mean_C[:, None]
         grad_CV = -probability_CV * (grad_logprob_C[:, None] + grad_entropy_C[:, None] * centred_CV)

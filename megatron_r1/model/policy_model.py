@@ -41,7 +41,7 @@ class PolicyModel(GPTModel):
     temperature: float = 1.0
     train_mtp: bool = False
 
-    def _postprocess(self, hidden_states: torch.Tensor, labels: torch.Tensor | None, **call: object):  # noqa: ANN202
+    def _postprocess(self, hidden_states: torch.Tensor, labels: torch.Tensor | None, **call: object):
         if not self.post_process:
             return hidden_states
         if labels is None:

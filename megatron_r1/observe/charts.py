@@ -58,9 +58,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def smoothed(
-    points: Sequence[tuple[float, float]], half_window: int | None = None
-) -> list[tuple[float, float]]:
+def smoothed(points: Sequence[tuple[float, float]], half_window: int | None = None) -> list[tuple[float, float]]:
     """Centred moving average, so that a trend is not drawn late. The window of 2 * half_window + 1 points
     (about a tenth of the curve) narrows evenly towards both ends."""
     half = max(1, min(len(points) // 20, 50)) if half_window is None else half_window
@@ -107,9 +105,7 @@ def line_chart(chart: Chart) -> str:
     return _figure(chart.title, chart.note, legend, svg)
 
 
-def stacked_bars(
-    title: str, names: Sequence[str], rows: Sequence[Sequence[float]], steps: Sequence[int]
-) -> str:
+def stacked_bars(title: str, names: Sequence[str], rows: Sequence[Sequence[float]], steps: Sequence[int]) -> str:
     """Seconds by phase and step: rows[i][k] is phase names[k] in step steps[i]; bars are means of runs of
     steps."""
     if not rows:
@@ -198,16 +194,14 @@ def _marks(series: Series, points: Sequence[tuple[float, float]], frame: _Frame)
     line = f'<polyline class="{css} stroke-{series.colour}" points="{path}"/>'
     if series.style == "dots" or len(points) == 1:
         line += "".join(
-            f'<circle class="dot fill-{series.colour}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="4"/>'
-            for x, y in points
+            f'<circle class="dot fill-{series.colour}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="4"/>' for x, y in points
         )
     return line
 
 
 def _legend(entries: Sequence[tuple[str, int, str]]) -> str:
     items = "".join(
-        f'<li><i class="key key-{style} fill-{colour}"></i>{html.escape(name)}</li>'
-        for name, colour, style in entries
+        f'<li><i class="key key-{style} fill-{colour}"></i>{html.escape(name)}</li>' for name, colour, style in entries
     )
     return f'<ul class="legend">{items}</ul>'
 

@@ -42,10 +42,7 @@ class JsonLines:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; OutputError (and the file as it was) if it does not fit. NaN and infinity become
         null."""
-        line = (
-            json.dumps(plain_json(record), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-            + b"\n"
-        )
+        line = json.dumps(plain_json(record), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
         size = os.fstat(self._file).st_size
         try:
             done = 0

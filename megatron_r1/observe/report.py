@@ -33,9 +33,7 @@ def write_report(run_dir: Path | str) -> Path:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(
-            error.errno, f"cannot write {path}: {error.strerror}; free space and try again"
-        ) from error
+        raise OutputError(error.errno, f"cannot write {path}: {error.strerror}; free space and try again") from error
     return path
 
 
@@ -70,9 +68,7 @@ def _header(files: RunFiles) -> str:
     template = _lookup(files.run, "data", "template")
     task = _lookup(files.run, "data", "tasks") or _lookup(files.run, "data", "files")
     facts = [
-        str(part)
-        for part in (model and Path(model).name, _join(task), template and f"{template} template")
-        if part
+        str(part) for part in (model and Path(model).name, _join(task), template and f"{template} template") if part
     ]
     line = " · ".join(html.escape(fact) for fact in facts)
     name = html.escape(files.name)
@@ -88,9 +84,7 @@ def _tiles(files: RunFiles) -> str:
     speed = summary.get("tokens_per_second") or (tokens / seconds if seconds and tokens else None)
     tiles = [_accuracy_tile(before, after)]
     done = summary.get("steps", len(metrics))
-    tiles.append(
-        _tile("Steps", f"{done:,}", f"of {planned:,} planned" if planned and planned != done else "all done")
-    )
+    tiles.append(_tile("Steps", f"{done:,}", f"of {planned:,} planned" if planned and planned != done else "all done"))
     if not summary:
         tiles[-1] = _tile("Steps", f"{done:,}", "no summary.json: running or stopped early")
     tiles.append(_tile("Wall-clock time", duration(seconds), f"{seconds / max(done, 1):.2f} s a step"))
@@ -103,15 +97,9 @@ def _accuracy_tile(before: float | None, after: float | None) -> str:
     if before is None and after is None:
         return _tile("Held-out accuracy", "–", "not measured yet", wide=True)
     shown = [f"{value:.1%}" if value is not None else "–" for value in (before, after)]
-    change = (
-        f"{(after - before) * 100:+.1f} points, greedy"
-        if before is not None and after is not None
-        else "greedy"
-    )
+    change = f"{(after - before) * 100:+.1f} points, greedy" if before is not None and after is not None else "greedy"
     value = f'<span class="from">{shown[0]}</span><span class="arrow">→</span>{shown[1]}'
-    return (
-        f'<div class="tile wide"><h2>Held-out accuracy</h2><p class="value">{value}</p><p>{change}</p></div>'
-    )
+    return f'<div class="tile wide"><h2>Held-out accuracy</h2><p class="value">{value}</p><p>{change}</p></div>'
 
 
 def _tile(title: str, value: str, text: str, *, wide: bool = False) -> str:
@@ -154,9 +142,7 @@ def _curves(files: RunFiles) -> str:
     return f'<section><h2>Curves</h2><div class="charts">{"".join(map(line_chart, used))}</div></section>'
 
 
-def _noisy(
-    title: str, note: str, metrics: Sequence[Mapping[str, Any]], key: str, low: float | None = None
-) -> Chart:
+def _noisy(title: str, note: str, metrics: Sequence[Mapping[str, Any]], key: str, low: float | None = None) -> Chart:
     """Each step faintly, and its moving average."""
     points = _points(metrics, key)
     curves = [
@@ -236,8 +222,7 @@ def _configuration(run: Mapping[str, Any]) -> str:
     tables = "".join(
         f"<table><caption>{html.escape(name)}</caption>"
         + "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{html.escape(_join(value) or '–')}</td></tr>"
-            for key, value in rows
+            f"<tr><th>{html.escape(key)}</th><td>{html.escape(_join(value) or '–')}</td></tr>" for key, value in rows
         )
         + "</table>"
         for name, rows in groups.items()

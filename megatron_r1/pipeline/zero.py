@@ -27,6 +27,7 @@ from megatron_r1.data.problems import ProblemSplit, load_problems
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.template import render_prompt
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_r1.errors import EngineError
 from megatron_r1.grpo.advantage import group_advantages
 from megatron_r1.observe.metrics import JsonLines, write_json
 from megatron_r1.observe.progress import Progress, duration
@@ -179,9 +180,7 @@ def _warm_up(
 ) -> None:
     """Supervised steps on noisy demonstrations, then the base model as a Hugging Face folder."""
     sft = config.sft
-    policy = build_policy(
-        config, shape, device, model=config.model, optimizer=sft.optimizer, total_steps=sft.steps
-    )
+    policy = build_policy(config, shape, device, model=config.model, optimizer=sft.optimizer, total_steps=sft.steps)
     # Another order than GRPO's, and never a held-out problem.
     stream = ProblemStream(split, seed=config.seed + 1)
 
@@ -278,7 +277,28 @@ class _Run:
         }
 
     def push(self, version: int) -> None:
-        self.sync_milliseconds.append(self.sync.push(version).seconds * 1e3)
+        """Weights to every server; a server that died meanwhile, or dies of it, is restarted and pushed to again.
+
+        Raises EngineError on every rank when a server is past its restarts or the second push fails too.
+        """
+        for attempt in range(2):
+            on_rank_zero(self._revive)
+            failure: EngineError | None = None
+            try:
+                report = self.sync.push(version)
+                self.sync_milliseconds.append(report.seconds * 1e3)
+            except EngineError as error:  # on rank 0 only: the others' part of the push is done
+                failure = error
+            failure = on_rank_zero(lambda: failure)  # noqa: B023 - called at once
+            if failure is None:
+                return
+            if attempt == 1:
+                raise failure
+
+    def _revive(self) -> None:
+        for engine in self.sync.engines:
+            if not engine.alive():
+                engine.restart()
 
     def save(self, step: int) -> None:
         last = step == self.config.grpo.steps
@@ -301,9 +321,7 @@ class _Run:
                 group_advantages(np.array([r.total for r in group.rewards]), self.config.grpo.advantage).tolist()
                 for group in groups
             ],
-            prompt_texts=[
-                render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in groups
-            ],
+            prompt_texts=[render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in groups],
             limit=self.config.grpo.rollouts_logged_per_step,
         )
         for record in records:

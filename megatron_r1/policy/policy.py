@@ -1,7 +1,7 @@
 """The policy: one model on all trainer ranks, that scores sequences and takes optimizer steps.
 
-It owns Megatron's model chunks, gradient buffers and optimizer. It does not know what a reward, a rollout or a stage is:
-a loss is a function from token scores to a sum, and all normalisation sits in the batch's token weights.
+It owns Megatron's model chunks, gradient buffers and optimizer. It does not know what a reward, a rollout or a stage
+is: a loss is a function from token scores to a sum, and all normalisation sits in the batch's token weights.
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ class Policy:
         self.optimizer.zero_grad()
         outputs = self._run(rows, loss, forward_only=False)
         rate = learning_rate(self._optimizer_config, self.steps_taken, self._total_steps)
-        updated, grad_norm = step_if_finite(
-            self.optimizer, rate=rate, weight_decay=self._optimizer_config.weight_decay
-        )
+        updated, grad_norm = step_if_finite(self.optimizer, rate=rate, weight_decay=self._optimizer_config.weight_decay)
         self.steps_taken += 1
         totals = self._reduce_sums(outputs)
         tokens = max(totals.pop("tokens"), 1.0)
@@ -173,9 +171,7 @@ class Policy:
 
     def refresh_reference(self) -> None:
         """The reference policy becomes the current one (a copy of this rank's shards in host memory)."""
-        self._reference = {
-            name: local.tensor.detach().to("cpu", copy=True) for name, local in self._tensors.items()
-        }
+        self._reference = {name: local.tensor.detach().to("cpu", copy=True) for name, local in self._tensors.items()}
 
     @contextmanager
     def reference_weights(self) -> Iterator[None]:

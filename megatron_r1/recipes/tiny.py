@@ -26,7 +26,7 @@ TWO_DIGIT_ADDITION = (
 
 
 def quickstart() -> RunConfig:
-    """`make quickstart`: a warm-up makes the base model, then R1-Zero GRPO on two-digit addition. EP2, one vLLM server."""
+    """`make quickstart`: a warm-up makes the base model, then R1-Zero GRPO on two-digit addition. EP2, one server."""
     return RunConfig(
         name="quickstart",
         run_dir=Path("runs/quickstart"),

@@ -48,9 +48,7 @@ class Scorer:
         if quick is not None or answer is None:
             future.set_result(self._reward(bool(quick), shape))
             return future
-        graded = self._pool.submit(
-            problem.grader, answer, reference=problem.answer, metadata=problem.metadata
-        )
+        graded = self._pool.submit(problem.grader, answer, reference=problem.answer, metadata=problem.metadata)
         graded.add_done_callback(lambda done: self._finish(future, done, shape))
         return future
 
@@ -83,9 +81,7 @@ def _quick_verdict(problem: Problem, answer: str | None) -> bool | None:
     The last does not hold for reasoning-gym, where several integers may be right.
     """
     if problem.grader not in ("math", "exact", "reasoning_gym"):
-        raise DataError(
-            f"problem {problem.id}: grader {problem.grader!r}; expected math, exact or reasoning_gym"
-        )
+        raise DataError(f"problem {problem.id}: grader {problem.grader!r}; expected math, exact or reasoning_gym")
     if problem.answer is None and problem.grader != "reasoning_gym":
         raise DataError(f"problem {problem.id}: grader {problem.grader!r} needs an answer and there is none")
     if not answer:
@@ -94,10 +90,6 @@ def _quick_verdict(problem: Problem, answer: str | None) -> bool | None:
         return True
     if problem.grader == "exact":
         return False
-    if (
-        problem.grader == "math"
-        and INTEGER.fullmatch(answer)
-        and INTEGER.fullmatch(str(problem.answer).strip())
-    ):
+    if problem.grader == "math" and INTEGER.fullmatch(answer) and INTEGER.fullmatch(str(problem.answer).strip()):
         return False
     return None

@@ -61,9 +61,7 @@ def _read(text: str) -> list:
     words = [word for word in WORD.findall(TEXT_COMMAND.sub("", text)) if word.lower() not in MATH_WORDS]
     if words:
         numbers = {re.sub(r"[\s,]", "", number) for number in NUMBER.findall(text)}
-        return (
-            parse(numbers.pop(), [ExprExtractionConfig()], parsing_timeout=None) if len(numbers) == 1 else []
-        )
+        return parse(numbers.pop(), [ExprExtractionConfig()], parsing_timeout=None) if len(numbers) == 1 else []
     if re.search(r"\d\s+\d", text):
         return []
     text = SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text).replace("**", "^")

@@ -54,9 +54,7 @@ class GradingPool:
     """`num_workers` processes. Close it, or use it as a context manager; the processes die with it either
     way."""
 
-    def __init__(
-        self, *, num_workers: int, timeout_seconds: float, graders: Sequence[str] = ("math",)
-    ) -> None:
+    def __init__(self, *, num_workers: int, timeout_seconds: float, graders: Sequence[str] = ("math",)) -> None:
         if num_workers < 1 or timeout_seconds <= 0:
             raise ValueError(
                 f"rewards.num_workers: {num_workers}, rewards.timeout_seconds: {timeout_seconds}; "

@@ -67,9 +67,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     sys.set_int_max_str_digits(100_000)
-    logging.getLogger("math_verify").setLevel(
-        logging.CRITICAL
-    )  # warns at every answer that it has no time limit
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # warns at every answer that it has no time limit
     for grader in arguments[1].split(","):
         importlib.import_module(MODULES[grader])
     connection = Connection(int(arguments[0]))

@@ -44,9 +44,7 @@ class Channel(Protocol):
 class GlooChannel:
     """Rank 0's channel over gloo; the other ranks have none."""
 
-    def __init__(
-        self, key: ChannelKey, control: ControlPlane, source: TrackedSource, meeting: GlooMeeting
-    ) -> None:
+    def __init__(self, key: ChannelKey, control: ControlPlane, source: TrackedSource, meeting: GlooMeeting) -> None:
         self.key = key
         self.control = control
         self.source = source

@@ -59,9 +59,7 @@ class EngineClient:
             raise EngineError(f"{method} {path}: the vLLM server did not answer: {error}") from error
         if answer.status >= 500:
             self.pool.clear()  # the server closes this connection after an internal error, maybe not yet
-            raise EngineError(
-                f"{method} {path}: the vLLM server answered {answer.status}: {answer.data[:2000]!r}"
-            )
+            raise EngineError(f"{method} {path}: the vLLM server answered {answer.status}: {answer.data[:2000]!r}")
         if answer.status >= 400:
             raise RequestError(f"{method} {path}: refused with {answer.status}: {answer.data[:2000]!r}")
         return json.loads(answer.data) if answer.data else None
@@ -111,9 +109,7 @@ class EngineClient:
         choices = self.request("POST", "/inference/v1/generate", body)["choices"]
         if len(choices) != num_completions:
             raise EngineError(f"asked for {num_completions} completions, the vLLM server sent {len(choices)}")
-        return tuple(
-            completion(choice, decode) for choice in sorted(choices, key=lambda choice: choice["index"])
-        )
+        return tuple(completion(choice, decode) for choice in sorted(choices, key=lambda choice: choice["index"]))
 
     def score(self, token_ids: Sequence[int]) -> np.ndarray:
         """log p(token i | tokens before i) of the plain model (temperature 1): f32[L], entry 0 zero.
@@ -134,9 +130,7 @@ def completion(choice: dict[str, Any], decode: Decode | None) -> Completion:
     """One choice of vLLM's answer as a Completion; the oldest weights that took part give its version."""
     reason = choice["finish_reason"]
     if reason not in ("stop", "length"):
-        raise EngineError(
-            f"a completion ended with {reason!r}; expected 'stop' or 'length' (was the engine paused?)"
-        )
+        raise EngineError(f"a completion ended with {reason!r}; expected 'stop' or 'length' (was the engine paused?)")
     entries = choice["logprobs"]["content"]
     return Completion(
         token_ids=np.asarray(choice["token_ids"], dtype=np.int32),
@@ -155,9 +149,7 @@ def check_room(token_ids: Sequence[int], max_model_len: int) -> int:
     """Tokens that still fit after `token_ids`. Raises ValueError when there are none."""
     room = max_model_len - len(token_ids)
     if len(token_ids) == 0:
-        raise ValueError(
-            "the prompt is empty; it must hold at least one token (the template's or a BOS token)"
-        )
+        raise ValueError("the prompt is empty; it must hold at least one token (the template's or a BOS token)")
     if room < 1:
         raise ValueError(
             f"rollout.max_model_len: a prompt of {len(token_ids)} tokens leaves no room for an answer in "

@@ -114,9 +114,7 @@ class _Collection:
         seats = OVERSUBSCRIPTION * math.ceil(engines[0].config.max_num_seqs / group_size)
         self.threads_per_engine = min(seats, len(prompts))
 
-    def run(
-        self, on_group: Callable[[int, Group], None] | None, resync: Callable[[Engine], None] | None
-    ) -> Collected:
+    def run(self, on_group: Callable[[int, Group], None] | None, resync: Callable[[Engine], None] | None) -> Collected:
         begun = time.perf_counter()
         self.version = served_version(self.engines)
         try:
@@ -227,7 +225,5 @@ def served_version(engines: Sequence[Engine]) -> int | None:
         except EngineError:
             continue  # dead before the rollout began: its first request fails and restarts it
     if len(set(versions.values())) > 1:
-        raise EngineError(
-            f"the engines serve different weights: {versions}; push the current weights to all first"
-        )
+        raise EngineError(f"the engines serve different weights: {versions}; push the current weights to all first")
     return next(iter(versions.values()), None)

@@ -117,9 +117,7 @@ def server_environment(
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model runs in the engine's own process
     else:
         if config.sync == "ipc":
-            environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = (
-                "1"  # CUDA IPC handles travel pickled, behind the token
-            )
+            environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA IPC handles travel pickled, behind the token
         if visible_devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = visible_devices
     return environment

@@ -162,9 +162,7 @@ def send(
             received.result()
         link.broadcast(buffer[: bucket.num_bytes])
     if (extra := next(stream, None)) is not None:
-        raise ValueError(
-            f"the weight source yielded {extra[0]!r} after the {len(specs)} parameters of its metadata()"
-        )
+        raise ValueError(f"the weight source yielded {extra[0]!r} after the {len(specs)} parameters of its metadata()")
 
 
 def fill(buffer: torch.Tensor, bucket: Bucket, stream: Iterator[tuple[str, torch.Tensor]]) -> None:

@@ -208,9 +208,7 @@ class Engine:
         """
         self.stop()
         if self.starts > self.config.max_restarts:
-            raise self.death(
-                f"failed {self.starts} times; rollout.max_restarts is {self.config.max_restarts}"
-            )
+            raise self.death(f"failed {self.starts} times; rollout.max_restarts is {self.config.max_restarts}")
         self.start()
         self.wait_ready(progress)
 

@@ -92,9 +92,7 @@ class WeightSync:
         else:
             self.ensure_channel(()).send(specs)
 
-    def drive(
-        self, version: int, specs: list[ParamSpec], engines: tuple[Engine, ...], parts: dict[str, float]
-    ) -> None:
+    def drive(self, version: int, specs: list[ParamSpec], engines: tuple[Engine, ...], parts: dict[str, float]) -> None:
         """Rank 0's side of a push; fills `parts` with seconds by name."""
         try:
             with timed(parts, "connect"):

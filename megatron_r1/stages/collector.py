@@ -1,8 +1,8 @@
 """From problems to rewarded groups, on every trainer rank.
 
 Rank 0 encodes prompts, samples from the engines, grades while others still generate, and broadcasts the groups. The
-other ranks wait for that broadcast; if a restarted engine needs the current weights in the middle of a rollout, they are
-called to take part in that push first.
+other ranks wait for that broadcast; if a restarted engine needs the current weights in the middle of a rollout, they
+are called to take part in that push first.
 """
 
 from __future__ import annotations

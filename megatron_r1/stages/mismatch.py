@@ -1,7 +1,7 @@
 """The gate before the first update: do rollout engine and trainer agree on what the policy is?
 
-A wrong weight name, a stale cache or a different rotary convention shows as different logprobs of the same tokens. RL on
-such data learns noise and looks like bad luck, so a run stops here with the tokens that differ most.
+A wrong weight name, a stale cache or a different rotary convention shows as different logprobs of the same tokens. RL
+on such data learns noise and looks like bad luck, so a run stops here with the tokens that differ most.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_mismatch(
         ]
         raise MismatchError(
             f"rollout and trainer disagree: mean |logprob difference| is {mean:.4f}, grpo.mismatch_bound is {bound}. "
-            "Training on this would learn noise. Check weight sync and precision (rollout.dtype, train.dtype), or raise "
-            "the bound if the difference is explained. Worst tokens:\n" + "\n".join(lines)
+            "Training on this would learn noise. Check weight sync and precision (rollout.dtype, train.dtype), or "
+            "raise the bound if the difference is explained. Worst tokens:\n" + "\n".join(lines)
         )
     return mean

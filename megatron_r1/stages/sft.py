@@ -15,7 +15,6 @@ from megatron_r1.policy.policy import LossOutput, Policy
 from megatron_r1.policy.topology import data_parallel
 from megatron_r1.types import StepResult, TrainingSequence
 
-
 MTP_LOSS_WEIGHT = 0.1
 """Weight of the multi-token-prediction loss (DeepSeek-V3, arXiv 2412.19437, section 4.2: 0.1 late in training)."""
 

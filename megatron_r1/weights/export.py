@@ -155,7 +155,12 @@ def _buckets(
 
 
 def save_hf_folder(
-    stream: WeightStream, source: Path, target: Path, *, shard_bytes: int = 4 << 30, extra: Mapping[str, object] | None = None
+    stream: WeightStream,
+    source: Path,
+    target: Path,
+    *,
+    shard_bytes: int = 4 << 30,
+    extra: Mapping[str, object] | None = None,
 ) -> None:
     """Write the stream as a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
 

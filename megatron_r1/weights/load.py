@@ -51,7 +51,7 @@ class HFCheckpoint:
         self.bytes_read += part.numel() * part.element_size()
         return part
 
-    def _slice(self, name: str):  # noqa: ANN202 - safetensors has no public type for it
+    def _slice(self, name: str):
         if name not in self._files:
             raise ConfigError(f"{self.folder}: tensor {name} is missing; the folder does not match its config.json")
         file = self._files[name]

@@ -59,7 +59,7 @@ def _vocabulary(shape: ModelShape, name: str, hf: str, mtp_name: str) -> Entry:
 
 
 def _mtp(shape: ModelShape, index: int) -> Iterator[Entry]:
-    """DeepSeek-V3 keeps MTP layer k as decoder layer num_layers + k with its own norms and copies of embedding, head."""
+    """DeepSeek-V3 keeps MTP layer k as decoder layer num_layers + k, with own norms and copies of the vocabulary."""
     hidden = shape.hidden_size
     mtp, hf = f"mtp.layers.{index}", f"model.layers.{shape.num_layers + index}"
     yield Entry(f"{mtp}.enorm.weight", (f"{hf}.enorm.weight",), ((hidden,),))

@@ -37,7 +37,9 @@ def shard(entry: Entry, shape: ModelShape, read: Reader, index: int, count: int)
 def unshard(entry: Entry, shape: ModelShape, shards: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The Hugging Face tensors, in entry.hf's order, from all shards in rank order (one shard if replicated)."""
     if entry.kind == "vocabulary":
-        return [torch.cat(list(shards))[: entry.hf_shapes[0][0]] if len(shards) > 1 else shards[0][: entry.hf_shapes[0][0]]]
+        return [
+            torch.cat(list(shards))[: entry.hf_shapes[0][0]] if len(shards) > 1 else shards[0][: entry.hf_shapes[0][0]]
+        ]
     if entry.kind == "plain":
         return [shards[0] if len(shards) == 1 else torch.cat(list(shards), dim=entry.partition)]
     split = _split_qkv if entry.kind == "qkv" else _split_gated

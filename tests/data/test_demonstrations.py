@@ -51,9 +51,7 @@ def test_noise_makes_its_share_wrong_in_thought_and_answer():
     assert 0.31 < wrong / 2000 < 0.39  # 0.35 +- 3.7 standard errors
 
 
-@pytest.mark.parametrize(
-    "question", ["Calculate {a} - {b}.", "{a} + {b} + 3", "{a} + {b} and {a} + {b}", "{a} * {b}"]
-)
+@pytest.mark.parametrize("question", ["Calculate {a} - {b}.", "{a} + {b} + 3", "{a} + {b} and {a} + {b}", "{a} * {b}"])
 def test_other_problems_are_refused(question):
     with pytest.raises(DataError, match="no sum of two whole numbers"):
         write_demonstration(addition(12, 34, question), noise=0.0, rng=np.random.default_rng(0))

@@ -50,9 +50,7 @@ def test_segment_multiple_pads_inside_the_sequence():
 
 
 def test_every_rank_has_as_many_rows_and_a_filler_weighs_nothing():
-    ranks = pack(
-        [sequence([1] * 8, prompt=1)], RowLayout(tokens_per_microbatch=8, row_multiple=2), num_ranks=3
-    )
+    ranks = pack([sequence([1] * 8, prompt=1)], RowLayout(tokens_per_microbatch=8, row_multiple=2), num_ranks=3)
     assert [len(rows) for rows in ranks] == [1, 1, 1]
     for filler in (ranks[1][0], ranks[2][0]):
         assert filler.num_tokens == 2
@@ -69,9 +67,7 @@ def test_rows_of_a_rank_come_in_multiples():
 
 
 def test_load_is_spread_over_ranks():
-    ranks = pack(
-        [sequence([1] * 6, prompt=1) for _ in range(3)], RowLayout(tokens_per_microbatch=12), num_ranks=3
-    )
+    ranks = pack([sequence([1] * 6, prompt=1) for _ in range(3)], RowLayout(tokens_per_microbatch=12), num_ranks=3)
     assert [rows[0].num_tokens for rows in ranks] == [6, 6, 6]
 
 
@@ -118,13 +114,9 @@ shapes = st.lists(st.tuples(st.integers(1, 24), st.integers(1, 8)), min_size=0, 
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    shapes, st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 4, 6]), st.booleans()
-)
+@given(shapes, st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 4, 6]), st.booleans())
 def test_every_trained_token_appears_once_with_its_label_and_weight(shapes, ranks, row_mult, seg_mult, full):
-    layout = RowLayout(
-        tokens_per_microbatch=48, row_multiple=row_mult, segment_multiple=seg_mult, full_rows=full
-    )
+    layout = RowLayout(tokens_per_microbatch=48, row_multiple=row_mult, segment_multiple=seg_mult, full_rows=full)
     # Token value, weight and logprob all encode (sequence, index), so any mix-up shows.
     sequences = []
     for number, (length, prompt) in enumerate(shapes):

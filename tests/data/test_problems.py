@@ -13,9 +13,7 @@ from megatron_r1.data.tasks import TaskProblems, parse_task
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import Problem
 
-SUMS = (
-    "basic_arithmetic:min_terms=2,max_terms=2,min_digits=2,max_digits=2,operators=+,allow_parentheses=False"
-)
+SUMS = "basic_arithmetic:min_terms=2,max_terms=2,min_digits=2,max_digits=2,operators=+,allow_parentheses=False"
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -34,8 +32,7 @@ def test_jsonl_styles(tmp_path):
     path = write(
         tmp_path / "set.jsonl",
         '{"question": "2 \\u2028 eggs?", "answer": "thought <<1+1=2>>2 #### no\\n#### 1,018"}',
-        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], '
-        '"answer": 7, "id": "x"}',
+        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "answer": 7, "id": "x"}',
         '{"question": "q", "answer": "Paris", "grader": "exact", "domain": "geo", "language": "fr", "x": 3}',
     )
     gsm, chat, exact = read_problems([path])
@@ -87,9 +84,7 @@ def test_unreadable_files_are_refused(tmp_path):
 
 def test_files_of_one_name_keep_their_ids_apart(tmp_path):
     (tmp_path / "a").mkdir()
-    paths = [
-        write(folder / "s.jsonl", '{"question": "q", "answer": "1"}') for folder in (tmp_path, tmp_path / "a")
-    ]
+    paths = [write(folder / "s.jsonl", '{"question": "q", "answer": "1"}') for folder in (tmp_path, tmp_path / "a")]
     assert len({p.id for p in read_problems(paths)}) == 2
 
 
@@ -131,9 +126,7 @@ def test_config_needs_exactly_one_source():
 
 
 def test_held_out_questions_never_reach_training():
-    config = DataConfig(
-        tasks=("basic_arithmetic:min_terms=2,max_terms=2,max_digits=1,operators=+",), task_size=3000
-    )
+    config = DataConfig(tasks=("basic_arithmetic:min_terms=2,max_terms=2,max_digits=1,operators=+",), task_size=3000)
     split = load_problems(config)
     again = load_problems(config)
     assert [p.id for p in split.held_out] == [p.id for p in again.held_out]
@@ -144,9 +137,7 @@ def test_held_out_questions_never_reach_training():
     drawn = {p.messages[0]["content"] for p in ProblemStream(split, seed=0).take(6000)}
     assert not drawn & held_out
     assert drawn == everything - held_out
-    assert (
-        len([p for p in split.sources[0] if p.messages[0]["content"] in held_out]) > 100
-    )  # there were repeats
+    assert len([p for p in split.sources[0] if p.messages[0]["content"] in held_out]) > 100  # there were repeats
 
 
 def test_text_that_differs_in_case_and_space_is_the_same_question():

@@ -88,9 +88,7 @@ def test_plain_template_is_the_question_and_a_newline(tokenizer):
 
 
 def test_prompt_without_room_for_an_answer_is_refused(tokenizer):
-    with pytest.raises(
-        DataError, match=r"problem p1: a prompt of 7 tokens and an answer of 4 .* max_model_len 10"
-    ):
+    with pytest.raises(DataError, match=r"problem p1: a prompt of 7 tokens and an answer of 4 .* max_model_len 10"):
         encode_prompt(problem(), template="plain", tokenizer=tokenizer, max_new_tokens=4, max_model_len=10)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from oracles import all_logits, random_sequences, save_model
 from ranks import run_ranks
 

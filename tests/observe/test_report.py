@@ -99,9 +99,7 @@ def test_small_phases_share_the_colour_of_other(tmp_path):
         }
         metrics.write({"step": 4, "accuracy": 0.5, "seconds": seconds})
     text = page_of(tmp_path)
-    assert (
-        len(set(re.findall(r'fill-(\d)"></i>(?:rollout|reward|logprob|train|sync|evaluate)</td>', text))) == 6
-    )
+    assert len(set(re.findall(r'fill-(\d)"></i>(?:rollout|reward|logprob|train|sync|evaluate)</td>', text))) == 6
     assert re.findall(r'fill-(\d)"></i>(?:packing|other)</td>', text) == ["0", "0"]
     assert "packing 1.5 s" in visible(text)
     bars = json.loads(re.findall(r'data-chart="(.*?)"', text)[-1].replace("&quot;", '"'))["bars"]

@@ -17,9 +17,7 @@ def group(name, texts):
     )  # fmt: skip
     rewards = tuple(Reward(total=len(text) + 0.5, parts={"accuracy": 1.0}) for text in texts)
     problem = Problem(id=name, domain="d", messages=(), answer="9")
-    return RolloutGroup(
-        problem=problem, prompt_ids=np.zeros(2, np.int32), completions=completions, rewards=rewards
-    )
+    return RolloutGroup(problem=problem, prompt_ids=np.zeros(2, np.int32), completions=completions, rewards=rewards)
 
 
 def test_records_go_round_the_groups():

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from oracles import all_logits, random_sequences, save_model
 from ranks import run_ranks
 
@@ -70,9 +69,7 @@ def test_packed_logits_equal_transformers(results, layout):
 
 @pytest.mark.parametrize("layout", ONE + TWO + FOUR)
 def test_unpacked_logits_equal_transformers(results, layout):
-    np.testing.assert_allclose(
-        results[layout]["unpacked_logits"], results["oracle"]["logits"][0], atol=1e-5, rtol=1e-5
-    )
+    np.testing.assert_allclose(results[layout]["unpacked_logits"], results["oracle"]["logits"][0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ONE + TWO + FOUR)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from oracles import save_model
 from ranks import run_ranks
 
@@ -22,7 +21,7 @@ def results(tmp_path_factory) -> dict:
     return {"root": root, "model": model, 1: dict(np.load(root / "found1.npz")), 2: dict(np.load(root / "found2.npz"))}
 
 
-def worker_sequences(count: int, seed: int):  # noqa: ANN201
+def worker_sequences(count: int, seed: int):
     """The worker's own batches, without importing it (it patches torch)."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
@@ -32,7 +31,7 @@ def worker_sequences(count: int, seed: int):  # noqa: ANN201
 
 @pytest.fixture(scope="module")
 def adamw(results) -> dict:
-    """The same four steps by torch.optim.AdamW: lr from 1e-3 down to 1e-4 over ten steps, clip 1, decay 0.1 on matrices."""
+    """The same four steps by torch.optim.AdamW: lr from 1e-3 to 1e-4 over ten steps, clip 1, decay 0.1 on matrices."""
     model = results["model"]
     start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -82,8 +81,8 @@ def test_sharded_optimizer_equals_the_plain_one(results, ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_mtp_layer_scores_the_token_after_next(results, ranks):
-    """h' = layer(W [enorm(embed(t+1)); hnorm(h_t)]), logprob of token t + 2 (DeepSeek-V3, section 2.2), by transformers'
-    own decoder layer."""
+    """h' = layer(W [enorm(embed(t+1)); hnorm(h_t)]), logprob of token t + 2 (DeepSeek-V3, section 2.2), by
+    transformers' own decoder layer."""
     found, model = results[ranks], results["model"]
     expected = [mtp_logprobs(results["root"], model, found[f"mtp.ids{i}"]) for i in range(2)]
     for start, index in zip(found["mtp.cu_seqlens"], found["mtp.order"], strict=False):
@@ -98,7 +97,7 @@ def test_mtp_layer_scores_the_token_after_next(results, ranks):
     assert found["mtp.eh_proj_gradient"] > 0
 
 
-def mtp_logprobs(root: Path, model, ids: np.ndarray) -> np.ndarray:  # noqa: ANN001
+def mtp_logprobs(root: Path, model, ids: np.ndarray) -> np.ndarray:
     from safetensors.torch import load_file
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer
 
@@ -112,7 +111,10 @@ def mtp_logprobs(root: Path, model, ids: np.ndarray) -> np.ndarray:  # noqa: ANN
         if name.endswith("experts.gate_up_proj"):
             experts = range(model.config.n_routed_experts)
             state[name] = torch.stack(
-                [torch.cat([own[f"mlp.experts.{e}.gate_proj.weight"], own[f"mlp.experts.{e}.up_proj.weight"]]) for e in experts]
+                [
+                    torch.cat([own[f"mlp.experts.{e}.gate_proj.weight"], own[f"mlp.experts.{e}.up_proj.weight"]])
+                    for e in experts
+                ]
             )
         elif name.endswith("experts.down_proj"):
             experts = range(model.config.n_routed_experts)

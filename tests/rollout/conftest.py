@@ -135,9 +135,7 @@ def config() -> RolloutConfig:
 
 
 @pytest.fixture(scope="session")
-def engine(
-    config: RolloutConfig, folders: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
+def engine(config: RolloutConfig, folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A running server that started from folders[0]."""
     (engine,) = start_engines(config, model_path=folders[0], run_dir=tmp_path_factory.mktemp("run"))
     with engine:

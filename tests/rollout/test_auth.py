@@ -49,9 +49,7 @@ def test_every_route_is_refused_without_the_token(engine: Engine, header: dict[s
     assert {"/health", "/metrics", "/pause", "/update_weights", "/collective_rpc", "/v1/completions"} <= paths
     pool = urllib3.PoolManager(retries=False)
     for method, path in [*every, ("GET", "/no/such/route")]:
-        answer = pool.request(
-            method, engine.client.base_url + path.replace("{", "").replace("}", ""), headers=header
-        )
+        answer = pool.request(method, engine.client.base_url + path.replace("{", "").replace("}", ""), headers=header)
         assert answer.status == 401, f"{method} {path} answered {answer.status}"
     assert engine.client.request("GET", "/is_paused") == {"is_paused": False}
 

@@ -50,9 +50,7 @@ def test_same_seed_same_samples_and_neighbours_differ(engine: Engine) -> None:
         for seed in (100, 100, 101)
     )
     assert first == again
-    assert (
-        first[1:] == other[:2] and first[0] != other[2]
-    )  # completion i of seed s is completion 0 of seed s + i
+    assert first[1:] == other[:2] and first[0] != other[2]  # completion i of seed s is completion 0 of seed s + i
 
 
 def test_many_long_seeded_prompts_at_once_do_not_kill_the_engine(engine: Engine) -> None:

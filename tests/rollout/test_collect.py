@@ -45,9 +45,7 @@ def test_groups_come_back_in_order_and_are_handed_over_as_they_arrive(
     alone = engine.client.generate(
         prompts[4], num_completions=3, sampling=SamplingConfig(max_new_tokens=20), seed=50 + 4 * 3
     )
-    assert [one.token_ids.tolist() for one in alone] == [
-        one.token_ids.tolist() for one in collected.groups[4]
-    ]
+    assert [one.token_ids.tolist() for one in alone] == [one.token_ids.tolist() for one in collected.groups[4]]
 
 
 def test_a_prompt_without_room_stops_everything_before_it_begins(engine: Engine) -> None:

@@ -20,9 +20,7 @@ from megatron_r1.rollout import Engine, start_engines
 from megatron_r1.rollout.command import server_command, server_environment
 
 
-def test_a_server_that_cannot_start_says_why(
-    config: RolloutConfig, folders: list[Path], tmp_path: Path
-) -> None:
+def test_a_server_that_cannot_start_says_why(config: RolloutConfig, folders: list[Path], tmp_path: Path) -> None:
     greedy = dataclasses.replace(config, max_model_len=100_000)
     with pytest.raises(EngineError) as caught:
         start_engines(greedy, model_path=folders[0], run_dir=tmp_path)
@@ -102,9 +100,7 @@ def test_the_environment_holds_the_token_and_none_of_the_trainers_rendezvous(fol
 
 
 @pytest.mark.slow
-def test_a_port_taken_meanwhile_is_replaced(
-    config: RolloutConfig, folders: list[Path], tmp_path: Path
-) -> None:
+def test_a_port_taken_meanwhile_is_replaced(config: RolloutConfig, folders: list[Path], tmp_path: Path) -> None:
     import socket
 
     engine = Engine(config, model_path=folders[0], run_dir=tmp_path)

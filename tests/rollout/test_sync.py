@@ -163,9 +163,7 @@ def test_two_trainer_ranks_gather_and_one_sends(
         target=second_rank, args=(str(tmp_path / "store"), config, folders[2], 2)
     )
     other.start()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=2)
     try:
         both = WeightSync(config, source=Gathered(folders[2]), engines=(engine,), model_path=folders[2])
         both.push(sync.version + 1)

@@ -87,7 +87,10 @@ def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str,
     found |= {f"logprobs_{i}": value for i, value in merge(scored).items()}
     gradients = policy.gradients(rows, grpo_loss(GRPO))
     found |= {f"gradient:{name}": value for name, value in full(policy, gradients).items()}
-    own = {name: value.numpy() for name, value in policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 16)}
+    own = {
+        name: value.numpy()
+        for name, value in policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 16)
+    }
     if dist.get_rank() == 0:
         expected = load_file(folder / "model.safetensors")
         missing = set(expected) ^ set(own)
@@ -101,9 +104,7 @@ def load_sequences(folder: Path) -> list[TrainingSequence]:
     stored = np.load(folder / "sequences.npz")
     names = ("token_ids", "loss_mask", "token_weight", "old_logprobs", "reference_logprobs", "behaviour_logprobs")
     return [
-        TrainingSequence(
-            advantage=float(stored[f"{i}.advantage"]), **{name: stored[f"{i}.{name}"] for name in names}
-        )
+        TrainingSequence(advantage=float(stored[f"{i}.advantage"]), **{name: stored[f"{i}.{name}"] for name in names})
         for i in range(int(stored["count"]))
     ]
 
@@ -129,14 +130,12 @@ def full(policy: Policy, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarr
     return {name: value.numpy().copy() for name, value in stream}
 
 
-def collect_logits(policy: Policy, rows, sequences, *, packed: bool) -> dict[int, np.ndarray]:  # noqa: ANN001
+def collect_logits(policy: Policy, rows, sequences, *, packed: bool) -> dict[int, np.ndarray]:
     """Logits [L, V] of each sequence, through Megatron's pipeline schedule, on every rank."""
 
-    def forward(iterator, model):  # noqa: ANN001, ANN202
+    def forward(iterator, model):
         batch = next(iterator)
-        output = model(
-            batch.token_ids, batch.position_ids, None, packed_seq_params=batch.packed if packed else None
-        )
+        output = model(batch.token_ids, batch.position_ids, None, packed_seq_params=batch.packed if packed else None)
         return output, lambda logits: (logits.new_zeros(()), torch.zeros((), dtype=torch.int), {"logits": logits})
 
     for chunk in policy.chunks:

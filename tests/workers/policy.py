@@ -53,7 +53,7 @@ def build(root: Path, parallel: ParallelConfig, *, train_mtp: bool = False, **op
     )
 
 
-def rows_of(batch: list[TrainingSequence]):  # noqa: ANN201
+def rows_of(batch: list[TrainingSequence]):
     rank, ranks = topology.data_parallel()
     return pack(batch, LAYOUT, num_ranks=ranks)[rank]
 
@@ -82,7 +82,9 @@ def train_four_steps(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarr
     """Four supervised steps with and without the sharded optimizer; the weights after, and what the steps reported."""
     found = {}
     for name, distributed in (("plain", False), ("sharded", True)):
-        policy = build(root, parallel, lr=1e-3, min_lr=1e-4, schedule="linear", distributed=distributed, weight_decay=0.1)
+        policy = build(
+            root, parallel, lr=1e-3, min_lr=1e-4, schedule="linear", distributed=distributed, weight_decay=0.1
+        )
         results = [policy.step(rows_of(sequences(6, seed)), sft_loss) for seed in range(4)]
         found |= {f"{name}:{key}": value for key, value in snapshot(policy).items()}
         found[f"{name}.loss"] = np.array([result.loss for result in results])
@@ -134,7 +136,7 @@ def broken_gradient(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarra
     policy = build(root, parallel, lr=1e-2, min_lr=1e-2)
     before = snapshot(policy)
 
-    def loss(scores, batch):  # noqa: ANN001, ANN202
+    def loss(scores, batch):
         factor = float("inf") if dist.get_rank() == 0 else 1.0
         return LossOutput(-(scores.logprobs * batch.token_weight).sum() * factor, {})
 

@@ -76,7 +76,7 @@ def main(store: str, root: Path, names: list[str]) -> None:
             engine.stop()
 
 
-def one_layout(root: Path, name: str, parallel: ParallelConfig, engines, version: int) -> None:  # noqa: ANN001
+def one_layout(root: Path, name: str, parallel: ParallelConfig, engines, version: int) -> None:
     policy = Policy(
         load_shape(root),
         parallel=parallel,

@@ -1,0 +1,139 @@
+"""The command, end to end: two ranks, a real server that is killed on the way, and every file of the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+SMALL = ["--sft.steps", "3", "--grpo.prompts-per-step", "4", "--grpo.group-size", "4", "--data.holdout", "8"]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "megatron_r1", "run", "tiny", *words]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> dict:
+    """A run of four steps whose server is killed after the first; its folder, output and exit status."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    words = [*SMALL, "--run-dir", str(folder), "--grpo.steps", "4", "--grpo.eval-every", "2"]
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    killed = kill_server_after_first_step(process, folder)
+    output, _ = process.communicate(timeout=400)
+    return {"folder": folder, "output": output, "status": process.returncode, "killed": killed}
+
+
+def kill_server_after_first_step(process: subprocess.Popen, folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "megatron_r1.rollout.launch" in " ".join(child.cmdline()):
+            os.killpg(child.pid, signal.SIGKILL)
+            return child.pid
+    raise AssertionError("the run has no server process")
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_run_survives_its_server(run):
+    assert run["status"] == 0, run["output"]
+    assert (run["folder"] / "logs" / "vllm-0.log").read_text().count("Starting vLLM") != 1
+
+
+def test_no_step_is_lost_or_served_by_old_weights(run):
+    metrics = lines(run["folder"] / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
+    # a restarted server begins with version 0; what it samples must be of the current weights again
+    assert [row["weight_version"] for row in metrics] == [0, 1, 2, 3]
+    assert all(row["mismatch"] < 1e-3 for row in metrics)
+
+
+def test_every_step_reports_what_the_report_shows(run):
+    for row in lines(run["folder"] / "metrics.jsonl"):
+        assert {"reward_mean", "accuracy", "format", "kl", "entropy", "grad_norm", "lr", "length_mean"} <= set(row)
+        assert {"rollout", "logprob", "train", "sync"} <= set(row["seconds"])
+        assert row["tokens_per_second"] > 0
+        assert np.isfinite(row["loss"])
+    assert "eval_accuracy" in lines(run["folder"] / "metrics.jsonl")[1]
+
+
+def test_summary_and_run_json(run):
+    summary = json.loads((run["folder"] / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert 0 <= summary["accuracy_before"] <= 1
+    assert 0 <= summary["accuracy_after"] <= 1
+    assert {"warm_up", "rollout", "reward", "logprob", "train", "sync"} <= set(summary["seconds"])
+    config = json.loads((run["folder"] / "run.json").read_text())["config"]
+    assert config["grpo"]["group_size"] == 4
+    assert config["sft"]["steps"] == 3
+
+
+def test_rollouts_are_readable_and_consistent(run):
+    records = lines(run["folder"] / "rollouts.jsonl")
+    assert len(records) == 4 * 16
+    for record in records:
+        assert record["prompt"].startswith("Calculate")
+        assert record["reward"] == pytest.approx(record["parts"]["accuracy"] + record["parts"]["format"])
+
+
+def test_report_needs_nothing_else(run):
+    page = (run["folder"] / "report.html").read_text()
+    assert "Held-out accuracy" in page
+    assert 'src="http' not in page
+    assert 'href="http' not in page
+
+
+def test_the_trained_policy_is_a_folder_that_transformers_loads(run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run["folder"] / "policy", dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(run["folder"] / "base", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(run["folder"] / "policy")
+    ids = tokenizer("Calculate 12 + 34.\n", return_tensors="pt", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        trained, before = model(ids).logits, base(ids).logits
+    assert torch.isfinite(trained).all()
+    assert not torch.equal(trained, before)
+
+
+def test_progress_shows_every_step_and_the_time_left(run):
+    assert "4/4" in run["output"]
+    assert "left" in run["output"]
+    assert "held-out greedy accuracy" in run["output"]
+
+
+def test_no_process_is_left(run):
+    assert not psutil.pid_exists(run["killed"])
+    folder = str(run["folder"])
+    left = [p.pid for p in psutil.process_iter(["cmdline"]) if folder in " ".join(p.info["cmdline"] or [])]
+    assert left == []
+
+
+def test_disagreement_with_the_engine_stops_the_run_before_training(run, tmp_path):
+    """With a bound that nothing can meet: the worst tokens are named and nothing is trained."""
+    base = run["folder"] / "base"
+    words = [*SMALL, "--sft.steps", "0", "--model.path", str(base), "--model.initialise", "weights"]
+    words += ["--run-dir", str(tmp_path / "gate"), "--grpo.mismatch-bound", "1e-12"]
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "rollout and trainer disagree" in done.stderr
+    assert "Worst tokens" in done.stderr
+    assert "trainer -" in done.stderr
+    assert (tmp_path / "gate" / "metrics.jsonl").read_text() == ""
+    assert not (tmp_path / "gate" / "policy").exists()
+    assert "Traceback" not in done.stderr.split("rollout and trainer disagree")[0]

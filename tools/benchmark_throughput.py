@@ -152,6 +152,7 @@ class Bench:
     def bare_rollout(self, problems, seed: int) -> None:
         """The same prompts straight to vLLM's completions route, all at once, nothing done with the answers."""
         import requests
+        import requests.adapters
 
         sampling, group_size = self.collector._sampling(False), self.config.grpo.group_size
         prompts = [self.collector.encode(problem).tolist() for problem in problems]

@@ -167,6 +167,8 @@ class GRPOConfig:
     """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
     eval_every: int = 0
     """Greedy held-out accuracy every N steps (0: before and after only)."""
+    target_accuracy: float = 0.0
+    """If > 0, stop early once an evaluation (every eval_every steps) reaches this."""
     save_every: int = 0
     """Export a Hugging Face folder every N steps (0: at the end only)."""
     rollouts_logged_per_step: int = 16

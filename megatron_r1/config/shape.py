@@ -199,7 +199,7 @@ def _rope_shape(read: _Reader) -> RopeShape:
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
     parameters.pop("type", None)
     if theta is None:
-        read.refuse("neither rope_theta nor rope_parameters.rope_theta is given")
+        raise ConfigError(f"{read.source}: neither rope_theta nor rope_parameters.rope_theta is given")
     if kind not in ("default", "yarn", "llama3"):
         read.refuse(f"rope type is {kind!r}; supported are default, yarn and llama3")
     factors = {key: float(value) for key, value in parameters.items() if isinstance(value, int | float)}

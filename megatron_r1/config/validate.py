@@ -174,6 +174,8 @@ def _grpo_faults(config: RunConfig) -> list[str]:
     for name in ("kl_coef", "truncated_importance_cap", "mismatch_bound", "reference_refresh_steps"):
         if getattr(grpo, name) < 0:
             faults.append(f"grpo.{name} is {getattr(grpo, name)}; it must not be negative")
+    if grpo.target_accuracy > 0 and not grpo.eval_every:
+        faults.append(f"grpo.target_accuracy is {grpo.target_accuracy}; it needs grpo.eval_every > 0")
     if config.rewards.num_workers < 1 or config.rewards.timeout_seconds <= 0:
         faults.append("rewards.num_workers must be at least 1 and rewards.timeout_seconds above 0")
     return faults

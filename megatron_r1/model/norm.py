@@ -4,6 +4,9 @@ Megatron's torch wrapper refuses sequence parallelism because torch's norm does 
 so that Megatron all-reduces the norm's gradient over tensor-parallel ranks.
 """
 
+# Megatron reads an attribute of the parameter.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch

@@ -4,6 +4,9 @@ Only the output side differs: the vocabulary projection runs in bounded chunks (
 layers give logprobs of their own so that the caller weighs their loss like any other.
 """
 
+# Megatron's annotations are narrower than what it takes.
+# pyright: reportOperatorIssue=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -76,6 +79,7 @@ class PolicyModel(GPTModel):
         """hidden [S (/ tp when sequence parallel), 1, H], labels i64[1, S] -> logprobs, entropy f32[1, S]."""
         weight = self._head_weight_or_none()
         weight = self.output_layer.weight if weight is None else weight
+        assert weight is not None
         group = self.pg_collection.tp
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden_S1H, tensor_parallel_output_grad=True, group=group)

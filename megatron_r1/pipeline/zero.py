@@ -253,7 +253,7 @@ class _Run:
                 save=self.save,
                 decode=self.tokenizer.decode,
             )
-            train_grpo(
+            steps = train_grpo(
                 self.policy,
                 config.grpo,
                 layout,
@@ -264,12 +264,12 @@ class _Run:
         marked = time.perf_counter()
         after = evaluate()
         seconds["evaluate"] += time.perf_counter() - marked
-        self.save(config.grpo.steps)
+        self.save(steps, last=True)
         grpo_seconds = sum(self.seconds.values())
         return {
             "accuracy_before": before,
             "accuracy_after": after,
-            "steps": config.grpo.steps,
+            "steps": steps,
             "seconds": seconds | self.seconds,
             "tokens_per_second": self.tokens / max(grpo_seconds, 1e-9),
             "sync_milliseconds_median": float(np.median(self.sync_milliseconds)),
@@ -300,8 +300,7 @@ class _Run:
             if not engine.alive():
                 engine.restart()
 
-    def save(self, step: int) -> None:
-        last = step == self.config.grpo.steps
+    def save(self, step: int, *, last: bool = False) -> None:
         target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")
         dtype = ROLLOUT_DTYPE[self.config.rollout.dtype]
         stream = self.policy.weights(dtype=dtype, include_mtp=True)

@@ -1,5 +1,8 @@
 """Megatron's optimizer (Adam, fp32 master weights, optionally sharded over data-parallel ranks) and its schedule."""
 
+# Megatron's annotations are narrower than what it takes.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import math

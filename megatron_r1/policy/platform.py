@@ -5,6 +5,9 @@ each with its reason, and applied once by `use_cpu`. On GPUs nothing is patched.
 and the environment variables of third parties; nothing else in this project sets any for the trainer.
 """
 
+# Patching is what this file is for.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import functools

@@ -4,6 +4,9 @@ It owns Megatron's model chunks, gradient buffers and optimizer. It does not kno
 is: a loss is a function from token scores to a sum, and all normalisation sits in the batch's token weights.
 """
 
+# Megatron's annotations are narrower than what it takes.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

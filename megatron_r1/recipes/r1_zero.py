@@ -35,15 +35,15 @@ def grpo_smollm2() -> RunConfig:
             device="cpu",
             sync="gloo",
             dtype="fp32",
-            max_model_len=320,
+            max_model_len=256,
             max_num_seqs=64,
             memory_fraction=0.3,
             enforce_eager=True,
-            sampling=SamplingConfig(max_new_tokens=128),
+            sampling=SamplingConfig(max_new_tokens=64),
             start_timeout_seconds=300.0,
         ),
         rewards=RewardConfig(num_workers=1),
-        grpo=GRPOConfig(steps=10, prompts_per_step=8, group_size=8, kl_coef=0.001),
+        grpo=GRPOConfig(steps=10, prompts_per_step=4, group_size=8, kl_coef=0.001),
     )
 
 

@@ -34,7 +34,7 @@ def quickstart() -> RunConfig:
         model=ModelConfig(path=TINY_V3, initialise="random"),
         parallel=ParallelConfig(world_size=2, expert=2),
         train=TrainConfig(dtype="fp32", tokens_per_microbatch=8192),
-        optimizer=OptimizerConfig(lr=2e-4, min_lr=2e-5, warmup_steps=5, schedule="cosine"),
+        optimizer=OptimizerConfig(lr=2e-4, min_lr=5e-5, warmup_steps=5, schedule="cosine"),
         data=DataConfig(tasks=(TWO_DIGIT_ADDITION,), template="plain", holdout=200),
         rollout=RolloutConfig(
             device="cpu",
@@ -48,7 +48,9 @@ def quickstart() -> RunConfig:
             request_timeout_seconds=300.0,
         ),
         rewards=RewardConfig(num_workers=1),
-        grpo=GRPOConfig(steps=70, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=20),
+        grpo=GRPOConfig(
+            steps=150, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=10, target_accuracy=0.95
+        ),
         sft=SFTConfig(
             steps=450,
             batch_size=32,
@@ -67,5 +69,5 @@ def tiny() -> RunConfig:
         run_dir=Path("runs/tiny"),
         data=dataclasses.replace(config.data, holdout=16),
         sft=dataclasses.replace(config.sft, steps=5),
-        grpo=dataclasses.replace(config.grpo, steps=3, eval_every=0),
+        grpo=dataclasses.replace(config.grpo, steps=3, eval_every=0, target_accuracy=0.0),
     )

@@ -7,6 +7,9 @@ dollars"). Answers are read without LaTeX delimiters, and an interval equals the
 Runs for as long as the answer makes sympy run: call it only in a worker process that can be killed (pool.py).
 """
 
+# math-verify takes None for no timeout; its annotation says int.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import re

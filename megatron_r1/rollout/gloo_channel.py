@@ -5,6 +5,9 @@ file in a 0700 folder (no TCP store) and gloo listens on loopback only; trainer 
 host. vLLM is not imported: the receiver's half is gloo_engine.py.
 """
 
+# torch's stubs lack the gloo backend's methods.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -6,6 +6,9 @@ layerwise reload. It runs inside vLLM (see vllm_plugin.py). A failed update leav
 with the weights of some layers possibly new: the trainer must push again.
 """
 
+# torch types a module's attributes as tensors.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

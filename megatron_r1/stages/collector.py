@@ -85,6 +85,7 @@ class Collector:
     def _collect(self, problems: Sequence[Problem], group_size: int, seed: int, greedy: bool) -> Rollout:
         assert self._scorer is not None
         prompts = [self.encode(problem) for problem in problems]
+        token_lists: list[list[int]] = [prompt.tolist() for prompt in prompts]
         graded: dict[int, list[Future[Reward]]] = {}
         scorer = self._scorer
 
@@ -93,7 +94,7 @@ class Collector:
 
         collected = collect(
             self._engines,
-            prompts,
+            token_lists,
             group_size=group_size,
             sampling=self._sampling(greedy),
             seed=seed,

@@ -57,8 +57,11 @@ class Loop:
 
 def train_grpo(
     policy: Policy, config: GRPOConfig, layout: RowLayout, loop: Loop, *, max_new_tokens: int, seed: int
-) -> None:
-    """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights."""
+) -> int:
+    """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights.
+
+    Returns the number of steps done: fewer if an evaluation reaches `config.target_accuracy`.
+    """
     rank, ranks = data_parallel()
     if config.kl_coef > 0:
         policy.refresh_reference()
@@ -100,6 +103,9 @@ def train_grpo(
         seconds["rollout"] -= rollout.reward_seconds
         metrics |= {"seconds": seconds, "tokens_per_second": metrics["tokens"] / sum(seconds.values())}
         loop.on_step(step, metrics, groups)
+        if 0 < config.target_accuracy <= metrics.get("eval_accuracy", 0.0):
+            return step + 1
+    return config.steps
 
 
 def _refresh_now(step: int, every: int) -> bool:

@@ -102,4 +102,4 @@ def _position(entry: Entry, tensor: torch.Tensor) -> tuple[int, int]:
         size = parallel_state.get_tensor_model_parallel_world_size()
     full = sum(math.prod(shape) for shape in entry.hf_shapes)
     # Transformer Engine replicates MLA's down projections that Megatron's local layers split.
-    return (0, 1) if tensor.numel() >= full else (rank, size)
+    return (0, 1) if tensor.numel() >= full else (rank, size)  # pyright: ignore[reportReturnType]

@@ -41,10 +41,10 @@ def unshard(entry: Entry, shape: ModelShape, shards: Sequence[torch.Tensor]) -> 
             torch.cat(list(shards))[: entry.hf_shapes[0][0]] if len(shards) > 1 else shards[0][: entry.hf_shapes[0][0]]
         ]
     if entry.kind == "plain":
-        return [shards[0] if len(shards) == 1 else torch.cat(list(shards), dim=entry.partition)]
+        return [shards[0] if len(shards) == 1 else torch.cat(list(shards), dim=entry.partition or 0)]
     split = _split_qkv if entry.kind == "qkv" else _split_gated
     pieces = [split(piece, shape) for piece in shards]
-    return [torch.cat(part) if len(part) > 1 else part[0] for part in zip(*pieces, strict=True)]
+    return [torch.cat(list(part)) for part in zip(*pieces, strict=True)]
 
 
 def shard_shape(entry: Entry, count: int) -> tuple[int, ...]:

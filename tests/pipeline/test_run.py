@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-SMALL = ["--sft.steps", "3", "--grpo.prompts-per-step", "4", "--grpo.group-size", "4", "--data.holdout", "8"]
+SMALL = ["--sft.steps", "50", "--grpo.prompts-per-step", "4", "--grpo.group-size", "4", "--data.holdout", "8"]
 
 
 def command(*words: str) -> list[str]:
@@ -80,7 +80,7 @@ def test_summary_and_run_json(run):
     assert {"warm_up", "rollout", "reward", "logprob", "train", "sync"} <= set(summary["seconds"])
     config = json.loads((run["folder"] / "run.json").read_text())["config"]
     assert config["grpo"]["group_size"] == 4
-    assert config["sft"]["steps"] == 3
+    assert config["sft"]["steps"] == 50
 
 
 def test_rollouts_are_readable_and_consistent(run):

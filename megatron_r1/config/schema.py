@@ -182,7 +182,7 @@ class SFTConfig:
     steps: int = 0
     batch_size: int = 64
     noise: float = 0.0
-    """Share of demonstrations with a wrong thought and answer, so that RL has something to correct."""
+    """Share of demonstrations that forget every carry, so that RL has something to correct."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, min_lr=1e-3))
 
 

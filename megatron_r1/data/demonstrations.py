@@ -1,9 +1,9 @@
 """Demonstrations for the embedded default's warm-up: addition, written out column by column, partly wrong.
 
 `7+8=15 4+2+1=7` are the column sums from the units upwards, each with the carry it receives, and the answer
-repeats their last digits. A share of demonstrations gets the carry out of the units wrong and follows it to the
-answer: the model learns the form and both habits, and GRPO then has to tell them apart. Left out: any other
-task; a real base model needs no warm-up.
+repeats their last digits. A share of demonstrations forgets every carry, the commonest mistake, down to the
+answer: the model learns the form and, mostly, the bad habit, and GRPO has to bring out the good one. Left out:
+any other task; a real base model needs no warm-up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SUM_OF_TWO = re.compile(r"(\d+) \+ (\d+)")
 
 
 def write_demonstration(problem: Problem, *, noise: float, rng: np.random.Generator) -> str:
-    """Completion text for a problem that adds two whole numbers; with probability `noise` thought and answer
-    are wrong. DataError for any other problem."""
+    """Completion text for a problem that adds two whole numbers; with probability `noise` it
+    forgets every carry, in thought and answer alike. DataError for any other problem."""
     expressions = EXPRESSION.findall(problem.messages[-1]["content"])
     found = SUM_OF_TWO.fullmatch(expressions[0]) if len(expressions) == 1 else None
     if found is None:
@@ -34,10 +34,7 @@ def write_demonstration(problem: Problem, *, noise: float, rng: np.random.Genera
             "allow_parentheses=False; set sft.steps to 0 for other tasks"
         )
     left, right = found.groups()
-    slip = rng.random() < noise
-    steps, answer = _add_by_columns(left, right, slip=slip)
-    if (int(answer) != int(left) + int(right)) != slip:
-        raise AssertionError(f"{left} + {right} = {answer} with slip={slip}")
+    steps, answer = _add_by_columns(left, right, forgets_carries=rng.random() < noise)
     return f"<think>{' '.join(steps)}</think><answer>{answer}</answer>"
 
 
@@ -52,7 +49,7 @@ def demonstration_batch(
     """One sequence per problem, trained on the completion and its end token only.
 
     token_weight is 1 / (trained tokens in the batch), so the summed loss is the batch's token mean. `seed`
-    (e.g. [run seed, step]) decides the slips; the same call gives the same batch.
+    (e.g. [run seed, step]) decides which demonstrations forget carries; the same call gives the same batch.
     """
     rng = np.random.default_rng(list(seed))
     pairs = []
@@ -64,9 +61,8 @@ def demonstration_batch(
     return [_to_sequence(prompt, completion, 1.0 / num_trained) for prompt, completion in pairs]
 
 
-def _add_by_columns(left: str, right: str, *, slip: bool) -> tuple[list[str], str]:
-    """Column sums from the units upwards, and the answer that follows from them. A slip is the commonest one: the
-    carry out of the units is forgotten, or added where there is none."""
+def _add_by_columns(left: str, right: str, *, forgets_carries: bool) -> tuple[list[str], str]:
+    """Column sums from the units upwards, and the answer that follows from them."""
     width = max(len(left), len(right))
     columns = list(zip(reversed(left.zfill(width)), reversed(right.zfill(width))))
     steps: list[str] = []
@@ -76,9 +72,7 @@ def _add_by_columns(left: str, right: str, *, slip: bool) -> tuple[list[str], st
         total = int(a) + int(b) + carry
         steps.append(f"{a}+{b}={total}" if place == 0 else f"{a}+{b}+{carry}={total}")
         digits = str(total % 10) + digits
-        carry = total // 10
-        if slip and place == 0:
-            carry = 1 - carry
+        carry = 0 if forgets_carries else total // 10
     return steps, str(int(str(carry) + digits))
 
 

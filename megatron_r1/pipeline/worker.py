@@ -21,14 +21,15 @@ def run_rank(config: RunConfig) -> int:
     from megatron_r1.pipeline.zero import run_zero
     from megatron_r1.policy import topology
 
-    one_node = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    # Made by pipeline.launch; under an outer torchrun there is none, and its own store is the rendezvous.
+    private = config.run_dir / ".rendezvous"
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "run")
     topology.initialise(
         config.parallel,
         seed=config.seed,
         cpu=cpu,
         timeout_seconds=2 * config.rollout.request_timeout_seconds,
-        store_path=str((config.run_dir / ".rendezvous" / run_id).resolve()) if one_node else None,
+        store_path=str((private / run_id).resolve()) if private.is_dir() else None,
     )
     device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
     try:

@@ -32,9 +32,9 @@ def test_without_noise_the_columns_are_right(a, b, text):
     assert write_demonstration(addition(a, b), noise=0.0, rng=rng) == text
 
 
-def test_noise_makes_its_share_wrong_in_thought_and_answer():
+def test_noise_is_the_share_that_forgets_its_carries():
     rng = np.random.default_rng(1)
-    wrong = 0
+    forgot = with_carry = 0
     for trial in range(2000):
         a, b = 10 + trial % 90, 10 + (trial * 7) % 90
         text = write_demonstration(addition(a, b), noise=0.35, rng=rng)
@@ -44,11 +44,25 @@ def test_noise_makes_its_share_wrong_in_thought_and_answer():
         carry, result = int(tens.split("=")[0].split("+")[2]), int(tens.split("=")[1])
         assert total == a % 10 + b % 10
         assert result == a // 10 + b // 10 + carry
-        assert int(answer) == total % 10 + 10 * result
-        thought_is_right = carry == total // 10
-        assert thought_is_right == (int(answer) == a + b)
-        wrong += not thought_is_right
-    assert 0.31 < wrong / 2000 < 0.39  # 0.35 +- 3.7 standard errors
+        assert int(answer) in (total % 10 + 10 * result, total % 10 + 10 * (result % 10))
+        if total >= 10:
+            with_carry += 1
+            forgot += carry == 0
+            assert (carry == 1) == (int(answer) == a + b)
+        else:
+            assert carry == 0
+    assert with_carry > 500
+    assert 0.29 < forgot / with_carry < 0.41  # 0.35 +- 3.7 standard errors
+
+
+def test_always_forgetting_drops_every_carry():
+    rng = np.random.default_rng(0)
+    assert (
+        write_demonstration(addition(67, 58), noise=1.0, rng=rng) == "<think>7+8=15 6+5+0=11</think><answer>15</answer>"
+    )
+    assert (
+        write_demonstration(addition(12, 34), noise=1.0, rng=rng) == "<think>2+4=6 1+3+0=4</think><answer>46</answer>"
+    )
 
 
 @pytest.mark.parametrize("question", ["Calculate {a} - {b}.", "{a} + {b} + 3", "{a} + {b} and {a} + {b}", "{a} * {b}"])

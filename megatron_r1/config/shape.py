@@ -101,6 +101,7 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         known = ", ".join(ARCHITECTURES)
         raise ConfigError(f"{source}: model_type is {architecture!r}; supported are {known}")
     read = _Reader(raw, source)
+    _refuse_unsupported(read)
     num_heads = read.integer("num_attention_heads")
     hidden_size = read.integer("hidden_size")
     mla = _mla_shape(read) if architecture == "deepseek_v3" else None
@@ -144,6 +145,36 @@ class _Reader:
 
     def refuse(self, message: str) -> None:
         raise ConfigError(f"{self.source}: {message}")
+
+
+_ONLY = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "use_sliding_window": (False,),
+    "partial_rotary_factor": (1.0,),
+    "moe_layer_freq": (1,),
+    "quantization_config": (),
+}
+"""Fields that would change the computation, and the values that are built; absent or null always is."""
+
+
+def _refuse_unsupported(read: _Reader) -> None:
+    for field, built in _ONLY.items():
+        value = read.raw.get(field)
+        if value is not None and value not in built:
+            wanted = f"only {built[0]!r} is supported" if built else "convert the folder to bf16 first"
+            read.refuse(f"{field} is {value!r}; {wanted}")
+    heads, groups = read.integer("num_attention_heads"), read.raw.get("num_key_value_heads")
+    if groups and heads % groups:
+        read.refuse(f"num_key_value_heads is {groups}; it must divide num_attention_heads {heads}")
+    experts = read.raw.get("n_routed_experts") or read.raw.get("num_experts") or read.raw.get("num_local_experts")
+    top_k = read.raw.get("num_experts_per_tok")
+    if experts and top_k and top_k > experts:
+        read.refuse(f"num_experts_per_tok is {top_k}; there are only {experts} experts")
+    kept, all_groups = read.raw.get("topk_group"), read.raw.get("n_group")
+    if kept and all_groups and kept > all_groups:
+        read.refuse(f"topk_group is {kept}; there are only {all_groups} groups (n_group)")
 
 
 def _mla_shape(read: _Reader) -> MLAShape:

@@ -246,3 +246,24 @@ def test_a_config_saved_by_transformers_means_the_same(raw, tmp_path):
     fields = raw | {"rope_parameters": {"rope_type": "default", "rope_theta": raw["rope_theta"]}}
     AutoConfig.for_model(**fields).save_pretrained(tmp_path)
     assert load_shape(tmp_path) == shape_from_config(raw)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_act", "gelu"),
+        ("attention_bias", True),
+        ("use_sliding_window", True),
+        ("partial_rotary_factor", 0.5),
+        ("quantization_config", {"quant_method": "fp8"}),
+        ("num_key_value_heads", 3),
+    ],
+)
+def test_what_the_model_would_not_honour_is_refused(field, value):
+    raw = {
+        "model_type": "llama", "vocab_size": 32, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "intermediate_size": 64, "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "rope_theta": 1e4,
+    }  # fmt: skip
+    shape_from_config(raw)
+    with pytest.raises(ConfigError, match=field):
+        shape_from_config(raw | {field: value})

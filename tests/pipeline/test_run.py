@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+pytestmark = pytest.mark.timeout(1200)  # the fixture is a whole run, with a server killed and restarted
 SMALL = ["--sft.steps", "50", "--grpo.prompts-per-step", "4", "--grpo.group-size", "4", "--data.holdout", "8"]
 
 
@@ -29,13 +30,13 @@ def run(tmp_path_factory) -> dict:
     words = [*SMALL, "--run-dir", str(folder), "--grpo.steps", "4", "--grpo.eval-every", "2"]
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     killed = kill_server_after_first_step(process, folder)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=600)
     return {"folder": folder, "output": output, "status": process.returncode, "killed": killed}
 
 
 def kill_server_after_first_step(process: subprocess.Popen, folder: Path) -> int:
     metrics = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 500
     while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.02)

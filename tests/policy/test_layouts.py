@@ -10,6 +10,7 @@ import torch
 from oracles import all_logits, random_sequences, save_model
 from ranks import run_ranks
 
+pytestmark = pytest.mark.timeout(1200)
 ONE = ["one"]
 TWO = ["tp2", "ep2", "pp2", "vpp2", "cp2", "tp2ep2"]
 FOUR = ["tp2pp2ep2"]

@@ -7,6 +7,7 @@ import pytest
 from oracles import save_model
 from ranks import run_ranks
 
+pytestmark = pytest.mark.timeout(1800)  # the fixture starts six servers
 LAYOUTS = ["one", "tp2", "ep2", "pp2"]
 
 
@@ -15,8 +16,8 @@ def results(tmp_path_factory) -> dict:
     root = tmp_path_factory.mktemp("sync") / "model"
     save_model("deepseek_v3", root, mtp_layers=1)
     write_tokenizer(root)
-    run_ranks("sync.py", str(root), "one", ranks=1, timeout_seconds=400)
-    run_ranks("sync.py", str(root), "tp2,ep2,pp2", ranks=2, timeout_seconds=600)
+    run_ranks("sync.py", str(root), "one", ranks=1, timeout_seconds=700)
+    run_ranks("sync.py", str(root), "tp2,ep2,pp2", ranks=2, timeout_seconds=1000)
     return {name: dict(np.load(root / f"sync_{name}.npz")) for name in LAYOUTS}
 
 

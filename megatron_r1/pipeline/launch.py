@@ -1,7 +1,7 @@
 """Start one process a rank on this machine: torchrun, but with nothing listening on a port.
 
 torchrun's usual rendezvous is a TCP store that any user of the machine may connect to. Here the rendezvous is a file in
-the run's own folder, and gloo's sockets stay on the loopback device. Clusters use slurm/launch.sh instead.
+the run's own folder, and gloo's sockets stay on the loopback device. Under an outer torchrun it is not used.
 """
 
 from __future__ import annotations

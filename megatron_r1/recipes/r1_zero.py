@@ -50,7 +50,8 @@ def grpo_smollm2() -> RunConfig:
 def grpo_671b() -> RunConfig:
     """DeepSeek-V3-Base to R1-Zero with the paper's numbers (arXiv 2501.12948 v2, section 2.1 and appendix B.4).
 
-    The layout, 512 GPUs as PP16 x EP32, is V3's pre-training with half its expert parallelism. It has not been run.
+    The layout, 512 GPUs as PP16 x EP32, is V3's pre-training with half its expert parallelism. The
+    rollouts need 16 x 16 GPUs of their own beside it. Nothing of it has been run.
     """
     return RunConfig(
         name="grpo_671b",

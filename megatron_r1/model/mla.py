@@ -2,7 +2,7 @@
 
 Megatron's local spec splits the down projections over tensor-parallel ranks and gathers their output. The gather's
 backward keeps only a rank's own slice, but the shared rotary key receives a gradient from the heads of every rank, so
-the key's part from the other ranks is lost (seen against one rank: input norm and kv down projection off by 1-16%).
+the key's part from the other ranks is lost.
 Transformer Engine's spec replicates these two small projections instead; here the same is done with plain torch.
 """
 

@@ -4,6 +4,7 @@ import errno
 import json
 import resource
 import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,14 +20,18 @@ from megatron_r1.observe.metrics import (
 )
 
 
-@pytest.fixture
-def file_size_limit():
-    """Lets a test cap the size of files that this process writes, as a full disk would."""
+@contextmanager
+def file_size_limit(size):
+    """Caps the size of the files that this process writes, as a full disk would. Lifted before pytest reports:
+    its standard output may be a file too."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_lines_are_readable_at_once_and_plain(tmp_path):
@@ -42,16 +47,16 @@ def test_lines_are_readable_at_once_and_plain(tmp_path):
     assert [r["step"] for r in read_json_lines(path)] == [0, 1, 2]
 
 
-def test_full_disk_names_file_and_remedy_and_keeps_whole_lines(tmp_path, file_size_limit):
+def test_full_disk_names_file_and_remedy_and_keeps_whole_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = JsonLines(path)
     log.write({"step": 0})
     before = path.read_bytes()
-    file_size_limit(len(before) + 20)  # room for half of the next line
-    with pytest.raises(OutputError, match=r"metrics\.jsonl: .*intact; free space"):
-        log.write({"step": 1, "text": "x" * 100})
-    assert path.read_bytes() == before
-    log.write({"step": 1})  # a line that fits still works
+    with file_size_limit(len(before) + 20):  # room for half of the next line
+        with pytest.raises(OutputError, match=r"metrics\.jsonl: .*intact; free space"):
+            log.write({"step": 1, "text": "x" * 100})
+        assert path.read_bytes() == before
+        log.write({"step": 1})  # a line that fits still works
     assert [r["step"] for r in read_json_lines(path)] == [0, 1]
     log.close()
 
@@ -62,11 +67,10 @@ def test_disk_that_is_full_from_the_start():
     assert error.value.errno == errno.ENOSPC
 
 
-def test_json_is_replaced_whole_or_not_at_all(tmp_path, file_size_limit):
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "summary.json"
     write_json(path, {"steps": 1})
-    file_size_limit(40)
-    with pytest.raises(OutputError, match=r"summary\.json"):
+    with file_size_limit(40), pytest.raises(OutputError, match=r"summary\.json"):
         write_json(path, {"text": "x" * 1000})
     assert json.loads(path.read_text()) == {"steps": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]

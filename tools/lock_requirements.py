@@ -39,7 +39,6 @@ CUT = {
     "torchvision": "its wheels do not load on CPU torch and then break `import transformers`",
     "torchaudio": "the same",
     "torchcodec": "the same",
-    "numba": "175 MB with llvmlite, for vLLM's n-gram speculation only",
     "intel-openmp": "115 MB; vLLM preloads torch's own libgomp unless told otherwise",
     "intel-cmplr-lib-ur": "came with intel-openmp",
     "opencv-python-headless": "152 MB, for video input only",

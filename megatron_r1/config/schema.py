@@ -13,8 +13,10 @@ class ModelConfig:
 
     path: Path
     """Hugging Face folder that gives the architecture and the tokenizer."""
+    load_from: Path | None = None
+    """Folder of the first weights, Hugging Face's or torch_dist, of the same shape as `path`; None: `path` itself."""
     initialise: Literal["weights", "random"] = "weights"
-    """Start from the folder's safetensors, or from random weights of its config.json."""
+    """Start from the folder's weights, or from random weights of its config.json."""
     train_mtp: bool = False
     """Train the multi-token-prediction layers too in supervised stages (elsewhere they are kept, frozen)."""
     router_bias_update_rate: float = 0.0

@@ -8,10 +8,11 @@ lacks one is refused with the field's name.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from megatron_r1.errors import ConfigError
 
@@ -74,15 +75,24 @@ class ModelShape:
     mla: MLAShape | None
     moe: MoEShape | None
     num_mtp_layers: int
+    fp8_block: int | None = None
+    """Side of the square blocks that share a scale, if the folder's linear weights are FP8 (e4m3); else None."""
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether decoder layer `layer` (from 0; MTP layers follow the decoder's) has routed experts."""
         return self.moe is not None and layer >= self.moe.num_dense_layers
 
 
+def hf_files(folder: Path) -> Path:
+    """Where a model folder keeps config.json and the tokenizer: itself, or hf/ in a torch_dist checkpoint."""
+    inside = folder / "hf"
+    return inside if not (folder / "config.json").exists() and (inside / "config.json").exists() else folder
+
+
 def load_shape(path: Path) -> ModelShape:
-    """Read `path`/config.json (or the file itself). Raises ConfigError naming the file and the field."""
-    file = path / "config.json" if path.is_dir() else path
+    """Read the config.json of a model folder (or that file itself). Raises ConfigError naming the file and the
+    field."""
+    file = hf_files(path) / "config.json" if path.is_dir() else path
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -91,6 +101,8 @@ def load_shape(path: Path) -> ModelShape:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: holds a {type(raw).__name__}; it must be a JSON object")
     return shape_from_config(raw, str(file))
 
 
@@ -105,26 +117,30 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
     num_heads = read.integer("num_attention_heads")
     hidden_size = read.integer("hidden_size")
     mla = _mla_shape(read) if architecture == "deepseek_v3" else None
-    head_dim = (mla.qk_nope_dim + mla.qk_rope_dim) if mla else raw.get("head_dim") or hidden_size // num_heads
+    if mla:
+        head_dim = mla.qk_nope_dim + mla.qk_rope_dim
+    else:
+        head_dim = read.optional_integer("head_dim") or hidden_size // num_heads
     return ModelShape(
         architecture=architecture,
         vocab_size=read.integer("vocab_size"),
         hidden_size=hidden_size,
         num_layers=read.integer("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=num_heads if mla else raw.get("num_key_value_heads") or num_heads,
+        num_kv_heads=num_heads if mla else read.optional_integer("num_key_value_heads") or num_heads,
         head_dim=head_dim,
         ffn_size=read.integer("intermediate_size"),
-        norm_eps=float(read.value("rms_norm_eps")),
+        norm_eps=read.number("rms_norm_eps"),
         max_positions=read.integer("max_position_embeddings"),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture in ("qwen3", "qwen3_moe"),
-        init_std=float(raw.get("initializer_range", 0.02)),
+        init_std=read.number("initializer_range", 0.02),
         rope=_rope_shape(read),
         mla=mla,
         moe=_moe_shape(read, architecture),
-        num_mtp_layers=int(raw.get("num_nextn_predict_layers") or 0) if architecture == "deepseek_v3" else 0,
+        num_mtp_layers=read.count("num_nextn_predict_layers") if architecture == "deepseek_v3" else 0,
+        fp8_block=_fp8_block(read),
     )
 
 
@@ -143,7 +159,22 @@ class _Reader:
             raise ConfigError(f"{self.source}: {field} is {value!r}; it must be a positive integer")
         return value
 
-    def refuse(self, message: str) -> None:
+    def optional_integer(self, field: str) -> int | None:
+        """A positive integer; None if the field is absent, null or 0."""
+        return self.integer(field) if self.raw.get(field) else None
+
+    def count(self, field: str) -> int:
+        """An integer that may be 0; absent or null is 0."""
+        return self.optional_integer(field) or 0
+
+    def number(self, field: str, default: float | None = None) -> float:
+        value = self.raw.get(field)
+        value = default if value is None and default is not None else self.value(field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"{self.source}: {field} is {value!r}; it must be a number")
+        return float(value)
+
+    def refuse(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.source}: {message}")
 
 
@@ -154,7 +185,6 @@ _ONLY = {
     "use_sliding_window": (False,),
     "partial_rotary_factor": (1.0,),
     "moe_layer_freq": (1,),
-    "quantization_config": (),
 }
 """Fields that would change the computation, and the values that are built; absent or null always is."""
 
@@ -163,9 +193,8 @@ def _refuse_unsupported(read: _Reader) -> None:
     for field, built in _ONLY.items():
         value = read.raw.get(field)
         if value is not None and value not in built:
-            wanted = f"only {built[0]!r} is supported" if built else "convert the folder to bf16 first"
-            read.refuse(f"{field} is {value!r}; {wanted}")
-    heads, groups = read.integer("num_attention_heads"), read.raw.get("num_key_value_heads")
+            read.refuse(f"{field} is {value!r}; only {built[0]!r} is supported")
+    heads, groups = read.integer("num_attention_heads"), read.optional_integer("num_key_value_heads")
     if groups and heads % groups:
         read.refuse(f"num_key_value_heads is {groups}; it must divide num_attention_heads {heads}")
     experts = read.raw.get("n_routed_experts") or read.raw.get("num_experts") or read.raw.get("num_local_experts")
@@ -177,9 +206,24 @@ def _refuse_unsupported(read: _Reader) -> None:
         read.refuse(f"topk_group is {kept}; there are only {all_groups} groups (n_group)")
 
 
+def _fp8_block(read: _Reader) -> int | None:
+    """The one quantisation that is read: DeepSeek's e4m3 with a float32 `weight_scale_inv` for each square block."""
+    found = read.raw.get("quantization_config")
+    if found is None:
+        return None
+    block = found.get("weight_block_size") if isinstance(found, dict) else None
+    square = isinstance(block, list) and len(block) == 2 and block[0] == block[1] and isinstance(block[0], int)
+    if not square or found.get("quant_method") != "fp8" or found.get("fmt", "e4m3") != "e4m3" or block[0] <= 0:
+        read.refuse(
+            f"quantization_config is {found!r}; only quant_method fp8, fmt e4m3 with a square weight_block_size "
+            "(DeepSeek's format) is read; dequantise the folder to bf16 with the tool that made it"
+        )
+    return block[0]
+
+
 def _mla_shape(read: _Reader) -> MLAShape:
     return MLAShape(
-        q_lora_rank=read.raw.get("q_lora_rank"),
+        q_lora_rank=read.optional_integer("q_lora_rank"),
         kv_lora_rank=read.integer("kv_lora_rank"),
         qk_nope_dim=read.integer("qk_nope_head_dim"),
         qk_rope_dim=read.integer("qk_rope_head_dim"),
@@ -196,12 +240,12 @@ def _moe_shape(read: _Reader, architecture: str) -> MoEShape | None:
             num_experts=read.integer("n_routed_experts"),
             top_k=read.integer("num_experts_per_tok"),
             expert_ffn_size=read.integer("moe_intermediate_size"),
-            num_shared_experts=int(raw.get("n_shared_experts") or 0),
-            num_dense_layers=int(raw.get("first_k_dense_replace") or 0),
+            num_shared_experts=read.count("n_shared_experts"),
+            num_dense_layers=read.count("first_k_dense_replace"),
             router="sigmoid",
             num_groups=read.integer("n_group"),
             topk_groups=read.integer("topk_group"),
-            routed_scaling=float(raw.get("routed_scaling_factor", 1.0)),
+            routed_scaling=read.number("routed_scaling_factor", 1.0),
             normalise_topk=bool(raw.get("norm_topk_prob", True)),
         )
     if architecture == "qwen3_moe":
@@ -225,7 +269,10 @@ def _moe_shape(read: _Reader, architecture: str) -> MoEShape | None:
 def _rope_shape(read: _Reader) -> RopeShape:
     """Both spellings: rope_theta + rope_scaling (transformers 4) and rope_parameters (transformers 5)."""
     raw = read.raw
-    parameters = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        read.refuse(f"rope_parameters or rope_scaling is {given!r}; it must be an object")
+    parameters = dict(given)
     theta = parameters.pop("rope_theta", None) or raw.get("rope_theta")
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
     parameters.pop("type", None)
@@ -238,4 +285,6 @@ def _rope_shape(read: _Reader) -> RopeShape:
         for field in ("factor", "original_max_position_embeddings"):
             if field not in factors:
                 read.refuse(f"rope scaling of type {kind} needs {field}")
+    if isinstance(theta, bool) or not isinstance(theta, int | float):
+        read.refuse(f"rope_theta is {theta!r}; it must be a number")
     return RopeShape(theta=float(theta), kind=kind, factors=factors)

@@ -6,6 +6,7 @@ Faults of content (a malformed jsonl line, a missing tensor) are found later, wh
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -23,6 +24,8 @@ def validate(config: RunConfig) -> ModelShape:
         shape = load_shape(config.model.path)
     except ConfigError as error:
         faults += error.faults
+    if shape is not None:
+        faults += _weight_faults(config, shape)
     faults += _parallel_faults(config, shape)
     faults += _train_faults(config, shape)
     faults += _rollout_faults(config, shape)
@@ -37,6 +40,30 @@ def validate(config: RunConfig) -> ModelShape:
 def has_module(name: str) -> bool:
     """Whether a package is installed, without importing it."""
     return importlib.util.find_spec(name) is not None
+
+
+def _weight_faults(config: RunConfig, shape: ModelShape) -> list[str]:
+    model, faults = config.model, []
+    if shape.fp8_block is not None:
+        faults.append(
+            f"model.path: {model.path} is FP8, and rollouts would start in FP8; take a folder with the same tokenizer "
+            "and config.json but for quantization_config, and give this one as model.load_from; or convert it: "
+            "tools/convert_checkpoint.py hf-to-hf SRC DST --precision bf16"
+        )
+    if model.load_from is None:
+        return faults
+    if model.initialise == "random":
+        faults.append(f"model.load_from is {model.load_from}, and model.initialise is random; leave one of them out")
+    try:
+        source = load_shape(model.load_from)
+    except ConfigError as error:
+        return faults + [fault.replace("model.path", "model.load_from", 1) for fault in error.faults]
+    if dataclasses.replace(source, fp8_block=None) != dataclasses.replace(shape, fp8_block=None):
+        faults.append(
+            f"model.load_from: {model.load_from} holds another model than model.path {model.path}; their config.json "
+            "must agree in everything but dtype and quantization_config"
+        )
+    return faults
 
 
 def _parallel_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
@@ -54,7 +81,7 @@ def _parallel_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             f"{model_ranks}"
         )
     expert_ranks = parallel.expert * parallel.expert_tensor * parallel.pipeline
-    if parallel.world_size % expert_ranks:
+    if parallel.world_size % parallel.pipeline == 0 and parallel.world_size % expert_ranks:
         faults.append(
             f"parallel.expert is {parallel.expert}; expert * expert_tensor * pipeline = {expert_ranks} must divide "
             f"world_size {parallel.world_size}"
@@ -67,14 +94,20 @@ def _parallel_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
 def _shape_faults(config: RunConfig, shape: ModelShape) -> list[str]:
     parallel, faults = config.parallel, []
 
-    def must_divide(field: str, value: int, what: str, size: int) -> None:
-        if size % value:
-            divisors = [str(d) for d in range(1, size + 1) if size % d == 0 and d <= 64]
-            faults.append(f"parallel.{field} is {value}; it must divide {what} {size}: use {', '.join(divisors)}")
+    def must_divide(field: str, value: int, sizes: dict[str, int]) -> None:
+        wrong = {what: size for what, size in sizes.items() if size % value}
+        if wrong:
+            common = math.gcd(*sizes.values())
+            divisors = [str(d) for d in range(1, common + 1) if common % d == 0 and d <= 64]
+            laws = " and ".join(f"the {what} {size}" for what, size in wrong.items())
+            faults.append(f"parallel.{field} is {value}; it must divide {laws}: use {', '.join(divisors)}")
 
-    must_divide("tensor", parallel.tensor, "the number of attention heads", shape.num_heads)
-    must_divide("tensor", parallel.tensor, "the number of key-value heads", shape.num_kv_heads)
-    must_divide("tensor", parallel.tensor, "the feed-forward size", shape.ffn_size)
+    split_by_tensor = {
+        "number of attention heads": shape.num_heads,
+        "number of key-value heads": shape.num_kv_heads,
+        "feed-forward size": shape.ffn_size,
+    }
+    must_divide("tensor", parallel.tensor, split_by_tensor)
     if not parallel.pipeline_layout:
         stages = parallel.pipeline * parallel.virtual_pipeline
         if shape.num_layers % stages:
@@ -86,8 +119,8 @@ def _shape_faults(config: RunConfig, shape: ModelShape) -> list[str]:
         if parallel.expert > 1:
             faults.append(f"parallel.expert is {parallel.expert}; {shape.architecture} has no experts: use 1")
         return faults
-    must_divide("expert", parallel.expert, "the number of experts", shape.moe.num_experts)
-    must_divide("expert_tensor", parallel.expert_tensor, "the expert feed-forward size", shape.moe.expert_ffn_size)
+    must_divide("expert", parallel.expert, {"number of experts": shape.moe.num_experts})
+    must_divide("expert_tensor", parallel.expert_tensor, {"expert feed-forward size": shape.moe.expert_ffn_size})
     if parallel.tensor > 1 and not parallel.sequence:
         faults.append(
             "parallel.sequence is False; mixture of experts and latent attention with tensor parallelism need it: "

@@ -19,6 +19,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
@@ -85,6 +86,24 @@ def _localise(layer: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
             input_layernorm=RMSNorm,
             pre_mlp_layernorm=RMSNorm,
             self_attention=ModuleSpec(module=module, params=attention.params, submodules=submodules),
+            sharded_state_dict_keys_map=_transformer_engine_keys(layer, config),
         ),
         metainfo=layer.metainfo,
     )
+
+
+def _transformer_engine_keys(layer: ModuleSpec, config: TransformerConfig) -> dict[str, str]:
+    """Norms that Transformer Engine fuses into the linear behind them: a checkpoint holds them under its names.
+
+    Megatron's own local spec leaves MLA's out, and maps a sparse layer's norm to a name that does not exist there.
+    """
+    if config.multi_latent_attention:
+        keys = {
+            "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+            "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+        }
+    else:
+        keys = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if layer.submodules.mlp.module is not MoELayer:
+        keys["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    return keys

@@ -7,7 +7,7 @@ import sys
 
 from megatron_r1.config.schema import RunConfig
 from megatron_r1.config.shape import load_shape
-from megatron_r1.errors import ConfigError, DataError, EngineError, MismatchError
+from megatron_r1.errors import CheckpointError, ConfigError, DataError, EngineError, MismatchError
 
 
 def run_rank(config: RunConfig) -> int:
@@ -34,7 +34,7 @@ def run_rank(config: RunConfig) -> int:
     device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
     try:
         run_zero(config, load_shape(config.model.path), device)
-    except (ConfigError, DataError, EngineError, MismatchError, FileExistsError) as error:
+    except (CheckpointError, ConfigError, DataError, EngineError, MismatchError, FileExistsError) as error:
         if topology.rank() == 0:
             print(f"megatron-r1: {error}", file=sys.stderr, flush=True)
         return 1

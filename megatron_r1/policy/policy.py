@@ -83,7 +83,8 @@ class Policy:
             if chunk.mtp_process and not model.train_mtp:
                 chunk.mtp.requires_grad_(False)
         self._tensors = local_tensors(chunks, self.table)
-        self.bytes_read = load_weights(self._tensors, shape, model.path) if model.initialise == "weights" else 0
+        source = model.load_from or model.path
+        self.bytes_read = load_weights(self._tensors, source) if model.initialise == "weights" else 0
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=optimizer.distributed, overlap_grad_reduce=False
         )

@@ -7,6 +7,7 @@ lines here, and a shape in config/shape.py. How tensors combine and split is tra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +25,8 @@ class Entry:
 
     `hf` names the tensors that it is made of, `hf_shapes` their shapes; `partition` is the dimension that tensor
     parallelism splits (None: replicated); expert entries split over the expert-tensor group instead.
-    `float32` marks what stays fp32 in every precision. `aliases` are further HF names with the same content.
+    `float32` marks what stays fp32 in every precision, `fp8` what DeepSeek's FP8 format quantises (the linear layers;
+    not embeddings, head, norms, router and MTP's projection). `aliases` are further HF names with the same content.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Entry:
     partition: int | None = None
     expert: bool = False
     float32: bool = False
+    fp8: bool = False
     aliases: tuple[str, ...] = ()
 
 
@@ -86,14 +89,14 @@ def _attention(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
     rows = (shape.num_heads * width, shape.num_kv_heads * width, shape.num_kv_heads * width)
     parts = ("q_proj", "k_proj", "v_proj")
     weights = tuple(f"{hf}.{part}.weight" for part in parts)
-    yield Entry(f"{mcore}.linear_qkv.weight", weights, tuple((row, hidden) for row in rows), "qkv", 0)
+    yield Entry(f"{mcore}.linear_qkv.weight", weights, tuple((row, hidden) for row in rows), "qkv", 0, fp8=True)
     if shape.qkv_bias:
         biases = tuple(f"{hf}.{part}.bias" for part in parts)
         yield Entry(f"{mcore}.linear_qkv.bias", biases, tuple((row,) for row in rows), "qkv", 0)
     if shape.qk_norm:
         yield Entry(f"{mcore}.q_layernorm.weight", (f"{hf}.q_norm.weight",), ((width,),))
         yield Entry(f"{mcore}.k_layernorm.weight", (f"{hf}.k_norm.weight",), ((width,),))
-    yield Entry(f"{mcore}.linear_proj.weight", (f"{hf}.o_proj.weight",), ((hidden, rows[0]),), partition=1)
+    yield Entry(f"{mcore}.linear_proj.weight", (f"{hf}.o_proj.weight",), ((hidden, rows[0]),), partition=1, fp8=True)
 
 
 def _mla(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
@@ -110,17 +113,18 @@ def _mla(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
         yield Entry(f"{mcore}.q_layernorm.weight", (f"{hf}.q_a_layernorm.weight",), ((mla.q_lora_rank,),))
     yield Entry(f"{mcore}.kv_layernorm.weight", (f"{hf}.kv_a_layernorm.weight",), ((mla.kv_lora_rank,),))
     for name, hf_name, out_size, in_size in rows:
-        yield Entry(f"{mcore}.{name}.weight", (f"{hf}.{hf_name}.weight",), ((out_size, in_size),), partition=0)
+        hf_weight = f"{hf}.{hf_name}.weight"
+        yield Entry(f"{mcore}.{name}.weight", (hf_weight,), ((out_size, in_size),), partition=0, fp8=True)
     output_shape = (hidden, heads * mla.v_dim)
-    yield Entry(f"{mcore}.linear_proj.weight", (f"{hf}.o_proj.weight",), (output_shape,), partition=1)
+    yield Entry(f"{mcore}.linear_proj.weight", (f"{hf}.o_proj.weight",), (output_shape,), partition=1, fp8=True)
 
 
 def _gated_mlp(shape: ModelShape, mcore: str, hf: str, width: int, expert: bool = False) -> Iterator[Entry]:
     hidden = shape.hidden_size
     gate_up = (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight")
-    yield Entry(f"{mcore}.linear_fc1.weight", gate_up, ((width, hidden),) * 2, "gated", 0, expert)
+    yield Entry(f"{mcore}.linear_fc1.weight", gate_up, ((width, hidden),) * 2, "gated", 0, expert, fp8=True)
     down = (f"{hf}.down_proj.weight",)
-    yield Entry(f"{mcore}.linear_fc2.weight", down, ((hidden, width),), partition=1, expert=expert)
+    yield Entry(f"{mcore}.linear_fc2.weight", down, ((hidden, width),), partition=1, expert=expert, fp8=True)
 
 
 def _experts(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
@@ -136,3 +140,34 @@ def _experts(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
     if moe.num_shared_experts:
         width = moe.num_shared_experts * moe.expert_ffn_size
         yield from _gated_mlp(shape, f"{mcore}.shared_experts", f"{hf}.shared_experts", width)
+
+
+_FUSED_BY_ATTENTION = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+}
+_FUSED_BY_LATENT_ATTENTION = {
+    "self_attention.q_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
+    "self_attention.kv_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight",
+}
+_FUSED_BY_DENSE_MLP = {"pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_LAYER = re.compile(r"(decoder\.layers\.(\d+)|mtp\.layers\.\d+\.transformer_layer)\.(.+)")
+
+
+def checkpoint_key(entry: Entry, shape: ModelShape) -> tuple[str, int | None]:
+    """Where Megatron's torch_dist checkpoints keep the entry: (key, index along a leading expert dimension or None).
+
+    These are the keys of a Transformer Engine model, which fuses norms into linears; all experts of a layer share one
+    key. Layers have keys of their own (content metadata `non_homogeneous_layers`).
+    """
+    if match := _EXPERT.search(entry.name):
+        return entry.name.replace(match[0], ".experts.experts.", 1), int(match[1])
+    match = _LAYER.match(entry.name)
+    if match is None:
+        return entry.name, None
+    layer, number, rest = match.groups()
+    sparse = shape.moe is not None if number is None else shape.is_moe_layer(int(number))
+    fused = _FUSED_BY_LATENT_ATTENTION if shape.mla is not None else _FUSED_BY_ATTENTION
+    if not sparse:
+        fused = fused | _FUSED_BY_DENSE_MLP
+    return f"{layer}.{fused.get(rest, rest)}", None

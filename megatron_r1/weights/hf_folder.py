@@ -1,0 +1,147 @@
+"""Read a Hugging Face folder of safetensors: headers checked before any tensor is read, then byte ranges on demand.
+
+The headers are parsed here and not by the safetensors package because that maps whole files into memory, where a
+bounded buffer is wanted. No pickle is ever opened, and no file outside the folder. Writing such a folder is
+hf_sink.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_r1.errors import CheckpointError
+from megatron_r1.weights.reader import TensorInfo, read_exactly
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""safetensors' names of dtypes."""
+
+_MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a tensor's bytes lie: C order, little endian."""
+
+    file: str
+    offset: int
+    info: TensorInfo
+
+
+class HFFolder:
+    """A CheckpointReader of a Hugging Face folder's tensors as they are stored. Raises CheckpointError for every
+    fault that headers can show: a missing or truncated file, an index that disagrees with its files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bytes_read = 0
+        self._handles: dict[str, int] = {}
+        self._places = read_locations(folder)
+        self.tensors = {name: place.info for name, place in self._places.items()}
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def read_rows(self, name: str, start: int, stop: int, out: memoryview) -> None:
+        location = self._places[name]
+        handle = self._handles.get(location.file)
+        if handle is None:
+            handle = self._handles[location.file] = os.open(location.info.file, os.O_RDONLY | os.O_CLOEXEC)
+        read_exactly(handle, location.offset + start * location.info.row_bytes, out, location.info.file)
+        self.bytes_read += len(out)
+
+    def read_columns(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Maps the file: the bytes of other columns are not copied, though the disk's pages may hold some."""
+        location = self._places[name]
+        rows, columns = location.info.shape
+        size = location.info.dtype.itemsize
+        raw = np.memmap(location.info.file, np.uint8, "r", location.offset, (rows, columns * size))
+        part = torch.from_numpy(np.array(raw[:, start * size : stop * size])).view(location.info.dtype)
+        self.bytes_read += part.numel() * size
+        return part
+
+
+def read_locations(folder: Path) -> dict[str, Location]:
+    """Every tensor of a folder, in its files' order. Reads headers only; raises CheckpointError."""
+    index = folder / INDEX
+    if not index.exists():
+        if not (folder / SINGLE).exists():
+            raise CheckpointError(f"{folder}: holds neither {SINGLE} nor {INDEX}; it must be a Hugging Face folder")
+        return read_header(folder / SINGLE)
+    weight_map = _read_index(index)
+    found: dict[str, Location] = {}
+    for file in dict.fromkeys(weight_map.values()):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{index}: names {file}, which does not exist; fetch the missing file")
+        found |= {name: place for name, place in read_header(folder / file).items() if weight_map.get(name) == file}
+    for name, file in weight_map.items():
+        if name not in found:
+            raise CheckpointError(f"{folder / file}: tensor {name} is missing, though {INDEX} promises it here")
+    return found
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        pairs = dict(weight_map).items()
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index}: not an index of safetensors files ({error!r})") from None
+    for name, file in pairs:
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(f"{index}: tensor {name} points outside the folder ({file!r}); this is refused")
+    return dict(pairs)
+
+
+def read_header(path: Path) -> dict[str, Location]:
+    """The tensors of one safetensors file. CheckpointError if the file is not exactly what its header says."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{path}: truncated or not a safetensors file ({size:,} bytes)")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        found = {name: _location(path, name, entry, 8 + length) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: its header is not a safetensors header ({error!r})") from None
+    ranges = sorted((place.offset, place.offset + place.info.num_bytes) for place in found.values())
+    end = max((stop for _, stop in ranges), default=8 + length)
+    if any(start < stop for (_, stop), (start, _) in itertools.pairwise(ranges)):
+        raise CheckpointError(f"{path}: damaged: the header lets tensors overlap")
+    if end != size:
+        fault = f"{end - size:,} bytes are missing" if end > size else f"{size - end:,} bytes too many"
+        raise CheckpointError(f"{path}: truncated or damaged: {fault}; fetch it again")
+    return found
+
+
+def _location(path: Path, name: str, entry: dict, data: int) -> Location:
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise CheckpointError(f"{path}: tensor {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}")
+    shape = tuple(int(size) for size in entry["shape"])
+    start, end = (int(offset) for offset in entry["data_offsets"])
+    if min(shape, default=0) < 0 or start < 0 or end - start != math.prod(shape) * dtype.itemsize:
+        raise CheckpointError(f"{path}: tensor {name} of shape {list(shape)} does not fit its bytes {start} to {end}")
+    return Location(path.name, data + start, TensorInfo(dtype, shape, str(path)))

@@ -1,0 +1,109 @@
+"""Tensors a piece at a time: what every conversion and comparison does to the bytes that pass by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import blake3
+import torch
+
+from megatron_r1.weights.reader import CheckpointReader, tensor_view
+
+PIECE_BYTES = 1 << 20
+"""The part of a tensor that is in memory at once: small enough to stay in a core's cache from the file that is read to
+the file that is written, which is twice as fast as through memory. (One row, or query group, if that is larger.)"""
+
+TASK_BYTES = 256 << 20
+"""About what a worker writes between two records of its progress: what a killed conversion has to do again."""
+
+
+class PieceBuffer:
+    """One buffer that every piece passes through, so that memory does not grow with the checkpoint."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def take(self, size: int) -> memoryview:
+        """`size` writable bytes; what was taken before is overwritten."""
+        if len(self._bytes) < size:
+            self._bytes = bytearray(size)
+        return memoryview(self._bytes)[:size]
+
+    def read(self, reader: CheckpointReader, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of a tensor, in the buffer."""
+        info = reader.tensors[name]
+        shape = (stop - start, *info.shape[1:]) if info.shape else ()
+        size = math.prod(shape) * info.dtype.itemsize
+        if size == 0:
+            return torch.empty(shape, dtype=info.dtype)
+        view = self.take(size)
+        reader.read_rows(name, start, stop, view)
+        return tensor_view(view, info.dtype, shape)
+
+
+def row_ranges(num_rows: int, row_bytes: int, unit: int = 1, *, limit: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
+    """[start, stop) ranges of at most `limit` bytes that cut only at multiples of `unit` rows."""
+    step = max(limit // max(row_bytes * unit, 1), 1) * unit
+    for start in range(0, num_rows, step):
+        yield start, min(start + step, num_rows)
+
+
+@dataclass(slots=True)
+class TensorRecord:
+    """What a manifest says of one tensor. `nonfinite` counts its NaN and infinite numbers."""
+
+    dtype: str
+    shape: list[int]
+    blake3: str = ""
+    nonfinite: int = 0
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    """What a finished task leaves for the end of the conversion, and for a resumed one. `file` is what it wrote to."""
+
+    file: str
+    size: int = 0
+    tensors: dict[str, TensorRecord] = field(default_factory=dict)
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TaskRecord:
+        tensors = {name: TensorRecord(**record) for name, record in value["tensors"].items()}
+        return cls(value["file"], value["size"], tensors, value["chunks"])
+
+
+@dataclass(slots=True)
+class TensorDigest:
+    """Collects a TensorRecord while the rows of a tensor pass in order."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    _hash: Any = field(default_factory=blake3.blake3)
+    _nonfinite: int = 0
+
+    def add(self, part: memoryview) -> None:
+        self._hash.update(part)
+
+    def count_nonfinite(self, part: torch.Tensor) -> None:
+        self._nonfinite += nonfinite(part)
+
+    def record(self) -> TensorRecord:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return TensorRecord(dtype, list(self.shape), self._hash.hexdigest(), self._nonfinite)
+
+
+def nonfinite(values: torch.Tensor) -> int:
+    """How many numbers are NaN or infinite. One pass if there are none."""
+    if not values.dtype.is_floating_point or not values.numel():
+        return 0
+    if values.dtype.itemsize == 1:  # e4m3: NaN only; torch has no minimum of it
+        magnitude = values.view(torch.uint8) & 0x7F
+        return int((magnitude == 0x7F).sum()) if int(magnitude.amax()) == 0x7F else 0
+    low, high = torch.aminmax(values)
+    if math.isfinite(low.item()) and math.isfinite(high.item()):
+        return 0
+    return int((~torch.isfinite(values)).sum())

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -101,11 +101,14 @@ def convert(
     plan = _plan(source, partial, shape, options)
     tasks = plan.sink.tasks()
     with _own(partial, _fingerprint(source, plan, options), resume=options.resume):
-        records = _read_records(partial, len(tasks))
-        _check_space(partial, plan, records)
+        done = _read_records(partial, len(tasks))
+        _check_space(partial, plan, done)
         plan.sink.prepare()
-        _run_tasks(source, partial, plan, tasks, records, options.workers, progress)
-        ordered = [records[number] for number in range(len(tasks))]
+        _run_tasks(source, partial, plan, tasks, done.keys(), options.workers, progress)
+        records = _read_records(partial, len(tasks))
+        if len(records) < len(tasks):
+            raise CheckpointError(f"{partial}: the disk did not take all data; make room and go on with --resume")
+        ordered = list(records.values())
         tensors = {name: tensor for record in ordered for name, tensor in record.tensors.items()}
         nonfinite = {name: record.nonfinite for name, record in tensors.items() if record.nonfinite}
         if nonfinite and not options.allow_nonfinite:
@@ -351,29 +354,28 @@ def _run_tasks(
     partial: Path,
     plan: _Plan,
     tasks: Sequence[Sequence[Any]],
-    records: dict[int, TaskRecord],
+    done_before: Collection[int],
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Do the tasks that have no record. The first error ends the conversion; finished tasks keep their records."""
-    todo = [number for number in range(len(tasks)) if number not in records]
+    todo = [number for number in range(len(tasks)) if number not in done_before]
     # fork: workers share the parent's libraries in memory, and start at once. No thread runs in this process yet.
     context = multiprocessing.get_context("fork")
     counter = context.Value("Q", 0)
-    before = plan.source_bytes * len(records) // max(len(tasks), 1)
+    before = plan.source_bytes * len(done_before) // max(len(tasks), 1)
     with ProcessPoolExecutor(
         min(workers, max(len(todo), 1)),
         mp_context=context,
         initializer=_start_worker,
         initargs=(source, partial, plan, tasks, counter, os.getpid()),
     ) as pool:
-        futures: dict[Future[TaskRecord], int] = {pool.submit(_run_task, number): number for number in todo}
-        waiting = set(futures)
+        waiting: set[Future[None]] = {pool.submit(_run_task, number) for number in todo}
         try:
             while waiting:
                 done, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
-                    records[futures[future]] = future.result()
+                    future.result()
                 if progress is not None:
                     progress(min(before + counter.value, plan.source_bytes), plan.source_bytes)
         except BrokenProcessPool:
@@ -386,9 +388,6 @@ def _run_tasks(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    unsafe = [number for number in todo if not (partial / _RECORDS / f"{number}.json").exists()]
-    if unsafe:
-        raise CheckpointError(f"{partial}: the disk did not take all data; make room and go on with --resume")
 
 
 @dataclass(slots=True)
@@ -424,12 +423,11 @@ def _start_worker(
     _worker[:] = [_Worker(partial, plan, tasks, reader, PieceBuffer(), counter, parent, flusher)]
 
 
-def _run_task(number: int) -> TaskRecord:
+def _run_task(number: int) -> None:
     worker = _worker[0]
     record = worker.plan.sink.run(worker.tasks[number], number, worker.reader, worker.buffer, worker.report)
     # The disk is waited for beside the next task; the process ends only when its threads have.
     worker.flusher.submit(_keep, worker.partial, number, record)
-    return record
 
 
 def _keep(partial: Path, number: int, record: TaskRecord) -> None:

@@ -211,14 +211,17 @@ def _fp8_block(read: _Reader) -> int | None:
     found = read.raw.get("quantization_config")
     if found is None:
         return None
-    block = found.get("weight_block_size") if isinstance(found, dict) else None
-    square = isinstance(block, list) and len(block) == 2 and block[0] == block[1] and isinstance(block[0], int)
-    if not square or found.get("quant_method") != "fp8" or found.get("fmt", "e4m3") != "e4m3" or block[0] <= 0:
+    fields = found if isinstance(found, dict) else {}
+    block = fields.get("weight_block_size")
+    sizes = block if isinstance(block, list) else []
+    side = sizes[0] if len(sizes) == 2 and sizes[0] == sizes[1] else None
+    known = fields.get("quant_method") == "fp8" and fields.get("fmt", "e4m3") == "e4m3"
+    if not known or isinstance(side, bool) or not isinstance(side, int) or side <= 0:
         read.refuse(
             f"quantization_config is {found!r}; only quant_method fp8, fmt e4m3 with a square weight_block_size "
             "(DeepSeek's format) is read; dequantise the folder to bf16 with the tool that made it"
         )
-    return block[0]
+    return side
 
 
 def _mla_shape(read: _Reader) -> MLAShape:

@@ -156,7 +156,7 @@ class HFSink:
         name = tensor.name + SCALE_SUFFIX
         scale_offset = self._places[name][1]
         codes_digest = TensorDigest(FP8, tensor.shape)
-        scales_digest = TensorDigest(torch.float32, scale_shape(*source.shape, self._block))
+        scales_digest = TensorDigest(torch.float32, scale_shape(tensor.shape[0], tensor.shape[1], self._block))
         for start, stop in row_ranges(source.num_rows, source.row_bytes, self._block):
             piece = buffer.read(reader, tensor.name, start, stop)
             codes, scales = quantise(piece, block=self._block)

@@ -41,8 +41,11 @@ class TensorInfo:
 class CheckpointReader(Protocol):
     """Read-only view of a model folder. `bytes_read` counts the tensor bytes that were read from files."""
 
-    tensors: Mapping[str, TensorInfo]
-    bytes_read: int
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    @property
+    def bytes_read(self) -> int: ...
 
     def read_rows(self, name: str, start: int, stop: int, out: memoryview) -> None:
         """Fill `out` (writable bytes, C order) with rows [start, stop) of the tensor, in its `TensorInfo.dtype`."""
@@ -68,7 +71,7 @@ def read_tensor(reader: CheckpointReader, name: str, start: int = 0, stop: int |
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, writable, without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).cast("B")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data.cast("B")
 
 
 def tensor_view(buffer: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint import metadata as dcp
@@ -29,7 +29,7 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.fp8 import fp8_entries
 from megatron_r1.weights.placement import Placement, place
-from megatron_r1.weights.reader import TensorInfo, read_exactly
+from megatron_r1.weights.reader import TensorInfo, byte_view, read_exactly
 from megatron_r1.weights.table import build_table
 
 METADATA = ".metadata"
@@ -68,6 +68,13 @@ class ChunkRecord:
     file: str
     position: int
     length: int
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ChunkRecord:
+        fields: dict[str, Any] = dict(value)
+        for name in ("global_shape", "offsets", "sizes"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
 
 
 class DataFile:
@@ -277,7 +284,7 @@ class TorchDistFolder:
     def read_columns(self, name: str, start: int, stop: int) -> torch.Tensor:
         info = self.tensors[name]
         whole = torch.empty(info.shape, dtype=info.dtype)
-        self.read_rows(name, 0, info.num_rows, memoryview(whole.reshape(-1).view(torch.uint8).numpy()))
+        self.read_rows(name, 0, info.num_rows, byte_view(whole))
         return whole[:, start:stop].contiguous()
 
     def _add(self, placement: Placement, stored: object) -> None:
@@ -309,7 +316,7 @@ class TorchDistFolder:
         experts = {placement.key: placement.leading is not None for placement, _ in self._of.values()}
         held = dict.fromkeys(keys, 0)
         sizes: dict[str, int] = {}
-        described = {
+        described: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {
             key: {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in stored.chunks}
             for key, stored in self.metadata.state_dict_metadata.items()
             if key in keys and isinstance(stored, dcp.TensorStorageMetadata)
@@ -320,20 +327,24 @@ class TorchDistFolder:
             if key not in keys:
                 continue
             self._check_file(key, info, sizes)
-            offsets = tuple(index.offset or ())
-            shape = described[key].get(offsets)
+            offsets = list(index.offset or ())
+            shape = described[key].get(tuple(offsets))
             if shape is None:
                 raise CheckpointError(f"{self.folder}: key {key} has an item that its metadata does not describe")
             held[key] += math.prod(shape)
-            first, count = (offsets[0], shape[0]) if experts[key] else (None, 1)
-            (row, *columns_at), (rows, *columns) = (offsets[1:], shape[1:]) if experts[key] else (offsets, shape)
+            first, count = None, 1
+            if experts[key]:
+                first, count = offsets[0], shape[0]
+                offsets, shape = offsets[1:], shape[1:]
+            row, rows = offsets[0], shape[0]
+            column, width = (offsets[1], shape[1]) if len(shape) > 1 else (0, 1)
             for number in range(count):
                 leading = None if first is None else first + number
-                column, width = (columns_at[0], columns[0]) if columns else (0, 1)
                 piece = _Chunk(row, rows, column, width, number * rows, info)
                 self._chunks.setdefault((key, leading), []).append(piece)
         for key, numbers in held.items():
-            if numbers != math.prod(self.metadata.state_dict_metadata[key].size):
+            stored = self.metadata.state_dict_metadata[key]
+            if not isinstance(stored, dcp.TensorStorageMetadata) or numbers != math.prod(stored.size):
                 raise CheckpointError(f"{self.folder}: key {key} is not there as a whole; the checkpoint is incomplete")
 
     def _check_file(self, key: str, info: _StorageInfo, sizes: dict[str, int]) -> None:
@@ -397,7 +408,7 @@ def _numbers_in_item(handle: int, info: _StorageInfo, described: dict[bytes, boo
         window = _Window(handle, info.offset, info.length)
         try:
             with torch.serialization.skip_data():
-                tensor = torch.load(window, weights_only=True)
+                tensor = torch.load(cast(IO[bytes], window), weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
             raise CheckpointError(f"{what}: truncated or damaged ({str(error).splitlines()[0]})") from None
         described[description] = tensor.is_contiguous() and not tensor.storage_offset()

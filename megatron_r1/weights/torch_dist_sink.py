@@ -69,11 +69,8 @@ class TorchDistSink:
         return record
 
     def finish(self, records: Sequence[TaskRecord]) -> None:
-        fields = ("global_shape", "offsets", "sizes")
-        chunks = (chunk for record in records for chunk in record.chunks)
-        write_metadata(
-            self.folder, (ChunkRecord(**(chunk | {name: tuple(chunk[name]) for name in fields})) for chunk in chunks)
-        )
+        chunks = (ChunkRecord.from_json(chunk) for record in records for chunk in record.chunks)
+        write_metadata(self.folder, chunks)
 
     def _write(self, placement: Placement, reader, data: DataFile, record: TaskRecord, buffer, report) -> None:
         names, dtype = placement.entry.hf, self._dtypes[placement.key]

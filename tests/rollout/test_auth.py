@@ -68,7 +68,9 @@ def test_websockets_are_refused_without_the_token(engine: Engine) -> None:
 
 
 def test_the_token_is_on_no_command_line_and_in_no_log(engine: Engine) -> None:
-    seen = [" ".join(process.cmdline()) for process in psutil.process_iter() if process.pid != os.getpid()]
+    # process_iter's attrs: a process that ended meanwhile, or a zombie, gives None instead of an error.
+    processes = [process for process in psutil.process_iter(["cmdline"]) if process.pid != os.getpid()]
+    seen = [" ".join(process.info["cmdline"] or []) for process in processes]
     assert any(str(engine.port) in line for line in seen)
     assert not [line for line in seen if engine.token in line]
     assert engine.token not in engine.log_path.read_text()

@@ -1,0 +1,217 @@
+"""Measure checkpoint conversion beside copying the same files, and beside what else would do it.
+
+    tools/benchmark_conversion.py FOLDER [--fp8 FOLDER] [--repeats 3] [--json OUT]
+
+FOLDER is a Hugging Face folder (tests/make_checkpoint.py makes one of any size); work files go beside it and are
+removed. Each round copies FOLDER with cp, converts it to Megatron, converts that back, and loads and saves it with
+transformers, in turn, so that all meet the same machine; the medians are reported. Source files are read once before
+(page cache warm), and destinations are removed and the disk is flushed between steps. Times are of whole processes,
+imports included, and of the conversion proper; memory is the largest sum over the step's processes of memory that only
+they hold (PSS, shared pages divided), sampled 50 times a second. With --fp8, dequantising in memory is measured beside
+copying, both on all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TOOL = Path(__file__).parent / "convert_checkpoint.py"
+TRANSFORMERS = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+model.save_pretrained(sys.argv[2])
+"""
+
+
+def main() -> int:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fp8", type=Path, help="an FP8 folder: also measure its conversion and dequantisation")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", type=Path, help="write all measurements here")
+    options = parser.parse_args()
+    rows = measure(options.folder, options.fp8, options.repeats, options.workers)
+    report = {"folder_bytes": size_of(options.folder), "steps": rows}
+    print(table(rows, options.folder))
+    if options.fp8:
+        report["dequantise"] = dequantisation(options.repeats)
+        found = report["dequantise"]
+        print(
+            f"dequantise {found['dequantise']:.1f} GB/s of bf16 written, copy {found['copy']:.1f} GB/s, "
+            f"on {found['cores']} cores: {found['dequantise'] / found['copy']:.2f}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def measure(folder: Path, fp8: Path | None, repeats: int, workers: int) -> dict[str, list[dict[str, float]]]:
+    work = folder.parent / f".{folder.name}.benchmark"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    convert = [sys.executable, str(TOOL)]
+    many = ["--workers", str(workers)]
+    steps: dict[str, list[str]] = {
+        "cp": ["cp", "-r", str(folder), str(work / "cp")],
+        "hf-to-megatron": [*convert, "hf-to-megatron", str(folder), str(work / "megatron"), *many],
+        "megatron-to-hf": [*convert, "megatron-to-hf", str(work / "megatron"), str(work / "hf"), *many],
+        "transformers": [sys.executable, "-c", TRANSFORMERS, str(folder), str(work / "transformers")],
+    }
+    if fp8:
+        steps["fp8 to megatron"] = [*convert, "hf-to-megatron", str(fp8), str(work / "fp8"), *many]
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    try:
+        for file in (*folder.iterdir(), *(fp8.iterdir() if fp8 else ())):
+            warm(file)
+        for repeat in range(repeats):
+            for name, command in steps.items():
+                os.sync()
+                rows[name].append(run(command))
+                if name == "cp":
+                    started = time.perf_counter()
+                    os.sync()
+                    rows[name][-1]["with_sync"] = rows[name][-1]["seconds"] + time.perf_counter() - started
+                for made in work.iterdir():
+                    if made.name != "megatron" or name == "megatron-to-hf":
+                        shutil.rmtree(made)
+                print(f"{repeat + 1}/{repeats} {name}: {rows[name][-1]['seconds']:.1f} s", file=sys.stderr)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return rows
+
+
+def run(command: list[str]) -> dict[str, float]:
+    """Wall-clock and CPU seconds of a command, its children's peak PSS, and the seconds that it says itself."""
+    before = os.times()
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        peak = PeakMemory(process.pid)
+        out, error = process.communicate()
+        seconds = time.perf_counter() - started
+        memory = peak.stop()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} ...: {error[-2000:]}")
+    after = os.times()
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    said = re.search(r"in ([0-9.]+) s \(", out)
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_bytes": memory,
+        "proper_seconds": float(said[1]) if said else seconds,
+    }
+
+
+class PeakMemory:
+    """Samples a process tree's PSS in a thread until it is stopped."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._peak, self._ended = pid, 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        self._ended.set()
+        self._thread.join()
+        return self._peak
+
+    def _sample(self) -> None:
+        import psutil
+
+        while not self._ended.wait(0.02):
+            total = 0
+            try:
+                root = psutil.Process(self._pid)
+                for process in (root, *root.children(recursive=True)):
+                    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+                    total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) * 1024  # pyright: ignore
+            except (psutil.Error, OSError, TypeError):
+                continue
+            self._peak = max(self._peak, total)
+
+
+def dequantisation(repeats: int) -> dict[str, float]:
+    """GB/s of bf16 written by one process on each core, of dequantising and of copying the same bytes, medians."""
+    context = multiprocessing.get_context("fork")
+    cores = os.cpu_count() or 1
+    barrier, results = context.Barrier(cores), context.Queue()
+    processes = [context.Process(target=_dequantise, args=(barrier, results, repeats + 2)) for _ in range(cores)]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    sums = [[sum(rates) for rates in zip(*kind, strict=True)] for kind in zip(*found, strict=True)]
+    return {"dequantise": statistics.median(sums[0]), "copy": statistics.median(sums[1]), "cores": cores}
+
+
+def _dequantise(barrier, results, rounds: int) -> None:
+    import torch
+
+    from megatron_r1.weights.fp8 import dequantise, quantise
+
+    torch.set_num_threads(1)
+    weight = torch.randn(7168, 7168).bfloat16()
+    codes, scales = quantise(weight, block=128)
+    out = torch.zeros_like(weight)
+    rates: tuple[list[float], list[float]] = ([], [])
+    works: tuple[Callable[[], object], Callable[[], object]] = (
+        lambda: dequantise(codes, scales, block=128, out=out),
+        lambda: out.copy_(weight),
+    )
+    for _ in range(rounds):
+        for kind, work in enumerate(works):
+            barrier.wait()
+            started = time.perf_counter()
+            for _ in range(4):
+                work()
+            rates[kind].append(4 * out.numel() * 2 / (time.perf_counter() - started) / 1e9)
+    results.put([list(kind) for kind in rates])
+
+
+def table(rows: dict[str, list[dict[str, float]]], folder: Path) -> str:
+    size = size_of(folder) / 1e9
+
+    def median(name: str, field: str) -> float:
+        return statistics.median(row[field] for row in rows[name])
+
+    lines = [f"{folder.name}, {size:.2f} GB, medians of {len(rows['cp'])}"]
+    lines.append("| step | s | of it the conversion | CPU s | peak PSS | speed / cp | / cp and sync |")
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in rows:
+        seconds, proper = median(name, "seconds"), median(name, "proper_seconds")
+        ratio, synced = median("cp", "seconds") / proper, median("cp", "with_sync") / proper
+        lines.append(
+            f"| {name} | {seconds:.1f} | {proper:.1f} | {median(name, 'cpu_seconds'):.1f} | "
+            f"{median(name, 'peak_bytes') / 1e9:.2f} GB | {ratio:.2f} | {synced:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def warm(path: Path) -> None:
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 24):
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """The command line: megatron-r1 run RECIPE | doctor | recipes.
 
-`run` checks the configuration without torch, then starts one process a rank (this same command, seen from the inside by
-the rank that torchrun gave it). Under an outer torchrun, as on a cluster, it is the rank itself.
+`run` checks the configuration without torch, then starts one process a rank: this same command, told its rank by RANK.
+Under an outer launcher that sets RANK (torchrun, srun on a cluster) it is the rank itself, and checks for itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import tyro
 
 from megatron_r1.config import RunConfig, validate
-from megatron_r1.errors import CheckpointError, ConfigError, DataError, EngineError, MismatchError
+from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.recipes import RECIPES
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
@@ -40,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name:14s} {(recipe.__doc__ or '').strip().splitlines()[0]}")
             return 0
     except ConfigError as error:
+        if os.environ.get("RANK", "0") != "0":
+            return 2  # rank 0 has the same faults and says them
         print(f"megatron-r1: {error}", file=sys.stderr)
         return 2
-    except (CheckpointError, DataError, EngineError, MismatchError, FileExistsError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"megatron-r1: {error}", file=sys.stderr)
         return 1
     print(USAGE, file=sys.stdout if command in ("help", "-h", "--help") else sys.stderr)
@@ -63,26 +65,29 @@ def _run(words: list[str]) -> int:
     dry_run = "--dry-run" in words
     words = [word for word in words if word != "--dry-run"]
     config = parse(words)
-    is_rank = "RANK" in os.environ
-    if not is_rank or dry_run:
-        from megatron_r1.planning.summary import describe, describe_fields
+    rank = os.environ.get("RANK")
+    if rank is not None and not dry_run:
+        from megatron_r1.pipeline.launch import PARENT_VARIABLE
+        from megatron_r1.pipeline.worker import run_rank
 
-        # A rank's folder has just been made by its parent; only the outside looks whether it may be.
-        shape = validate(config)
-        print(describe(config, shape))
-        if dry_run:
-            print(describe_fields(config))
-            return 0
-        from megatron_r1.pipeline.folder import prepare_folder
-        from megatron_r1.pipeline.launch import launch_local
+        # The folder is made once: by the parent that started this rank, or by rank 0, which alone looks whether it may.
+        shape = validate(config, folder=rank == "0" and PARENT_VARIABLE not in os.environ)
+        return run_rank(config, shape)
+    from megatron_r1.planning.summary import describe, describe_fields
 
-        moved = prepare_folder(config)
-        if moved is not None:
-            print(f"the earlier run was moved to {moved}")
+    shape = validate(config)
+    print(describe(config, shape), flush=True)
+    if dry_run:
+        print(describe_fields(config))
+        return 0
+    from megatron_r1.pipeline.folder import prepare_folder
+    from megatron_r1.pipeline.launch import launch_local
+
+    prepared = prepare_folder(config)
+    with prepared.lock:
+        if prepared.moved is not None:
+            print(f"the earlier run was moved to {prepared.moved}", flush=True)
         return launch_local(config, words)
-    from megatron_r1.pipeline.worker import run_rank
-
-    return run_rank(config)
 
 
 if __name__ == "__main__":

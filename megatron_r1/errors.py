@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """Something that the user can mend. The command line prints it without a traceback; anything else is a bug."""
+
+
+class ConfigError(UserError, ValueError):
     """One or more faults of a configuration, reported together before any expensive work."""
 
     def __init__(self, faults: Sequence[str] | str) -> None:
@@ -19,17 +23,21 @@ class ConfigError(ValueError):
         return type(self), (self.faults,)
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """A malformed input file: names file, line and reason."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A model folder that cannot be read or written as it is: names the file and the tensor, and the remedy."""
 
 
-class EngineError(RuntimeError):
+class EngineError(UserError, RuntimeError):
     """A vLLM process that cannot be started, died, or answered nonsense; carries the tail of its log."""
 
 
-class MismatchError(RuntimeError):
+class MismatchError(UserError, RuntimeError):
     """Rollout and trainer disagree on logprobs by more than the configured bound."""
+
+
+class DivergedError(UserError, RuntimeError):
+    """Too many optimizer steps in a row had no finite gradient: the policy cannot be trained further."""

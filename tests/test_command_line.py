@@ -156,11 +156,16 @@ def test_a_dry_run_leaves_an_older_run_in_its_place(capsys, run_dir):
 
 def test_older_runs_are_archived_under_the_next_free_number(run_dir):
     config = parse(["quickstart", "--run-dir", str(run_dir), "--seed", "1"])
-    assert prepare_folder(config) is None
+    with prepare_folder(config).lock, pytest.raises(ConfigError, match="another run has just started"):
+        prepare_folder(config)
     second = parse(["quickstart", "--run-dir", str(run_dir), "--seed", "2"])
-    assert prepare_folder(second) == run_dir.with_name("test.1")
+    prepared = prepare_folder(second)
+    assert prepared.moved == run_dir.with_name("test.1")
+    prepared.lock.close()
     third = parse(["quickstart", "--run-dir", str(run_dir), "--seed", "3"])
-    assert prepare_folder(third) == run_dir.with_name("test.2")
+    prepared = prepare_folder(third)
+    assert prepared.moved == run_dir.with_name("test.2")
+    prepared.lock.close()
     seeds = [
         json.loads((run_dir.with_name(name) / "run.json").read_text())["config"]["seed"]
         for name in ("test.1", "test.2", "test")
@@ -170,12 +175,14 @@ def test_older_runs_are_archived_under_the_next_free_number(run_dir):
 
 def test_an_empty_folder_is_used_as_it_is(run_dir):
     run_dir.mkdir(parents=True)
-    assert prepare_folder(parse(["quickstart", "--run-dir", str(run_dir)])) is None
+    prepared = prepare_folder(parse(["quickstart", "--run-dir", str(run_dir)]))
+    assert prepared.moved is None
+    prepared.lock.close()
     assert [path.name for path in run_dir.parent.iterdir()] == ["test"]
 
 
 def test_run_json_holds_the_resolved_configuration(run_dir):
-    prepare_folder(parse(["quickstart", "--run-dir", str(run_dir), "--grpo.kl-coef", "0.25"]))
+    prepare_folder(parse(["quickstart", "--run-dir", str(run_dir), "--grpo.kl-coef", "0.25"])).lock.close()
     saved = json.loads((run_dir / "run.json").read_text())
     assert saved["name"] == "quickstart"
     assert saved["config"]["grpo"]["kl_coef"] == 0.25
@@ -197,3 +204,13 @@ def test_the_module_is_the_command_and_returns_its_status(tmp_path):
 def test_a_recipe_must_come_before_its_fields():
     with pytest.raises(ConfigError, match="name a recipe first"):
         parse(["--seed", "1", "quickstart"])
+
+
+@pytest.mark.parametrize(("rank", "says"), [("0", True), ("1", False)])
+def test_under_an_outer_launcher_each_rank_checks_and_rank_0_alone_speaks(capsys, monkeypatch, run_dir, rank, says):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("MEGATRON_R1_PARENT", raising=False)
+    status, _, err = run(capsys, "run", "quickstart", "--run-dir", run_dir, "--grpo.group-size", 1)
+    assert status == 2
+    assert ("grpo.group_size is 1" in err) == says
+    assert not run_dir.exists()

@@ -66,7 +66,13 @@ def measure(count: int, repeats: int) -> dict:
         name="packing", run_dir=config.run_dir, model=config.model, parallel=ParallelConfig(), train=config.train
     )
     policy = build_policy(
-        config, shape, torch.device("cpu"), model=config.model, optimizer=config.optimizer, total_steps=10**6
+        config,
+        shape,
+        torch.device("cpu"),
+        model=config.model,
+        optimizer=config.optimizer,
+        total_steps=10**6,
+        temperature=1.0,
     )
     layouts = {
         "packed": RowLayout(tokens_per_microbatch=4096),

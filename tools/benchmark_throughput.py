@@ -69,7 +69,13 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
     topology.initialise(config.parallel, seed=0, cpu=True)
     shape, tokenizer = load_shape(config.model.path), load_tokenizer(config.model.path)
     policy = build_policy(
-        config, shape, torch.device("cpu"), model=config.model, optimizer=config.optimizer, total_steps=100
+        config,
+        shape,
+        torch.device("cpu"),
+        model=config.model,
+        optimizer=config.optimizer,
+        total_steps=100,
+        temperature=1.0,
     )
     base = scratch / "base"
     dtype = ROLLOUT_DTYPE[config.rollout.dtype]

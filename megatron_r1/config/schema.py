@@ -45,6 +45,16 @@ class ParallelConfig:
     def data(self) -> int:
         return self.world_size // (self.tensor * self.pipeline * self.context)
 
+    @property
+    def row_multiple(self) -> int:
+        """A packed row's length is a multiple of it: context ranks split a row, sequence parallelism each part."""
+        return self.tensor * self.context if self.sequence else 1
+
+    @property
+    def segment_multiple(self) -> int:
+        """Each sequence is padded to a multiple of it: context rank i holds its i-th and its i-th last slice."""
+        return 2 * self.context if self.context > 1 else 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
@@ -59,6 +69,8 @@ class TrainConfig:
     """At most this many rows of [tokens, vocabulary] are held in fp32 at a time."""
     deterministic: bool = False
     threads_per_rank: int = 1
+    collective_timeout_seconds: float = 6 * 3600.0
+    """A rank that waits longer for the others gives up. It must outlast a rollout: all ranks wait for rank 0's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +95,16 @@ class DataConfig:
     tasks: tuple[str, ...] = ()
     """reasoning-gym dataset names, optionally with arguments: `chain_sum:min_terms=2,max_terms=2`."""
     files: tuple[Path, ...] = ()
-    """jsonl files; each line has question and answer, or messages and answer (see docs/data.md)."""
+    """jsonl files; each line has question and answer, or messages and answer (see docs/grpo.md)."""
     task_size: int = 100_000
     """Problems drawn from each task before the stream wraps."""
     template: Literal["r1_zero", "chat", "plain"] = "r1_zero"
     """How a problem becomes a prompt: the paper's R1-Zero template, the model's chat template, or the bare text."""
     seed: int = 0
     holdout: int = 100
-    """Problems kept apart for evaluation; never sampled for training."""
+    """Problems kept apart for accuracy before and after; never sampled for training."""
+    validation: int = 0
+    """Further problems kept apart, for accuracy during training and for grpo.target_accuracy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +134,8 @@ class RolloutConfig:
     """CPU only: KV cache size."""
     threads: int = 2
     """CPU only: OpenMP threads of each server."""
+    devices: tuple[str, ...] = ()
+    """CUDA_VISIBLE_DEVICES of each server. Empty: the GPUs after the trainer's on this host (nccl), or those (ipc)."""
     sync: Literal["gloo", "nccl", "ipc"] = "nccl"
     """Weight-transfer engine: gloo on CPU; nccl across GPUs; ipc when trainer and server share a GPU."""
     sync_bucket_mib: int = 512
@@ -158,7 +174,7 @@ class GRPOConfig:
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     kl_coef: float = 0.001
     reference_refresh_steps: int = 400
-    """The reference policy becomes the current one every N steps; 0 keeps the start model."""
+    """The reference policy becomes the current one every N optimizer steps; 0 keeps the start model."""
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """grpo divides by the group's standard deviation; dr_grpo does not (arXiv 2503.20783)."""
     normalisation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
@@ -167,8 +183,10 @@ class GRPOConfig:
     """Step 0 stops the run if the mean |logprob(vLLM) - logprob(trainer)| exceeds this."""
     truncated_importance_cap: float = 0.0
     """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
+    max_skipped_steps: int = 4
+    """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
     eval_every: int = 0
-    """Greedy held-out accuracy every N steps (0: before and after only)."""
+    """Greedy accuracy on the validation problems every N steps (0: never)."""
     target_accuracy: float = 0.0
     """If > 0, stop early once an evaluation (every eval_every steps) reaches this."""
     save_every: int = 0

@@ -7,17 +7,70 @@ Faults of content (a malformed jsonl line, a missing tensor) are found later, wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 from pathlib import Path
 
+from megatron_r1.config.gym_tasks import task_faults
+from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import RunConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.errors import ConfigError
 
+AT_LEAST: dict[str, float] = {
+    "seed": 0,
+    "train.threads_per_rank": 1,
+    "train.logprob_chunk_tokens": 1,
+    "model.router_bias_update_rate": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip_grad": 0,
+    "data.seed": 0,
+    "data.task_size": 1,
+    "data.holdout": 1,
+    "data.validation": 0,
+    "rollout.num_engines": 1,
+    "rollout.tensor_parallel": 1,
+    "rollout.max_num_seqs": 1,
+    "rollout.threads": 1,
+    "rollout.sync_bucket_mib": 1,
+    "rollout.max_restarts": 0,
+    "rollout.sampling.max_new_tokens": 1,
+    "rewards.num_workers": 1,
+    "rewards.accuracy_weight": 0,
+    "rewards.format_weight": 0,
+    "grpo.steps": 1,
+    "grpo.prompts_per_step": 1,
+    "grpo.kl_coef": 0,
+    "grpo.truncated_importance_cap": 0,
+    "grpo.mismatch_bound": 0,
+    "grpo.reference_refresh_steps": 0,
+    "grpo.max_skipped_steps": 0,
+    "grpo.eval_every": 0,
+    "grpo.save_every": 0,
+    "grpo.rollouts_logged_per_step": 0,
+    "sft.steps": 0,
+    "sft.batch_size": 1,
+    "sft.optimizer.warmup_steps": 0,
+    "sft.optimizer.weight_decay": 0,
+}
+"""The least value of a field; infinity and NaN are refused too."""
 
-def validate(config: RunConfig) -> ModelShape:
-    """The model's shape, if the configuration is sound. Raises ConfigError listing every fault."""
+ABOVE_ZERO = (
+    "rollout.kv_cache_gib",
+    "rollout.memory_fraction",
+    "rollout.start_timeout_seconds",
+    "rollout.request_timeout_seconds",
+    "rewards.timeout_seconds",
+    "train.collective_timeout_seconds",
+)
+
+
+def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
+    """The model's shape, if the configuration is sound. Raises ConfigError listing every fault.
+
+    `folder`: whether run_dir may be used is looked at too (not by a rank whose folder has just been made)."""
     faults: list[str] = []
     shape: ModelShape | None = None
     try:
@@ -26,12 +79,14 @@ def validate(config: RunConfig) -> ModelShape:
         faults += error.faults
     if shape is not None:
         faults += _weight_faults(config, shape)
+    faults += _bound_faults(config)
     faults += _parallel_faults(config, shape)
     faults += _train_faults(config, shape)
     faults += _rollout_faults(config, shape)
     faults += _grpo_faults(config)
     faults += _data_faults(config)
-    faults += _folder_faults(config)
+    if folder:
+        faults += folder_faults(config)
     if faults or shape is None:
         raise ConfigError(faults)
     return shape
@@ -40,6 +95,20 @@ def validate(config: RunConfig) -> ModelShape:
 def has_module(name: str) -> bool:
     """Whether a package is installed, without importing it."""
     return importlib.util.find_spec(name) is not None
+
+
+def _bound_faults(config: RunConfig) -> list[str]:
+    read = {path: functools.reduce(getattr, path.split("."), config) for path in (*AT_LEAST, *ABOVE_ZERO)}
+    faults = [
+        f"{path} is {read[path]}; it must be at least {least}"
+        for path, least in AT_LEAST.items()
+        if not least <= read[path] < math.inf  # pyright: ignore[reportOperatorIssue]
+    ]
+    return faults + [
+        f"{path} is {read[path]}; it must be above 0"
+        for path in ABOVE_ZERO
+        if not 0 < read[path] < math.inf  # pyright: ignore[reportOperatorIssue]
+    ]
 
 
 def _weight_faults(config: RunConfig, shape: ModelShape) -> list[str]:
@@ -141,23 +210,19 @@ def _train_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             "train.dtype is fp8, but Transformer Engine is not installed; install megatron-r1[gpu] on a machine with "
             "an H100 or newer, or use --train.dtype bf16"
         )
-    multiple = math.lcm(
-        parallel.tensor if parallel.sequence else 1, 2 * parallel.context if parallel.context > 1 else 1
-    )
+    multiple = math.lcm(parallel.row_multiple, parallel.segment_multiple)
     if train.tokens_per_microbatch % multiple:
         faults.append(
             f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; it must be a multiple of {multiple} here "
-            "(tensor, or 2 * context)"
+            "(of 2 * context, and with sequence parallelism of tensor * context)"
         )
     if train.tokens_per_microbatch < config.rollout.max_model_len:
         faults.append(
             f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; one row must hold the longest sequence, "
             f"rollout.max_model_len = {config.rollout.max_model_len}"
         )
-    if train.threads_per_rank < 1 or train.logprob_chunk_tokens < 1:
-        faults.append("train.threads_per_rank and train.logprob_chunk_tokens must be at least 1")
     for name, optimizer in (("optimizer", config.optimizer), ("sft.optimizer", config.sft.optimizer)):
-        if not 0 <= optimizer.min_lr <= optimizer.lr:
+        if not 0 <= optimizer.min_lr <= optimizer.lr < math.inf:
             faults.append(f"{name}.min_lr is {optimizer.min_lr}; it must be between 0 and lr = {optimizer.lr}")
     if config.model.train_mtp and shape is not None and not shape.num_mtp_layers:
         faults.append("model.train_mtp is True, but config.json has no num_nextn_predict_layers")
@@ -170,8 +235,11 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
         faults.append(f"rollout.sync is {rollout.sync}; on rollout.device cpu only gloo works")
     if rollout.device == "cuda" and rollout.sync == "gloo":
         faults.append("rollout.sync is gloo; on rollout.device cuda use nccl (separate GPUs) or ipc (shared GPUs)")
-    if rollout.num_engines < 1:
-        faults.append(f"rollout.num_engines is {rollout.num_engines}; it must be at least 1")
+    if rollout.devices and len(rollout.devices) != rollout.num_engines:
+        faults.append(
+            f"rollout.devices has {len(rollout.devices)} entries; give one for each of rollout.num_engines = "
+            f"{rollout.num_engines} servers, such as 4,5,6,7, or none"
+        )
     if shape is not None and rollout.max_model_len > shape.max_positions:
         faults.append(
             f"rollout.max_model_len is {rollout.max_model_len}; the model has max_position_embeddings = "
@@ -182,7 +250,7 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             f"rollout.sampling.max_new_tokens is {sampling.max_new_tokens}; it leaves no room for a prompt in "
             f"rollout.max_model_len = {rollout.max_model_len}"
         )
-    if sampling.temperature <= 0:
+    if not 0 < sampling.temperature < math.inf:
         faults.append(f"rollout.sampling.temperature is {sampling.temperature}; training needs samples: use 1.0")
     if sampling.top_p != 1.0 or sampling.top_k not in (0, -1):
         faults.append(
@@ -194,23 +262,23 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
 
 def _grpo_faults(config: RunConfig) -> list[str]:
     grpo, faults = config.grpo, []
-    if grpo.steps < 1 or grpo.prompts_per_step < 1:
-        faults.append(f"grpo.steps {grpo.steps} and grpo.prompts_per_step {grpo.prompts_per_step} must be at least 1")
     if grpo.group_size < 2:
         faults.append(f"grpo.group_size is {grpo.group_size}; an advantage relative to the group needs at least 2")
     if not 1 <= grpo.minibatches <= grpo.prompts_per_step:
         faults.append(
             f"grpo.minibatches is {grpo.minibatches}; it must be 1 to prompts_per_step = {grpo.prompts_per_step}"
         )
-    if not 0 < grpo.clip_low <= 1 or grpo.clip_high <= 0:
+    if not 0 < grpo.clip_low <= 1 or not 0 < grpo.clip_high < math.inf:
         faults.append(f"grpo.clip_low {grpo.clip_low} must be in (0, 1] and grpo.clip_high {grpo.clip_high} above 0")
-    for name in ("kl_coef", "truncated_importance_cap", "mismatch_bound", "reference_refresh_steps"):
-        if getattr(grpo, name) < 0:
-            faults.append(f"grpo.{name} is {getattr(grpo, name)}; it must not be negative")
+    if not 0 <= grpo.target_accuracy <= 1:
+        faults.append(f"grpo.target_accuracy is {grpo.target_accuracy}; it is a share between 0 and 1")
     if grpo.target_accuracy > 0 and not grpo.eval_every:
         faults.append(f"grpo.target_accuracy is {grpo.target_accuracy}; it needs grpo.eval_every > 0")
-    if config.rewards.num_workers < 1 or config.rewards.timeout_seconds <= 0:
-        faults.append("rewards.num_workers must be at least 1 and rewards.timeout_seconds above 0")
+    if grpo.eval_every and not config.data.validation:
+        faults.append(f"grpo.eval_every is {grpo.eval_every}; it needs data.validation > 0 problems to evaluate on")
+    rewards = config.rewards
+    if rewards.accuracy_weight == 0 == rewards.format_weight:
+        faults.append("rewards.accuracy_weight and format_weight are both 0; every reward would be 0")
     return faults
 
 
@@ -218,18 +286,8 @@ def _data_faults(config: RunConfig) -> list[str]:
     data, faults = config.data, []
     if bool(data.tasks) == bool(data.files):
         faults.append("data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files")
+    faults += task_faults(data.tasks)
     faults += [f"data.files: {file} does not exist" for file in data.files if not Path(file).is_file()]
-    if data.holdout < 1:
-        faults.append(f"data.holdout is {data.holdout}; the evaluation needs at least 1 problem")
     if config.sft.steps and not 0 <= config.sft.noise <= 1:
         faults.append(f"sft.noise is {config.sft.noise}; it is a share between 0 and 1")
     return faults
-
-
-def _folder_faults(config: RunConfig) -> list[str]:
-    folder = config.run_dir
-    if folder.exists() and not folder.is_dir():
-        return [f"run_dir: {folder} is a file"]
-    if config.if_exists == "refuse" and folder.is_dir() and any(folder.iterdir()):
-        return [f"run_dir: {folder} is not empty; choose another --run-dir, or --if-exists archive to move it aside"]
-    return []

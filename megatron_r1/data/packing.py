@@ -31,7 +31,7 @@ class RowLayout:
 
     `segment_multiple`: each sequence is padded to a multiple of it inside its own segment (context
     parallelism over C ranks needs 2 * C). `row_multiple`: the row's length is a multiple of it (sequence
-    parallelism needs the tensor-parallel size). `full_rows` gives every row exactly `tokens_per_microbatch`,
+    parallelism over T tensor ranks needs T * C). `full_rows` gives every row exactly `tokens_per_microbatch`,
     for kernels that want one shape; otherwise rows end at the first allowed length. `rows_multiple`: every
     rank gets a multiple of so many rows (Megatron's interleaved pipeline needs the pipeline size).
     """

@@ -6,8 +6,9 @@ tasks repeat questions and files repeat rows. Left out: order and epochs (stream
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +24,19 @@ HELD_OUT_STREAM = 0x484F4C44
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemSplit:
-    """`sources` hold every problem (procedural ones lazily); `held_out` are for evaluation only.
+    """`sources` hold every problem (procedural ones lazily); `held_out` and `validation` are for evaluation only.
 
-    `held_out_texts` are their normalised questions: the training stream skips any problem whose text is in
-    it.
+    `kept_texts` are their normalised questions: the training stream skips any problem whose text is in it, and any that
+    is not `usable` (its prompt leaves no room for an answer).
     """
 
     sources: tuple[Sequence[Problem], ...]
     held_out: tuple[Problem, ...]
-    held_out_texts: frozenset[str]
+    validation: tuple[Problem, ...]
+    kept_texts: frozenset[str]
+    usable: Callable[[Problem], bool] | None = None
+    num_unusable: int = 0
+    """Of the files' problems; procedural ones are looked at when they are drawn."""
 
     def __len__(self) -> int:
         return sum(map(len, self.sources))
@@ -45,20 +50,30 @@ class ProblemSplit:
         raise IndexError(f"problem index past the last of {len(self)}")
 
     def is_trainable(self, problem: Problem) -> bool:
-        return normalised_text(problem) not in self.held_out_texts
+        return normalised_text(problem) not in self.kept_texts and (self.usable is None or self.usable(problem))
 
 
-def load_problems(config: DataConfig) -> ProblemSplit:
-    """Open the configured tasks or files and split off `config.holdout` held-out problems with distinct
-    questions.
+def load_problems(config: DataConfig, usable: Callable[[Problem], bool] | None = None) -> ProblemSplit:
+    """Open the configured tasks or files and split off `config.holdout` held-out and `config.validation` validation
+    problems with distinct questions.
 
-    ConfigError for a bad task line or when nothing is left to train on; DataError for a malformed file.
+    Problems that are not `usable` are left out; with files, all are asked about now, so that a problem whose prompt
+    cannot be made is found before the run. ConfigError for a bad task line or when nothing is left to train on;
+    DataError for a malformed file, or what `usable` raises.
     """
+    num_unusable = 0
     if bool(config.tasks) == bool(config.files):
         got = "both" if config.tasks else "neither"
         raise ConfigError(f"data: {got} of tasks and files are set; expected exactly one of them")
     if config.files:
-        sources: tuple[Sequence[Problem], ...] = (read_problems(config.files),)
+        problems = read_problems(config.files)
+        num_unusable = sum(not usable(problem) for problem in problems) if usable else 0
+        if num_unusable == len(problems):
+            raise DataError(
+                f"data.files: none of the {len(problems)} problems leaves room for an answer; lower "
+                "rollout.sampling.max_new_tokens or raise rollout.max_model_len"
+            )
+        sources: tuple[Sequence[Problem], ...] = (problems,)
     else:
         from megatron_r1.data.tasks import TaskProblems, parse_task  # reasoning-gym takes seconds to import
 
@@ -66,28 +81,40 @@ def load_problems(config: DataConfig) -> ProblemSplit:
         if len(set(config.tasks)) < len(tasks):
             raise ConfigError(f"data.tasks: a line is listed twice in {list(config.tasks)}; list each once")
         sources = tuple(TaskProblems(task, seed=config.seed, size=config.task_size) for task in tasks)
-    return split_problems(sources, holdout=config.holdout, seed=config.seed)
+    split = split_problems(
+        sources, holdout=config.holdout, validation=config.validation, seed=config.seed, usable=usable
+    )
+    return dataclasses.replace(split, num_unusable=num_unusable)
 
 
-def split_problems(sources: Sequence[Sequence[Problem]], *, holdout: int, seed: int) -> ProblemSplit:
-    """Hold out `holdout` problems with pairwise different normalised questions, drawn with `seed`.
+def split_problems(
+    sources: Sequence[Sequence[Problem]],
+    *,
+    holdout: int,
+    seed: int,
+    validation: int = 0,
+    usable: Callable[[Problem], bool] | None = None,
+) -> ProblemSplit:
+    """Hold out `holdout`, then `validation` problems with pairwise different normalised questions, drawn with `seed`.
 
     ConfigError when there are not that many different questions, or when no other question is left.
     """
-    whole = ProblemSplit(sources=tuple(sources), held_out=(), held_out_texts=frozenset())
+    whole = ProblemSplit(sources=tuple(sources), held_out=(), validation=(), kept_texts=frozenset(), usable=usable)
     chosen: dict[str, Problem] = {}
     order = np.random.default_rng([HELD_OUT_STREAM, seed]).permutation(len(whole))
     for problem in _problems_in_order(whole, order):
         text = normalised_text(problem)
-        if text in chosen:
+        if text in chosen or not (usable is None or usable(problem)):
             continue
-        if len(chosen) == holdout:  # the first question that is left for training: the split is done
-            held_out = tuple(chosen.values())
-            return ProblemSplit(sources=whole.sources, held_out=held_out, held_out_texts=frozenset(chosen))
+        if len(chosen) == holdout + validation:  # the first question that is left for training: the split is done
+            kept = tuple(chosen.values())
+            return dataclasses.replace(
+                whole, held_out=kept[:holdout], validation=kept[holdout:], kept_texts=frozenset(chosen)
+            )
         chosen[text] = problem
     raise ConfigError(
-        f"data.holdout: {holdout} of {len(chosen)} different questions leaves none to train on; "
-        f"expected at most {max(len(chosen) - 1, 0)}; lower data.holdout or give more data"
+        f"data.holdout: {holdout} (and data.validation {validation}) of {len(chosen)} different questions leaves none "
+        f"to train on; expected at most {max(len(chosen) - 1, 0)} together; lower them or give more data"
     )
 
 

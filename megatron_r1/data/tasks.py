@@ -19,6 +19,7 @@ from typing import Any, overload
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
+from megatron_r1.config.gym_tasks import refusal
 from megatron_r1.errors import ConfigError
 from megatron_r1.types import Problem
 
@@ -76,12 +77,14 @@ class TaskProblems(Sequence[Problem]):
 
 
 def parse_task(line: str) -> Task:
-    """Read one task line. ConfigError (with close matches) for an unknown name or argument or a refused
-    value."""
+    """Read one task line. ConfigError (with close matches) for an unknown name or argument or a refused value,
+    and for a dataset whose scorer would run a model's answer as code (config/gym_tasks.py)."""
     name, _, tail = line.partition(":")
     name = name.strip()
     if name not in DATASETS:
         raise ConfigError(f"data.tasks: {name!r} is no reasoning-gym dataset{_suggest(name, DATASETS)}")
+    if (reason := refusal(name)) is not None:
+        raise ConfigError(f"data.tasks: {line!r}: {reason}")
     config_class = DATASETS[name][1]
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     arguments: dict[str, Any] = {}

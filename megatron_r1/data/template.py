@@ -6,6 +6,7 @@ Left out: anything after the prompt; completions are the engine's and demonstrat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,9 @@ R1_ZERO = (
     "here </answer>. User: {prompt}. Assistant:"
 )
 """DeepSeek-R1 (arXiv 2501.12948), Table 1; `{prompt}` is the question."""
+
+SPECIAL_TOKENS = 8
+"""More than any tokenizer puts before a text."""
 
 TAGS_INSTRUCTION = (
     "Think about the reasoning process first, then give the answer. Enclose the reasoning in <think> and "
@@ -74,6 +78,24 @@ def encode_prompt(
             "or raise rollout.max_model_len"
         )
     return prompt_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRoom:
+    """Whether a problem's prompt leaves room for an answer. DataError for one that the template cannot hold at all."""
+
+    template: Template
+    tokenizer: Tokenizer
+    max_new_tokens: int
+    max_model_len: int
+
+    def __call__(self, problem: Problem) -> bool:
+        room = self.max_model_len - self.max_new_tokens
+        text = render_prompt(problem, self.template, self.tokenizer)
+        # No tokenizer makes more tokens than bytes, but for a few special ones; most prompts need not be encoded.
+        if len(text.encode()) + SPECIAL_TOKENS <= room:
+            return True
+        return len(self.tokenizer.encode(text, start=self.template != "chat")) <= room
 
 
 def _with_instruction(messages: tuple[Message, ...]) -> list[Message]:

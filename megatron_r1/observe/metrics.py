@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.errors import DataError
+from megatron_r1.errors import DataError, UserError
 
 
-class OutputError(OSError):
+class OutputError(UserError, OSError):
     """A file of the run folder cannot be written: names the file, the reason and the remedy."""
 
 

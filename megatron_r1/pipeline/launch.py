@@ -1,26 +1,55 @@
-"""Start one process a rank on this machine: torchrun, but with nothing listening on a port.
+"""Start one process a rank on this machine, watch them, and end them together.
 
-torchrun's usual rendezvous is a TCP store that any user of the machine may connect to. Here the rendezvous is a file in
-the run's own folder, and gloo's sockets stay on the loopback device. Under an outer torchrun it is not used.
+torchrun is for clusters, where its agents meet through a TCP store that any user of the machine may connect to. Here
+the rendezvous is a file in the run's own folder, gloo's sockets stay on the loopback device, and what ends one rank
+ends them all: a failure, a signal to this process, or its death (the ranks ask the kernel for that signal themselves).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import uuid
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 from megatron_r1.config.schema import RunConfig
+from megatron_r1.pipeline.folder import RENDEZVOUS
+
+PARENT_VARIABLE = "MEGATRON_R1_PARENT"
+"""Process id of the launcher, for a rank that it started; absent under an outer launcher (torchrun, srun)."""
+
+POLL_SECONDS = 0.2
+FOLLOW_SECONDS = 30.0
+"""After one rank failed, the others usually fail of it too; they are given this long to say how."""
+STOP_SECONDS = 20.0
+"""From SIGTERM to SIGKILL: a rank stops its vLLM servers first."""
 
 
 def launch_local(config: RunConfig, words: Sequence[str]) -> int:
-    """Run `megatron-r1 run WORDS` as config.parallel.world_size ranks and wait. Returns the exit status."""
-    private = config.run_dir / ".rendezvous"
-    private.mkdir(mode=0o700)
+    """Run `megatron-r1 run WORDS` as config.parallel.world_size ranks and wait. Returns the exit status: 0, or that of
+    the rank that failed first, or 128 + the signal that ended the run."""
+    (config.run_dir / RENDEZVOUS).mkdir(mode=0o700)
+    ranks: list[subprocess.Popen[bytes]] = []
+    with _signals() as received:
+        try:
+            for rank in range(config.parallel.world_size):
+                command = [sys.executable, "-m", "megatron_r1", "run", *words]
+                ranks.append(subprocess.Popen(command, env=_environment(config, rank), start_new_session=True))
+            return _wait(ranks, received)
+        finally:
+            _end(ranks)
+
+
+def _environment(config: RunConfig, rank: int) -> dict[str, str]:
     environment = dict(os.environ) | {
+        PARENT_VARIABLE: str(os.getpid()),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(config.parallel.world_size),
+        "LOCAL_WORLD_SIZE": str(config.parallel.world_size),
         "OMP_NUM_THREADS": str(config.train.threads_per_rank),
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONWARNINGS": "ignore",
@@ -30,14 +59,47 @@ def launch_local(config: RunConfig, words: Sequence[str]) -> int:
     }
     if config.rollout.device == "cpu":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    run_id = uuid.uuid4().hex
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1"]
-    command += [f"--nproc-per-node={config.parallel.world_size}", "--rdzv-backend=c10d", f"--rdzv-id={run_id}"]
-    command += [f"--rdzv-endpoint={private / 'agent'}", "--rdzv-conf=store_type=file", "--max-restarts=0"]
-    command += ["-m", "megatron_r1", "run", *words]
-    process = subprocess.Popen(command, env=environment)
+    return environment
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The termination signals that arrive within, instead of what they would do."""
+    received: list[int] = []
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in caught}
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        return process.wait()
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> int:
+    while not received:
+        codes = [rank.poll() for rank in ranks]
+        failed = [code for code in codes if code]
+        if failed:
+            deadline = time.monotonic() + FOLLOW_SECONDS
+            while None in [rank.poll() for rank in ranks] and time.monotonic() < deadline and not received:
+                time.sleep(POLL_SECONDS)
+            return failed[0] if failed[0] > 0 else 128 - failed[0]
+        if None not in codes:
+            return 0
+        time.sleep(POLL_SECONDS)
+    print(f"megatron-r1: {signal.Signals(received[0]).name}: ending the run", file=sys.stderr, flush=True)
+    return 128 + received[0]
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM to every rank that still runs, SIGKILL to those that do not heed it."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for rank in ranks:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        if rank.poll() is None:
+            rank.kill()
+            rank.wait()

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import signal
 import sys
+from pathlib import Path
 
 from megatron_r1.config.schema import RunConfig
-from megatron_r1.config.shape import load_shape
-from megatron_r1.errors import CheckpointError, ConfigError, DataError, EngineError, MismatchError
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.errors import UserError
+from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
+from megatron_r1.pipeline.launch import PARENT_VARIABLE
+
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
+"""How gloo and nccl say that another rank has ended."""
 
 
-def run_rank(config: RunConfig) -> int:
-    """Join the other ranks and run. Expected errors are printed once, by rank 0, without a traceback."""
+def run_rank(config: RunConfig, shape: ModelShape) -> int:
+    """Join the other ranks and run. Errors that the user can mend are printed once, without a traceback."""
+    parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+    private = config.run_dir / RENDEZVOUS if parent else None
+    if parent:
+        from megatron_r1.rollout.launch import die_with_parent
+
+        die_with_parent(parent, "the launcher")
+    # As an exception, so that servers and graders are stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from megatron_r1.policy.platform import configure_process
 
     cpu = config.rollout.device == "cpu"
@@ -21,23 +38,46 @@ def run_rank(config: RunConfig) -> int:
     from megatron_r1.pipeline.zero import run_zero
     from megatron_r1.policy import topology
 
-    # Made by pipeline.launch; under an outer torchrun there is none, and its own store is the rendezvous.
-    private = config.run_dir / ".rendezvous"
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "run")
-    topology.initialise(
-        config.parallel,
-        seed=config.seed,
-        cpu=cpu,
-        timeout_seconds=2 * config.rollout.request_timeout_seconds,
-        store_path=str((private / run_id).resolve()) if private.is_dir() else None,
-    )
-    device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
+    lock = None
     try:
-        run_zero(config, load_shape(config.model.path), device)
-    except (CheckpointError, ConfigError, DataError, EngineError, MismatchError, FileExistsError) as error:
-        if topology.rank() == 0:
-            print(f"megatron-r1: {error}", file=sys.stderr, flush=True)
+        topology.initialise(
+            config.parallel,
+            seed=config.seed,
+            cpu=cpu,
+            timeout_seconds=config.train.collective_timeout_seconds,
+            store_path=str((private / "store").resolve()) if private else None,
+        )
+        device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
+        if not parent:  # an outer launcher (torchrun, srun): no parent of ours has made the folder
+            held = []
+            topology.on_rank_zero(lambda: held.append(prepare_folder(config)))
+            lock = held[0].lock if held else None
+        run_zero(config, shape, device)
+    except (UserError, OSError) as error:
+        _say_once(f"megatron-r1: {error}", private)
+        return 1
+    except RuntimeError as error:
+        if not LOST_PEER.search(str(error)):
+            raise
+        _say_once("megatron-r1: a rank lost its connection to another one, which has ended: see its message", private)
         return 1
     finally:
         topology.finalise()
+        if lock is not None:
+            lock.close()
     return 0
+
+
+def _say_once(text: str, private: Path | None) -> None:
+    """Print `text` unless another rank of this launch has said the same; under an outer launcher, name the rank."""
+    rank = os.environ.get("RANK", "0")
+    if private is None:
+        print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+        return
+    try:
+        (private / hashlib.sha256(text.encode()).hexdigest()).touch(exist_ok=False)
+    except FileExistsError:
+        return
+    except OSError:
+        pass  # a full disk may be the very error
+    print(text, file=sys.stderr, flush=True)

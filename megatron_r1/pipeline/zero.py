@@ -7,6 +7,7 @@ mixture of experts fits on two cores; a real run starts from a Hugging Face fold
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from megatron_r1.data.demonstrations import demonstration_batch
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.problems import ProblemSplit, load_problems
 from megatron_r1.data.stream import ProblemStream
-from megatron_r1.data.template import render_prompt
+from megatron_r1.data.template import PromptRoom, render_prompt
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.errors import EngineError
 from megatron_r1.grpo.advantage import group_advantages
@@ -40,9 +41,9 @@ from megatron_r1.rollout.server import Engine, start_engines
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.collector import Collector
 from megatron_r1.stages.evaluate import greedy_accuracy
-from megatron_r1.stages.grpo import Loop, train_grpo
+from megatron_r1.stages.grpo import ASIDE, Loop, train_grpo
 from megatron_r1.stages.sft import train_sft
-from megatron_r1.types import Problem, RolloutGroup, StepResult, TrainingSequence
+from megatron_r1.types import RolloutGroup, StepResult, TrainingSequence
 from megatron_r1.weights.export import save_hf_folder
 
 ROLLOUT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -53,21 +54,34 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
     begun = time.perf_counter()
     say = _printer()
     tokenizer = load_tokenizer(config.model.path)
-    split = load_problems(config.data)
+    room = PromptRoom(
+        template=config.data.template,
+        tokenizer=tokenizer,
+        max_new_tokens=config.rollout.sampling.max_new_tokens,
+        max_model_len=config.rollout.max_model_len,
+    )
+    split = load_problems(config.data, room)
+    if split.num_unusable:
+        say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
     layout = row_layout(config, tokenizer)
     seconds: dict[str, float] = {}
-    base = config.model.path
-    if config.sft.steps:
+    model = dataclasses.replace(config.model, train_mtp=False)
+    if config.sft.steps or config.model.initialise == "random":
+        # The servers start from a folder, so random weights are written to one too.
         base = config.run_dir / "base"
-        say(f"warm-up: {config.sft.steps} supervised steps make the base model")
+        steps = f"{config.sft.steps} supervised steps make" if config.sft.steps else "random weights are"
+        say(f"warm-up: {steps} the base model")
         _warm_up(config, shape, device, tokenizer, split, layout, base, say)
+        model = dataclasses.replace(model, path=base, load_from=None, initialise="weights")
         seconds["warm_up"] = time.perf_counter() - begun
+    base = model.path
     scorer = Scorer(config.rewards) if dist.get_rank() == 0 else None
     engines: Sequence[Engine] = ()
     try:
         say(f"starting {config.rollout.num_engines} vLLM server(s) on {base}")
         marked = time.perf_counter()
-        policy, engines = _policy_and_engines(config, shape, device, base, say)
+        policy, engines = _policy_and_engines(config, shape, device, model, say)
+        on_rank_zero(lambda: scorer.check_started() if scorer is not None else None)
         seconds["start"] = time.perf_counter() - marked
         sync = WeightSync(
             config.rollout,
@@ -82,7 +96,7 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
             rollout=config.rollout, data=config.data, tokenizer=tokenizer, sync=sync, engines=engines, scorer=scorer
         )
         run = _Run(config, policy, collector, sync, tokenizer, ProblemStream(split, seed=config.seed), base)
-        summary = run.train(layout, split.held_out, seconds, say)
+        summary = run.train(layout, split, seconds, say)
         sync.close()
     finally:
         for engine in engines:
@@ -103,8 +117,8 @@ def row_layout(config: RunConfig, tokenizer: Tokenizer) -> RowLayout:
     parallel = config.parallel
     return RowLayout(
         tokens_per_microbatch=config.train.tokens_per_microbatch,
-        row_multiple=parallel.tensor if parallel.sequence else 1,
-        segment_multiple=2 * parallel.context if parallel.context > 1 else 1,
+        row_multiple=parallel.row_multiple,
+        segment_multiple=parallel.segment_multiple,
         pad_id=tokenizer.pad_id,
         rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
     )
@@ -118,6 +132,7 @@ def build_policy(
     model: ModelConfig,
     optimizer: OptimizerConfig,
     total_steps: int,
+    temperature: float,
 ) -> Policy:
     return Policy(
         shape,
@@ -128,28 +143,34 @@ def build_policy(
         total_steps=total_steps,
         device=device,
         transformer_engine=device.type == "cuda" and has_module("transformer_engine"),
-        temperature=config.rollout.sampling.temperature,
+        temperature=temperature,
     )
 
 
 def _policy_and_engines(
-    config: RunConfig, shape: ModelShape, device: torch.device, base: Path, say: Callable[[str], None]
+    config: RunConfig, shape: ModelShape, device: torch.device, model: ModelConfig, say: Callable[[str], None]
 ) -> tuple[Policy, Sequence[Engine]]:
     """Servers start in the background on rank 0 while every rank builds and loads the trainer's model."""
     with ThreadPoolExecutor(1) as background:
         starting = None
         if dist.get_rank() == 0:
             starting = background.submit(
-                start_engines, config.rollout, model_path=base, run_dir=config.run_dir, seed=config.seed
+                start_engines,
+                config.rollout,
+                model_path=model.path,
+                run_dir=config.run_dir,
+                seed=config.seed,
+                visible_devices=server_devices(config),
             )
         try:
             policy = build_policy(
                 config,
                 shape,
                 device,
-                model=dataclasses.replace(config.model, path=base, initialise="weights", train_mtp=False),
+                model=model,
                 optimizer=config.optimizer,
                 total_steps=config.grpo.steps * config.grpo.minibatches,
+                temperature=config.rollout.sampling.temperature,
             )
         except BaseException:
             if starting is not None and starting.exception() is None:
@@ -168,6 +189,20 @@ def _policy_and_engines(
     return policy, ready[0]
 
 
+def server_devices(config: RunConfig) -> Sequence[str | None]:
+    """CUDA_VISIBLE_DEVICES of each server: as configured, else the GPUs of this host that follow the trainer's (nccl),
+    or the trainer's own from the first on (ipc)."""
+    rollout = config.rollout
+    if rollout.device == "cpu":
+        return (None,) * rollout.num_engines
+    if rollout.devices:
+        return rollout.devices
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.parallel.world_size))
+    size, first = rollout.tensor_parallel, 0 if rollout.sync == "ipc" else local_ranks
+    starts = [first + index * size for index in range(rollout.num_engines)]
+    return [",".join(map(str, range(start, start + size))) for start in starts]
+
+
 def _warm_up(
     config: RunConfig,
     shape: ModelShape,
@@ -180,7 +215,9 @@ def _warm_up(
 ) -> None:
     """Supervised steps on noisy demonstrations, then the base model as a Hugging Face folder."""
     sft = config.sft
-    policy = build_policy(config, shape, device, model=config.model, optimizer=sft.optimizer, total_steps=sft.steps)
+    policy = build_policy(
+        config, shape, device, model=config.model, optimizer=sft.optimizer, total_steps=sft.steps, temperature=1.0
+    )
     # Another order than GRPO's, and never a held-out problem.
     stream = ProblemStream(split, seed=config.seed + 1)
 
@@ -229,14 +266,15 @@ class _Run:
         self.sync_milliseconds: list[float] = []
 
     def train(
-        self, layout: RowLayout, held_out: Sequence[Problem], seconds: dict[str, float], say: Callable[[str], None]
+        self, layout: RowLayout, split: ProblemSplit, seconds: dict[str, float], say: Callable[[str], None]
     ) -> dict[str, Any]:
-        """Evaluate, train, evaluate, export. Returns the summary."""
-        config = self.config
-        evaluate = lambda: greedy_accuracy(self.collector, held_out)  # noqa: E731
+        """Evaluate, train, export, evaluate. Returns the summary.
+
+        If the servers are lost on the way, what was trained is exported first, then the error is raised."""
+        config, held_out = self.config, split.held_out
         self.push(0)
         marked = time.perf_counter()
-        before = evaluate()
+        before = greedy_accuracy(self.collector, held_out)
         seconds["evaluate"] = time.perf_counter() - marked
         say(f"held-out greedy accuracy before GRPO: {before:.1%} of {len(held_out)} problems")
         with ExitStack() as files:
@@ -249,28 +287,35 @@ class _Run:
                 collector=self.collector,
                 push=self.push,
                 on_step=self.on_step,
-                evaluate=evaluate,
+                evaluate=lambda: greedy_accuracy(self.collector, split.validation),
                 save=self.save,
                 decode=self.tokenizer.decode,
             )
-            steps = train_grpo(
-                self.policy,
-                config.grpo,
-                layout,
-                loop,
-                max_new_tokens=config.rollout.sampling.max_new_tokens,
-                seed=config.seed,
-            )
-        marked = time.perf_counter()
-        after = evaluate()
-        seconds["evaluate"] += time.perf_counter() - marked
+            try:
+                steps = train_grpo(
+                    self.policy,
+                    config.grpo,
+                    layout,
+                    loop,
+                    max_new_tokens=config.rollout.sampling.max_new_tokens,
+                    seed=config.seed,
+                )
+            except EngineError:
+                if self.policy.steps_taken:
+                    self.save(self.policy.steps_taken // config.grpo.minibatches)
+                raise
         self.save(steps, last=True)
-        grpo_seconds = sum(self.seconds.values())
+        marked = time.perf_counter()
+        after = greedy_accuracy(self.collector, held_out)
+        seconds["evaluate"] += time.perf_counter() - marked
+        grpo_seconds = sum(value for phase, value in self.seconds.items() if phase not in ASIDE)
+        for phase, value in self.seconds.items():
+            seconds[phase] = seconds.get(phase, 0.0) + value
         return {
             "accuracy_before": before,
             "accuracy_after": after,
             "steps": steps,
-            "seconds": seconds | self.seconds,
+            "seconds": seconds,
             "tokens_per_second": self.tokens / max(grpo_seconds, 1e-9),
             "sync_milliseconds_median": float(np.median(self.sync_milliseconds)),
             "held_out": len(held_out),
@@ -293,7 +338,7 @@ class _Run:
             if failure is None:
                 return
             if attempt == 1:
-                raise failure
+                raise EngineError(f"weight sync failed twice; {failure}") from failure
 
     def _revive(self) -> None:
         for engine in self.sync.engines:
@@ -326,6 +371,8 @@ class _Run:
         for record in records:
             self.rollouts.write(record)
         self.progress.update(step, metrics)
+        if metrics["skipped_steps"]:
+            self.progress.note(f"  {metrics['skipped_steps']} optimizer step(s) skipped: the gradient was not finite")
 
 
 def _printer() -> Callable[[str], None]:

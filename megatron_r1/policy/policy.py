@@ -113,9 +113,14 @@ class Policy:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        # Megatron moves them while it finishes the gradients, before it is known whether the step is taken.
+        router_biases = [(bias, bias.clone()) for bias in self._router_biases()]
         outputs = self._run(rows, loss, forward_only=False)
         rate = learning_rate(self._optimizer_config, self.steps_taken, self._total_steps)
         updated, grad_norm = step_if_finite(self.optimizer, rate=rate, weight_decay=self._optimizer_config.weight_decay)
+        if not updated:
+            for bias, before in router_biases:
+                bias.copy_(before)
         self.steps_taken += 1
         totals = self._reduce_sums(outputs)
         tokens = max(totals.pop("tokens"), 1.0)
@@ -127,6 +132,12 @@ class Policy:
             metrics={name: value / tokens for name, value in totals.items()} | {"tokens": tokens},
             skipped=not updated,
         )
+
+    def _router_biases(self) -> list[torch.Tensor]:
+        """The score-correction biases that Megatron updates after a step; none if they are frozen."""
+        if not self.config.moe_router_enable_expert_bias or not self.config.moe_router_bias_update_rate:
+            return []
+        return [bias for chunk in self.chunks for name, bias in chunk.named_buffers() if name.endswith("expert_bias")]
 
     def gradients(self, rows: Sequence[PackedMicrobatch], loss: LossFunction) -> dict[str, torch.Tensor]:
         """The summed gradients of `rows`, by the weight table's names, this rank's shards only. For tests and tools.

@@ -66,6 +66,12 @@ def grpo_671b() -> RunConfig:
         ),
         rewards=RewardConfig(num_workers=64),
         grpo=GRPOConfig(
-            steps=10_400 // 16, prompts_per_step=512, group_size=16, minibatches=16, clip_low=0.2, clip_high=0.2
+            steps=10_400 // 16,
+            prompts_per_step=512,
+            group_size=16,
+            minibatches=16,
+            clip_low=0.2,
+            clip_high=0.2,
+            save_every=25,
         ),
     )

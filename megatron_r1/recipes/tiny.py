@@ -35,7 +35,7 @@ def quickstart() -> RunConfig:
         parallel=ParallelConfig(world_size=2, expert=2),
         train=TrainConfig(dtype="fp32", tokens_per_microbatch=8192),
         optimizer=OptimizerConfig(lr=1e-4, min_lr=5e-5, warmup_steps=3, schedule="cosine"),
-        data=DataConfig(tasks=(TWO_DIGIT_ADDITION,), template="plain", holdout=200),
+        data=DataConfig(tasks=(TWO_DIGIT_ADDITION,), template="plain", holdout=200, validation=100),
         rollout=RolloutConfig(
             device="cpu",
             sync="gloo",
@@ -67,7 +67,7 @@ def tiny() -> RunConfig:
         config,
         name="tiny",
         run_dir=Path("runs/tiny"),
-        data=dataclasses.replace(config.data, holdout=16),
+        data=dataclasses.replace(config.data, holdout=16, validation=8),
         sft=dataclasses.replace(config.sft, steps=5),
         grpo=dataclasses.replace(config.grpo, steps=3, eval_every=0, target_accuracy=0.0),
     )

@@ -52,8 +52,12 @@ class Scorer:
         graded.add_done_callback(lambda done: self._finish(future, done, shape))
         return future
 
+    def check_started(self) -> None:
+        """Wait until every grading worker runs; WorkerStartError if one cannot. Call it at the start of a run."""
+        self._pool.check_started()
+
     def counts(self) -> PoolCounts:
-        """Answers that needed a worker, and how many of them timed out or raised."""
+        """Answers that needed a worker, and how many of them timed out or raised: cumulative, never reset."""
         return self._pool.counts()
 
     def close(self) -> None:

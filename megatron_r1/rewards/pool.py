@@ -1,9 +1,10 @@
 """Grading in processes that can be killed, so that no answer of a model can stop or slow a run beyond its own
 limit.
 
-One thread per worker feeds it one job at a time and waits; when the limit passes, it kills the worker and
-starts the next one. Workers start in the background when the pool is made. Left out: what is right or wrong
-(worker.py, math.py) and rewards (compose.py).
+One thread per worker feeds it one job at a time and waits; when the limit passes, or the answer is not to the job
+that was asked, it kills the worker and starts the next one. Workers start in the background when the pool is made,
+with a bare environment: no token of the trainer's reaches them. Left out: what is right or wrong (worker.py,
+math.py) and rewards (compose.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import contextlib
 import json
 import os
 import queue
+import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,8 +25,18 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.errors import UserError
+
 START_SECONDS = 120.0
 """A worker imports sympy or reasoning-gym first: 1 to 3 s alone, more on a busy machine."""
+
+START_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Waits between attempts to start a process while the machine refuses one (no memory, no free process)."""
+
+MAX_REPLY_BYTES = 1 << 16
+
+PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONHASHSEED", "TZ", "LANG", "LC_ALL", "LC_CTYPE")
+"""The only variables of the trainer's environment that a worker sees: what finding and running Python needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +51,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolCounts:
-    """Since the start of the pool: answers graded by a worker, answers over their limit, answers that
-    raised."""
+    """Cumulative since the start of the pool: answers handed to a worker (`graded`, whatever came of it), those over
+    their limit, and those whose grader raised, died or gave no proper reply. An answer never counts as more than one
+    of `timeouts` and `errors`."""
 
     graded: int = 0
     timeouts: int = 0
     errors: int = 0
 
 
-class WorkerStartError(RuntimeError):
-    """A worker process could not import its graders: the installation is at fault, not an answer."""
+class WorkerStartError(UserError, RuntimeError):
+    """A worker process could not be started or could not import its graders: the machine or the installation is
+    at fault, not an answer."""
 
 
 class GradingPool:
@@ -62,12 +77,14 @@ class GradingPool:
             )
         self.timeout_seconds = timeout_seconds
         self.graders = tuple(graders)
-        self._jobs: queue.SimpleQueue[tuple[bytes, Future[Verdict]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[str, bytes, Future[Verdict]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._graded = self._timeouts = self._errors = 0
         self._closing = threading.Event()
+        self._started: list[Future[None]] = [Future() for _ in range(num_workers)]
         self._threads = [
-            threading.Thread(target=self._serve, name=f"grading-{i}", daemon=True) for i in range(num_workers)
+            threading.Thread(target=self._serve, args=(started,), name=f"grading-{i}", daemon=True)
+            for i, started in enumerate(self._started)
         ]
         for thread in self._threads:
             thread.start()
@@ -83,12 +100,27 @@ class GradingPool:
     ) -> Future[Verdict]:
         """Queue one answer. The result never raises for a bad answer, only WorkerStartError where no worker
         can be had; ValueError after close()."""
-        if self._closing.is_set():
-            raise ValueError("the grading pool is closed; submit answers before close()")
-        job = {"grader": grader, "answer": answer, "reference": reference, "metadata": dict(metadata or {})}
+        job_id = secrets.token_hex(16)  # the reply must name it: nothing else can pass for the verdict on this job
+        job = {
+            "id": job_id,
+            "grader": grader,
+            "answer": answer,
+            "reference": reference,
+            "metadata": dict(metadata or {}),
+        }
+        content = json.dumps(job).encode()
         future: Future[Verdict] = Future()
-        self._jobs.put((json.dumps(job).encode(), future))
+        with self._lock:  # a job queued behind close() would never be answered
+            if self._closing.is_set():
+                raise ValueError("the grading pool is closed; submit answers before close()")
+            self._jobs.put((job_id, content, future))
         return future
+
+    def check_started(self) -> None:
+        """Wait until every worker has imported its graders. WorkerStartError if one cannot: call it before a long
+        run."""
+        for started in self._started:
+            started.result()
 
     def counts(self) -> PoolCounts:
         with self._lock:
@@ -96,7 +128,8 @@ class GradingPool:
 
     def close(self) -> None:
         """Finish the jobs in hand, cancel the queued ones, end the workers."""
-        self._closing.set()
+        with self._lock:
+            self._closing.set()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -104,35 +137,70 @@ class GradingPool:
         while not self._jobs.empty():
             item = self._jobs.get()
             if item is not None:
-                item[1].cancel()
+                item[2].cancel()
 
-    def _serve(self) -> None:
+    def _serve(self, started: Future[None]) -> None:
+        """The life of one thread: nothing that happens to a worker ends it before close()."""
         worker: _Worker | None = None
-        try:
-            while not self._closing.is_set():
+        refused = False
+        while not self._closing.is_set():
+            if worker is None and not refused:  # early: imports overlap with generation
+                worker, failure = self._start_worker()
+                refused = worker is None
+                if not started.done():
+                    started.set_exception(failure) if failure is not None else started.set_result(None)
+            item = self._jobs.get()
+            if item is None:
+                break
+            job_id, content, future = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            if worker is None:
+                worker, failure = self._start_worker()  # the machine may have recovered since
                 if worker is None:
-                    worker = _Worker(self.graders)  # early: imports overlap with generation
-                item = self._jobs.get()
-                if item is None:
-                    return
-                job, future = item
-                if not future.set_running_or_notify_cancel():
+                    future.set_exception(failure)
                     continue
-                try:
-                    verdict = worker.grade(job, self.timeout_seconds)
-                except WorkerStartError as error:
-                    worker.kill()
-                    worker = None
-                    future.set_exception(error)
-                    continue
-                self._count(verdict)
-                if not worker.alive:
-                    worker.kill()
-                    worker = None
-                future.set_result(verdict)
-        finally:
-            if worker is not None:
+                refused = False
+            try:
+                verdict = worker.grade(job_id, content, self.timeout_seconds)
+            except Exception as error:  # a fault of this file or of the machine: the caller must hear of it
                 worker.kill()
+                worker = None
+                future.set_exception(error)
+                continue
+            self._count(verdict)
+            if not worker.alive:
+                worker.kill()
+                worker = None
+            future.set_result(verdict)
+        if worker is not None:
+            worker.kill()
+        if not started.done():
+            started.set_exception(WorkerStartError("the grading pool was closed before this worker had started"))
+
+    def _start_worker(self) -> tuple[_Worker, None] | tuple[None, WorkerStartError]:
+        """A worker that has imported its graders, or why there is none. Tries again while the machine refuses to
+        make a process, not where the imports fail."""
+        refusal: OSError | None = None
+        for wait in (*START_RETRY_SECONDS, None):
+            try:
+                worker = _Worker(self.graders)
+            except OSError as error:
+                refusal = error
+                if wait is None or self._closing.wait(wait):
+                    break
+                continue
+            try:
+                worker.wait_until_ready(self._closing)
+            except WorkerStartError as error:
+                worker.kill()
+                return None, error
+            return worker, None
+        return None, WorkerStartError(
+            f"no grading worker could be started, because the system refused a new process ({refusal}) "
+            f"for {sum(START_RETRY_SECONDS):g} s; free memory, processes or file descriptors, or lower "
+            "rewards.num_workers"
+        )
 
     def _count(self, verdict: Verdict) -> None:
         with self._lock:
@@ -142,16 +210,12 @@ class GradingPool:
 
 
 class _Worker:
-    """One process and its socket, as seen by the one thread that owns it."""
+    """One process and its socket, as seen by the one thread that owns it. OSError where none can be made."""
 
     def __init__(self, graders: Sequence[str]) -> None:
         self.alive = True
-        self._ready = False
         self._connection, far_end = Pipe()
-        package_root = str(Path(__file__).parents[2])
-        # -P: without it the working directory would shadow installed modules. The children see one thread per
-        # library.
-        environment = dict(os.environ, PYTHONPATH=package_root, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+        # -P: without it the working directory would shadow installed modules.
         command = [
             sys.executable,
             "-P",
@@ -161,47 +225,83 @@ class _Worker:
             ",".join(graders),
         ]
         self._command = " ".join(command)
-        self._process = subprocess.Popen(
-            command,
-            pass_fds=[far_end.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-        )
-        far_end.close()
+        try:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[far_end.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=worker_environment(),
+            )
+        except BaseException:
+            self._connection.close()
+            raise
+        finally:
+            far_end.close()
 
-    def grade(self, job: bytes, timeout_seconds: float) -> Verdict:
-        """Hand over a job and wait. After a timeout or a death `alive` is False and the worker must be
-        replaced."""
-        self._wait_until_ready()
+    def wait_until_ready(self, closing: threading.Event) -> None:
+        """Return when the graders are imported. WorkerStartError where they are not, or the pool closes."""
+        deadline = time.monotonic() + START_SECONDS
+        ready = False
+        try:
+            while not (found := self._connection.poll(0.2)) and time.monotonic() < deadline:
+                if closing.is_set():
+                    raise WorkerStartError("the grading pool was closed before this worker had started")
+            ready = found and self._connection.recv_bytes() == b"ready"
+        except (EOFError, OSError):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # only for the exit status in the message
+                self._process.wait(5)
+        if not ready:
+            raise WorkerStartError(
+                f"a grading worker did not start (exit status {self._process.poll()}, waited up to "
+                f"{START_SECONDS:g} s); its own message is on standard error; check that math-verify and "
+                f"reasoning-gym import: {self._command}"
+            )
+
+    def grade(self, job_id: str, job: bytes, timeout_seconds: float) -> Verdict:
+        """Hand over a job and wait. After a timeout, a death or a wrong reply `alive` is False and the worker must
+        be replaced."""
         try:
             self._connection.send_bytes(job)
             if not self._connection.poll(timeout_seconds):
                 self.alive = False
                 return Verdict(correct=False, timed_out=True)
-            reply = json.loads(self._connection.recv_bytes())
+            reply = self._connection.recv_bytes(MAX_REPLY_BYTES)
         except (EOFError, OSError):
             self.alive = False
+            self._process.kill()  # a worker that closed its socket, or sent too much, may still run
             code = self._process.wait()
             return Verdict(correct=False, error=f"the grading worker died (exit status {code})")
-        return Verdict(correct=bool(reply.get("correct")), error=reply.get("error"))
+        verdict = read_reply(reply, job_id)
+        if verdict is None:
+            self.alive = False
+            return Verdict(correct=False, error="the grading worker gave no proper reply to this job; it was ended")
+        return verdict
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
         self._connection.close()
 
-    def _wait_until_ready(self) -> None:
-        if self._ready:
-            return
-        try:
-            self._ready = self._connection.poll(START_SECONDS) and self._connection.recv_bytes() == b"ready"
-        except (EOFError, OSError):
-            with contextlib.suppress(subprocess.TimeoutExpired):  # only for the exit status in the message
-                self._process.wait(5)
-        if not self._ready:
-            raise WorkerStartError(
-                f"a grading worker did not start (exit status {self._process.poll()}, waited up to "
-                f"{START_SECONDS:g} s); its own message is on standard error; check that math-verify and "
-                f"reasoning-gym import: {self._command}"
-            )
+
+def read_reply(reply: bytes, job_id: str) -> Verdict | None:
+    """The verdict in a worker's reply; None unless it is well formed and names the job that was asked."""
+    try:
+        fields = json.loads(reply)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or fields.get("id") != job_id or type(fields.get("correct")) is not bool:
+        return None
+    error = fields.get("error")
+    return Verdict(correct=fields["correct"] and error is None, error=None if error is None else str(error))
+
+
+def worker_environment() -> dict[str, str]:
+    """What a worker sees of the environment: nothing but how to find and run Python."""
+    return {
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONDONTWRITEBYTECODE": "1",  # it may not write files
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }

@@ -1,8 +1,10 @@
 """The process that grades answers, one at a time, until it is told to stop or killed.
 
 Started by pool.py as `python -m megatron_r1.rewards.worker FD GRADERS`; speaks JSON over the socket FD. It
-imports only what grading needs (never torch), limits its own memory, and dies with the thread that started
-it. Left out: time limits, which only the parent can enforce, because C code ignores signals until it returns.
+imports only what grading needs (never torch) and dies with the thread that started it. No answer is ever run as
+code (gym.py); in case a library does so after all, the process has a bare environment and cannot write files,
+start processes or take much memory. Left out: time limits, which only the parent can enforce, because C code
+ignores signals until it returns.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 MEMORY_BYTES = 4 << 30
-"""Address space of a worker: `10**10**10` alone would take 4 GB of the trainer's memory."""
+"""Address space of a worker: `10**10**10` alone would take 4 GB of the trainer's memory. sympy, math-verify and
+reasoning-gym together need less than 1 GB."""
 
 PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
 
 
 def grade(grader: str, answer: str, reference: str | None, metadata: Mapping[str, Any]) -> bool:
@@ -37,13 +41,21 @@ def _grade_math(answer: str, reference: str | None, metadata: Mapping[str, Any])
 
 
 def _grade_reasoning_gym(answer: str, reference: str | None, metadata: Mapping[str, Any]) -> bool:
-    """The dataset's own scorer. It gives partial credit (117 for 17 is 0.67); only 1.0 is right."""
+    """The dataset's own scorer, where it is safe. It gives partial credit (117 for 17 is 0.67) and sometimes more
+    than full credit to a wrong answer; only exactly 1.0 is right."""
+    from megatron_r1.config.gym_tasks import ARITHMETIC, refusal
+    from megatron_r1.rewards import gym
+
+    if (reason := refusal(metadata["task"])) is not None:
+        raise ValueError(reason)
     arguments = json.dumps(metadata["arguments"], sort_keys=True)
     dataset = _dataset(metadata["task"], arguments, metadata["seed"], metadata["size"])
     entry = dataset[metadata["index"]]
     if "question" in metadata and entry["question"] != metadata["question"]:
         raise ValueError(f"{metadata['task']} entry {metadata['index']} is not the same in this process")
-    return float(dataset.score_answer(answer, entry)) >= 1.0
+    if metadata["task"] in ARITHMETIC:
+        return gym.solves_puzzle(metadata["task"], answer, entry)
+    return gym.may_be_scored(metadata["task"], answer) and float(dataset.score_answer(answer, entry)) == 1.0
 
 
 @lru_cache(maxsize=256)
@@ -63,13 +75,19 @@ MODULES = {"math": "megatron_r1.rewards.math", "reasoning_gym": "reasoning_gym"}
 
 def main(arguments: list[str]) -> None:
     """Serve jobs on socket `arguments[0]`, after importing what the graders named in `arguments[1]` need."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    system = ctypes.CDLL(None)
+    system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    system.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    _limit(resource.RLIMIT_CORE, 0)
     sys.set_int_max_str_digits(100_000)
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # warns at every answer that it has no time limit
     for grader in arguments[1].split(","):
         importlib.import_module(MODULES[grader])
+    # After the imports, so that a failing one can still say why in a log file.
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_NPROC, 0)  # root is exempt from this one
     connection = Connection(int(arguments[0]))
     connection.send_bytes(b"ready")
     while True:
@@ -80,7 +98,18 @@ def main(arguments: list[str]) -> None:
         connection.send_bytes(json.dumps(_answer(job)).encode())
 
 
+def _limit(what: int, most: int) -> None:
+    """Lower a resource limit for good; a lower hard limit of the parent's stays."""
+    hard = resource.getrlimit(what)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
+
+
 def _answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"id": job["id"], **_verdict(job)}
+
+
+def _verdict(job: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         return {"correct": grade(job["grader"], job["answer"], job["reference"], job["metadata"])}
     except Exception as error:

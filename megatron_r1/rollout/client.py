@@ -15,7 +15,7 @@ import numpy as np
 import urllib3
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
-from megatron_r1.errors import EngineError
+from megatron_r1.errors import EngineError, UserError
 from megatron_r1.rollout.auth import authorization
 from megatron_r1.types import Completion
 
@@ -27,7 +27,7 @@ START_VERSION = "default"
 Decode = Callable[[Sequence[int]], str]
 
 
-class RequestError(ValueError):
+class RequestError(UserError, ValueError):
     """The server refused a request (4xx): the request is at fault, sending it again will not help."""
 
 

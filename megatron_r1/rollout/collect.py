@@ -202,9 +202,14 @@ class _Collection:
         engine = event.engine
         if event.error is not None:
             raise event.error
-        if resync is not None:
-            resync(engine)
-        served = engine.client.weight_version()
+        try:
+            if resync is not None:
+                resync(engine)
+            served = engine.client.weight_version()
+        except EngineError as error:  # it died again while it was given the weights
+            self.restarts += 1
+            threading.Thread(target=self.revive, args=(engine, error), name="restart", daemon=True).start()
+            return
         if self.version is not None and served != self.version:
             raise EngineError(
                 f"vllm-{engine.index} serves weight version {served} after its restart, this rollout began "

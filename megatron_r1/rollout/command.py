@@ -89,7 +89,15 @@ def server_environment(
     `private_dir` (mode 0700) takes the engine's unix sockets, rendezvous files and temporary files.
     """
     environment = dict(base)
-    for name in ("VLLM_CPU_KVCACHE_SPACE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "VLLM_CPU_KVCACHE_SPACE",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         environment.pop(name, None)  # a torchrun parent's, and a cache size that would override ours
     environment |= {
         TOKEN_VARIABLE: token,

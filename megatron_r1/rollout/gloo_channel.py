@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed
 
+from megatron_r1.errors import EngineError
 from megatron_r1.rollout.buckets import Bucket, ParamSpec, plan_buckets, view
 
 LOOPBACK = "127.0.0.1"
@@ -99,7 +100,12 @@ def meet(client: TransferClient, meeting: GlooMeeting) -> GlooLink:
     pool = ThreadPoolExecutor(1)
     try:
         workers = pool.submit(client.init_weight_transfer_engine, meeting.worker_info())
-        link = GlooLink(meeting, 0)
+        try:
+            link = GlooLink(meeting, 0)
+        except RuntimeError as error:
+            if (cause := settled_error(workers)) is not None:
+                raise cause from None
+            raise EngineError(f"weight transfer: the vLLM workers did not come to the meeting ({error})") from error
         workers.result()
         return link
     finally:
@@ -124,10 +130,12 @@ def transfer(
         received = pool.submit(client.update_weights, update_info(specs))
         try:
             send(link, specs, tensors, bucket_bytes, received)
-        except RuntimeError:  # broken off; the workers' own account of it, if they give one, says more
+        except RuntimeError as error:  # broken off; the workers' own account of it, if they give one, says more
+            if isinstance(error, EngineError):
+                raise
             if (cause := settled_error(received)) is not None:
                 raise cause from None
-            raise
+            raise EngineError(f"weight transfer: a vLLM worker left in the middle of it ({error})") from error
         received.result()
     except BaseException:
         link.close()

@@ -23,8 +23,10 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import psutil
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.errors import EngineError
@@ -56,7 +58,9 @@ class Engine:
     """One vLLM server under supervision.
 
     Attributes: `index`; `starts`, how many times its process was started (it names an incarnation: weights
-    and connections made for an older one are gone); `client`, for the current incarnation; `log_path`.
+    and connections made for an older one are gone); `failures`, how many incarnations ended by themselves;
+    `client`, for the current incarnation; `log_path`, of all incarnations, and `log_begin`, where the current
+    one's part begins (bytes).
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class Engine:
         self.log_path = Path(run_dir) / "logs" / f"vllm-{index}.log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self.starts = 0
+        self.failures = 0
+        self.log_begin = 0
         self.port = 0
         self.token = ""
         self.private_dir: tempfile.TemporaryDirectory[str] | None = None
@@ -93,6 +99,7 @@ class Engine:
         if self.alive():
             raise EngineError(f"vllm-{self.index} is already running (process {self.pid}); stop it first.")
         self.starts += 1
+        self.log_begin = self.log_path.stat().st_size if self.log_path.exists() else 0
         self.port = free_port(self.host)
         self.token = new_token()
         self.private_dir = private_directory()
@@ -144,7 +151,7 @@ class Engine:
         retried. Raises EngineError when the process dies or rollout.start_timeout_seconds pass.
         """
         begun, attempts, told = time.monotonic(), 1, time.monotonic()
-        while not self.client.healthy():
+        while not (self.owns_port() and self.client.healthy()):
             waited = time.monotonic() - begun
             if not self.alive():
                 if "address already in use" not in self.log_tail().lower() or attempts == PORT_ATTEMPTS:
@@ -169,6 +176,20 @@ class Engine:
         """Whether the process runs (it may not answer yet)."""
         return self.process is not None and self.process.poll() is None
 
+    def owns_port(self) -> bool:
+        """Whether it is our server that listens: the token must not be sent to whoever took the port first."""
+        if not self.alive():
+            return False
+        try:
+            leader = psutil.Process(self.pid)
+            return any(
+                connection.status == psutil.CONN_LISTEN and connection.laddr.port == self.port
+                for process in (leader, *leader.children(recursive=True))
+                for connection in process.net_connections("inet")
+            )
+        except psutil.Error:  # a process ended while it was looked at
+            return False
+
     @property
     def pid(self) -> int:
         return self.process.pid if self.process is not None else 0
@@ -187,7 +208,7 @@ class Engine:
         """The last lines of the log, led by the last exception of a child process if it is further up."""
         with self.log_path.open("rb") as log:
             log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - 65_536))
+            log.seek(max(self.log_begin, log.tell() - 65_536))
             lines = log.read().decode(errors="replace").splitlines()
         causes = [line for line in lines[:-LOG_TAIL_LINES] if CAUSE.search(line)]
         return "\n".join(causes[-1:] + lines[-LOG_TAIL_LINES:])
@@ -207,8 +228,9 @@ class Engine:
         Raises EngineError past rollout.max_restarts, and what `wait_ready` raises.
         """
         self.stop()
-        if self.starts > self.config.max_restarts:
-            raise self.death(f"failed {self.starts} times; rollout.max_restarts is {self.config.max_restarts}")
+        self.failures += 1
+        if self.failures > self.config.max_restarts:
+            raise self.death(f"failed {self.failures} times; rollout.max_restarts is {self.config.max_restarts}")
         self.start()
         self.wait_ready(progress)
 
@@ -226,7 +248,7 @@ def start_engines(
     run_dir: Path,
     seed: int = 0,
     host: str = "127.0.0.1",
-    visible_devices: tuple[str | None, ...] = (),
+    visible_devices: Sequence[str | None] = (),
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Engine, ...]:
     """Start rollout.num_engines servers together and wait for all.

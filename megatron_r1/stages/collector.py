@@ -34,6 +34,8 @@ class Rollout:
     reward_seconds: float
     num_tokens: int
     restarts: int
+    grading: dict[str, int]
+    """Answers over their grading time, and answers whose grader failed (`grading_timeouts`, `grading_errors`)."""
 
 
 class Collector:
@@ -88,6 +90,7 @@ class Collector:
         token_lists: list[list[int]] = [prompt.tolist() for prompt in prompts]
         graded: dict[int, list[Future[Reward]]] = {}
         scorer = self._scorer
+        before = scorer.counts()
 
         def grade(index: int, group: Group) -> None:
             graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
@@ -112,7 +115,12 @@ class Collector:
             )
             for index, (problem, prompt, group) in enumerate(zip(problems, prompts, collected.groups, strict=True))
         ]
+        after = scorer.counts()
         return Rollout(
+            grading={
+                "grading_timeouts": after.timeouts - before.timeouts,
+                "grading_errors": after.errors - before.errors,
+            },
             groups=groups,
             generation_seconds=collected.seconds,
             reward_seconds=time.perf_counter() - begun,
@@ -126,9 +134,7 @@ class Collector:
         return replace(sampling, stop_token_ids=stops, temperature=0.0 if greedy else sampling.temperature)
 
     def _resync(self, engine: Engine) -> None:
-        """A restarted engine serves the start checkpoint; give it the version that the others have."""
-        if self._sync.version == 0:
-            return
+        """A restarted engine serves the start checkpoint, or none; give it the version that the others have."""
         self._broadcast(["push", None])
         self._sync.push(self._sync.version, engines=[engine])
 

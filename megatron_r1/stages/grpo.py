@@ -23,6 +23,7 @@ import numpy as np
 from megatron_r1.config.schema import GRPOConfig
 from megatron_r1.data.packing import RowLayout, pack_rank, split_minibatches
 from megatron_r1.data.stream import ProblemStream
+from megatron_r1.errors import DivergedError
 from megatron_r1.grpo.advantage import group_advantages
 from megatron_r1.grpo.loss import grpo_token_loss, truncated_importance
 from megatron_r1.grpo.weights import token_weights
@@ -36,6 +37,8 @@ from megatron_r1.stages.mismatch import check_mismatch
 from megatron_r1.types import PackedMicrobatch, RolloutGroup, StepResult, TrainingSequence
 
 Rows = list[PackedMicrobatch]
+ASIDE = ("evaluate", "save")
+"""Phases that are no part of a step: tokens per second are counted without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,7 @@ class Loop:
     on_step: Callable[[int, dict[str, Any], list[RolloutGroup]], None]
     """After each step: its number, metrics and groups."""
     evaluate: Callable[[], float]
-    """Greedy held-out accuracy with the engines' current weights."""
+    """Greedy accuracy on the validation problems with the engines' current weights."""
     save: Callable[[int], None]
     """Export the policy after step n."""
     decode: Callable[[Sequence[int]], str]
@@ -60,19 +63,19 @@ def train_grpo(
 ) -> int:
     """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights.
 
-    Returns the number of steps done: fewer if an evaluation reaches `config.target_accuracy`.
+    Returns the number of steps done: fewer if an evaluation reaches `config.target_accuracy`. Raises DivergedError
+    when more than `config.max_skipped_steps` optimizer steps in a row had no finite gradient.
     """
     rank, ranks = data_parallel()
     if config.kl_coef > 0:
         policy.refresh_reference()
     loss = grpo_loss(config)
-    samples_per_step = config.prompts_per_step * config.group_size
+    skipped = 0
     timer = PhaseTimer()
     for step in range(config.steps):
         with timer.phase("rollout"):
             problems = loop.stream.take(config.prompts_per_step)
-            sample_seed = seed * 1_000_003 + step * samples_per_step
-            rollout = loop.collector.collect(problems, group_size=config.group_size, seed=sample_seed)
+            rollout = loop.collector.collect(problems, group_size=config.group_size, seed=step_seed(seed, step))
         groups = rollout.groups
         with timer.phase("packing"):
             minibatches = [
@@ -83,11 +86,15 @@ def train_grpo(
             with timer.phase("check"):
                 check_mismatch(policy, minibatches[0], bound=config.mismatch_bound, decode=loop.decode)
         with timer.phase("logprob"):
-            if config.kl_coef > 0 and _refresh_now(step, config.reference_refresh_steps):
+            if config.kl_coef > 0 and refresh_now(step * config.minibatches, config):
                 policy.refresh_reference()
             minibatches = add_logprobs(policy, minibatches, config)
         with timer.phase("train"):
-            results = [policy.step(rows, loss) for rows in minibatches]
+            results = []
+            for rows in minibatches:
+                results.append(policy.step(rows, loss))
+                skipped = skipped + 1 if results[-1].skipped else 0
+                _check_skips(skipped, step, config, results[-1].grad_norm)
         with timer.phase("sync"):
             loop.push(step + 1)
         metrics = step_metrics(results, groups)
@@ -101,15 +108,34 @@ def train_grpo(
         # Grading that outlasted generation ran inside the rollout phase.
         seconds["reward"] = rollout.reward_seconds
         seconds["rollout"] -= rollout.reward_seconds
-        metrics |= {"seconds": seconds, "tokens_per_second": metrics["tokens"] / sum(seconds.values())}
+        working = sum(value for phase, value in seconds.items() if phase not in ASIDE)
+        metrics |= rollout.grading
+        metrics |= {"seconds": seconds, "tokens_per_second": metrics["tokens"] / max(working, 1e-9)}
         loop.on_step(step, metrics, groups)
         if 0 < config.target_accuracy <= metrics.get("eval_accuracy", 0.0):
             return step + 1
     return config.steps
 
 
-def _refresh_now(step: int, every: int) -> bool:
-    return every > 0 and step > 0 and step % every == 0
+def step_seed(seed: int, step: int) -> int:
+    """The random seed of a step's rollout, u62. Completion g of prompt i samples with this + i * group_size + g, so
+    seeds of neighbouring steps and runs must lie far apart."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 2)
+
+
+def refresh_now(done: int, config: GRPOConfig) -> bool:
+    """Whether a multiple of config.reference_refresh_steps was passed by the last rollout's optimizer steps; `done` of
+    them have been taken."""
+    every = config.reference_refresh_steps
+    return every > 0 and done > 0 and done // every > (done - config.minibatches) // every
+
+
+def _check_skips(skipped: int, step: int, config: GRPOConfig, grad_norm: float) -> None:
+    if skipped > config.max_skipped_steps:
+        raise DivergedError(
+            f"step {step + 1}: {skipped} optimizer steps in a row had no finite gradient (norm {grad_norm}), "
+            f"grpo.max_skipped_steps is {config.max_skipped_steps}; lower optimizer.lr or start from an earlier export"
+        )
 
 
 def to_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig, max_new_tokens: int) -> list[TrainingSequence]:

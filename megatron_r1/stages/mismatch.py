@@ -24,7 +24,7 @@ def check_mismatch(
 ) -> float:
     """Mean |logprob(engine) - logprob(trainer)| over all ranks' trained tokens.
 
-    Raises MismatchError on every rank if it exceeds `bound`, naming the worst tokens with their context.
+    Raises MismatchError on every rank if it exceeds `bound` or is no number, naming the worst tokens.
     """
     own = policy.logprobs(rows)
     total, count, worst = 0.0, 0, []
@@ -32,16 +32,17 @@ def check_mismatch(
         difference = np.where(row.loss_mask[0], np.abs(logprobs - row.behaviour_logprobs[0]), 0.0)
         total += float(difference.sum())
         count += int(row.loss_mask.sum())
-        for position in np.argsort(-difference)[:WORST_TOKENS]:
+        ranks = np.where(np.isnan(difference), np.inf, difference)
+        for position in np.argsort(-ranks)[:WORST_TOKENS]:
             context = decode(row.token_ids[0, max(0, position - 12) : position + 1].tolist())
             token = decode([int(row.labels[0, position])])
             pair = (float(row.behaviour_logprobs[0, position]), float(logprobs[position]))
-            worst.append((float(difference[position]), token, pair, context))
+            worst.append((float(ranks[position]), token, pair, context))
     gathered: list[tuple] = [()] * dist.get_world_size()
     dist.all_gather_object(gathered, (data_parallel()[0], total, count, worst))
     by_rank = {item[0]: item[1:] for item in gathered}  # ranks of one data-parallel rank report the same
     mean = sum(item[0] for item in by_rank.values()) / max(1, sum(item[1] for item in by_rank.values()))
-    if mean > bound:
+    if not mean <= bound:  # NaN too
         found = sorted((entry for item in by_rank.values() for entry in item[2]), reverse=True)[:WORST_TOKENS]
         lines = [
             f"  {token!r} after {context!r}: rollout {pair[0]:.4f}, trainer {pair[1]:.4f}"

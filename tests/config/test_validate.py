@@ -193,20 +193,46 @@ ALONE = [
     ({"rollout.sampling.temperature": 0.0}, ["rollout.sampling.temperature is 0.0", "use 1.0"]),
     ({"rollout.sampling.top_p": 0.9}, ["rollout.sampling.top_p and top_k", "whole vocabulary"]),
     ({"rollout.sampling.top_k": 50}, ["rollout.sampling.top_p and top_k", "whole vocabulary"]),
-    ({"grpo.steps": 0}, ["grpo.steps 0", "at least 1"]),
+    ({"grpo.steps": 0}, ["grpo.steps is 0", "at least 1"]),
     ({"grpo.group_size": 1}, ["grpo.group_size is 1", "at least 2"]),
     ({"grpo.minibatches": 33}, ["grpo.minibatches is 33", "1", "prompts_per_step = 32"]),
     ({"grpo.minibatches": 0}, ["grpo.minibatches is 0", "prompts_per_step = 32"]),
     ({"grpo.clip_low": 0.0}, ["grpo.clip_low 0.0", "(0, 1]"]),
     ({"grpo.clip_low": 1.5}, ["grpo.clip_low 1.5", "(0, 1]"]),
     ({"grpo.clip_high": 0.0}, ["grpo.clip_high 0.0", "above 0"]),
-    ({"grpo.kl_coef": -0.1}, ["grpo.kl_coef is -0.1", "not be negative"]),
+    ({"grpo.kl_coef": -0.1}, ["grpo.kl_coef is -0.1", "at least 0"]),
     ({"grpo.truncated_importance_cap": -1.0}, ["grpo.truncated_importance_cap is -1.0"]),
     ({"grpo.mismatch_bound": -1.0}, ["grpo.mismatch_bound is -1.0"]),
     ({"grpo.reference_refresh_steps": -1}, ["grpo.reference_refresh_steps is -1"]),
     ({"rewards.num_workers": 0}, ["rewards.num_workers", "at least 1"]),
-    ({"rewards.timeout_seconds": 0.0}, ["rewards.timeout_seconds above 0"]),
+    ({"rewards.timeout_seconds": 0.0}, ["rewards.timeout_seconds is 0.0", "above 0"]),
     ({"data.tasks": ()}, ["data.tasks and data.files", "give one of them"]),
+    ({"grpo.kl_coef": float("nan")}, ["grpo.kl_coef is nan"]),
+    ({"grpo.mismatch_bound": float("inf")}, ["grpo.mismatch_bound is inf"]),
+    (
+        {"grpo.target_accuracy": 1.5, "grpo.eval_every": 1, "data.validation": 5},
+        ["grpo.target_accuracy is 1.5", "between 0 and 1"],
+    ),
+    ({"grpo.eval_every": 1, "data.validation": 0}, ["grpo.eval_every is 1", "data.validation > 0"]),
+    ({"grpo.save_every": -1}, ["grpo.save_every is -1", "at least 0"]),
+    ({"grpo.max_skipped_steps": -1}, ["grpo.max_skipped_steps is -1"]),
+    ({"rewards.accuracy_weight": 0.0, "rewards.format_weight": 0.0}, ["both 0"]),
+    ({"rewards.format_weight": -1.0}, ["rewards.format_weight is -1.0"]),
+    ({"rollout.sampling.max_new_tokens": 0}, ["rollout.sampling.max_new_tokens is 0", "at least 1"]),
+    ({"rollout.sampling.temperature": float("nan")}, ["rollout.sampling.temperature is nan"]),
+    ({"rollout.devices": ("0", "1")}, ["rollout.devices has 2 entries", "rollout.num_engines = 1"]),
+    ({"rollout.tensor_parallel": 0}, ["rollout.tensor_parallel is 0"]),
+    ({"rollout.start_timeout_seconds": 0.0}, ["rollout.start_timeout_seconds is 0.0", "above 0"]),
+    ({"rollout.kv_cache_gib": float("inf")}, ["rollout.kv_cache_gib is inf"]),
+    ({"train.collective_timeout_seconds": -1.0}, ["train.collective_timeout_seconds is -1.0"]),
+    ({"seed": -1}, ["seed is -1", "at least 0"]),
+    ({"data.seed": -1}, ["data.seed is -1"]),
+    ({"data.task_size": 0}, ["data.task_size is 0", "at least 1"]),
+    ({"sft.steps": -1}, ["sft.steps is -1"]),
+    ({"sft.batch_size": 0}, ["sft.batch_size is 0", "at least 1"]),
+    ({"optimizer.lr": float("inf")}, ["optimizer.min_lr", "inf"]),
+    ({"data.tasks": ("chain_sums",)}, ["'chain_sums' is no reasoning-gym dataset", "did you mean chain_sum"]),
+    ({"data.tasks": ("n_queens:n=4",)}, ["n_queens", "runs the answer as Python code", "choose another dataset"]),
     ({"data.holdout": 0}, ["data.holdout is 0", "at least 1"]),
     ({"sft.steps": 1, "sft.noise": 1.5}, ["sft.noise is 1.5", "between 0 and 1"]),
 ]
@@ -289,6 +315,49 @@ def test_a_full_run_folder_is_refused_unless_archived(sound):
     (fault,) = faults_of(config)
     assert "is not empty" in fault and "--if-exists archive" in fault
     assert faults_of(dataclasses.replace(config, if_exists="archive")) == []
+
+
+def test_only_a_runs_folder_is_moved_aside(sound, tmp_path):
+    config = sound({"if_exists": "archive"})
+    config.run_dir.mkdir()
+    (config.run_dir / "thesis.tex").write_text("")
+    (fault,) = faults_of(config)
+    assert "not a run's folder" in fault
+
+
+def test_a_folder_in_which_a_run_goes_on_is_not_touched(sound):
+    import fcntl
+
+    config = sound({"if_exists": "archive"})
+    config.run_dir.mkdir()
+    (config.run_dir / "run.json").write_text("{}")
+    with open(config.run_dir / ".lock", "w") as lock:
+        lock.write("4711\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (fault,) = faults_of(config)
+        assert "a run is going on" in fault and "process 4711" in fault
+    assert faults_of(config) == []
+
+
+def test_a_run_folder_that_holds_the_runs_own_input_is_not_moved(sound):
+    config = sound({"if_exists": "archive"})
+    config.run_dir.mkdir()
+    (config.run_dir / "run.json").write_text("{}")
+    config.model.path.rename(config.run_dir / "model")
+    config = with_fields(config, {"model.path": config.run_dir / "model"})
+    (fault,) = faults_of(config)
+    assert fault.startswith("model.path") and "would be moved aside" in fault
+
+
+def test_the_working_directory_is_no_run_folder(sound, monkeypatch):
+    config = sound({"if_exists": "archive"})
+    (config.run_dir / "below").mkdir(parents=True)
+    (config.run_dir / "run.json").write_text("{}")
+    monkeypatch.chdir(config.run_dir / "below")
+    for given in (config.run_dir, Path("..")):
+        (fault,) = faults_of(dataclasses.replace(config, run_dir=given))
+        assert "that you are in, or above it" in fault
 
 
 @pytest.mark.parametrize("if_exists", ["refuse", "archive"])

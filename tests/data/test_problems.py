@@ -140,6 +140,36 @@ def test_held_out_questions_never_reach_training():
     assert len([p for p in split.sources[0] if p.messages[0]["content"] in held_out]) > 100  # there were repeats
 
 
+def test_validation_problems_are_apart_from_both():
+    plain = split_problems([named(40)], holdout=5, seed=2)
+    split = split_problems([named(40)], holdout=5, validation=7, seed=2)
+    assert split.held_out == plain.held_out  # asking for validation problems does not change the judges
+    assert len(split.validation) == 7
+    drawn = {p.id for p in ProblemStream(split, seed=0).take(28)}
+    kept = {p.id for p in (*split.held_out, *split.validation)}
+    assert len(drawn) == 28 and len(kept) == 12 and not drawn & kept
+
+
+def test_unusable_problems_are_neither_drawn_nor_kept():
+    odd = lambda problem: int(problem.messages[0]["content"].split()[-1]) % 2 == 1  # noqa: E731
+    split = split_problems([named(40, lambda i: f"question {i}")], holdout=5, validation=5, seed=2, usable=odd)
+    assert all(odd(problem) for problem in (*split.held_out, *split.validation))
+    drawn = ProblemStream(split, seed=0).take(10)
+    assert all(odd(problem) for problem in drawn) and len({p.id for p in drawn}) == 10
+    with pytest.raises(ConfigError, match="of 20 different questions leaves none"):
+        split_problems([named(40, lambda i: f"question {i}")], holdout=15, validation=5, seed=2, usable=odd)
+
+
+def test_files_are_looked_through_before_the_run(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"question": "x" * (i + 1), "answer": "1"}) + "\n" for i in range(10)))
+    short = lambda problem: len(problem.messages[0]["content"]) <= 6  # noqa: E731
+    split = load_problems(DataConfig(files=(path,), holdout=2), short)
+    assert split.num_unusable == 4
+    with pytest.raises(DataError, match="none of the 10 problems leaves room"):
+        load_problems(DataConfig(files=(path,), holdout=2), lambda problem: False)
+
+
 def test_text_that_differs_in_case_and_space_is_the_same_question():
     split = split_problems(
         [named(40, lambda i: f"Question  {i % 4}" if i % 2 else f" question {i % 4} ")], holdout=2, seed=5
@@ -150,7 +180,7 @@ def test_text_that_differs_in_case_and_space_is_the_same_question():
 
 
 def test_holdout_that_leaves_nothing_is_refused():
-    with pytest.raises(ConfigError, match="5 of 5 different questions leaves none"):
+    with pytest.raises(ConfigError, match=r"5 .and data.validation 0. of 5 different questions leaves none"):
         split_problems([named(20, lambda i: str(i % 5))], holdout=5, seed=0)
     assert len(split_problems([named(20, lambda i: str(i % 5))], holdout=4, seed=0).held_out) == 4
 

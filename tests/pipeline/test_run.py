@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,15 +127,37 @@ def test_no_process_is_left(run):
 
 
 def test_disagreement_with_the_engine_stops_the_run_before_training(run, tmp_path):
-    """With a bound that nothing can meet: the worst tokens are named and nothing is trained."""
-    base = run["folder"] / "base"
-    words = [*SMALL, "--sft.steps", "0", "--model.path", str(base), "--model.initialise", "weights"]
+    """With a bound that nothing can meet: the worst tokens are named and nothing is trained.
+
+    The weights come from a converted checkpoint and the servers' folder has none, so they must have been pushed."""
+    tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+    base = tmp_path / "base"
+    subprocess.run([sys.executable, tool, "hf-to-megatron", run["folder"] / "base", base], check=True)
+    words = [*SMALL, "--sft.steps", "0", "--model.load-from", str(base), "--model.initialise", "weights"]
     words += ["--run-dir", str(tmp_path / "gate"), "--grpo.mismatch-bound", "1e-12"]
     done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     assert "rollout and trainer disagree" in done.stderr
     assert "Worst tokens" in done.stderr
     assert "trainer -" in done.stderr
+    mean = float(re.search(r"difference. is ([0-9.]+),", done.stderr.replace("|", "."))[1])
+    assert mean < 1e-3, "the servers hold the converted weights"
     assert (tmp_path / "gate" / "metrics.jsonl").read_text() == ""
     assert not (tmp_path / "gate" / "policy").exists()
-    assert "Traceback" not in done.stderr.split("rollout and trainer disagree")[0]
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("rollout and trainer disagree") == 1, "every rank raises it, one says it"
+
+
+def test_a_signal_ends_every_process_of_a_run(tmp_path):
+    """SIGTERM to the command alone, while its ranks train."""
+    process = subprocess.Popen(
+        command(*SMALL, "--run-dir", str(tmp_path / "run")), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = iter(process.stdout.readline, "")
+    assert any("warm-up 5/" in line for line in lines), "it trains"
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    rest = "".join(lines)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert "SIGTERM: ending the run" in rest and "Traceback" not in rest
+    assert len(below) >= 2 and not any(child.is_running() for child in below)

@@ -1,6 +1,8 @@
 """The pool's promise: an answer costs at most its own limit, and the workers stay light."""
 
+import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -8,7 +10,8 @@ import time
 import psutil
 import pytest
 
-from megatron_r1.rewards.pool import GradingPool, WorkerStartError
+from megatron_r1.rewards import pool as pool_module
+from megatron_r1.rewards.pool import GradingPool, Verdict, WorkerStartError, read_reply
 
 BOMBS = ("10^{10^{10}}", "9^{9^{9^{9}}}", "1000000000!")
 
@@ -104,3 +107,112 @@ def test_workers_die_with_a_killed_parent():
         time.sleep(0.1)
     psutil.Process(pid).kill()
     raise AssertionError("the worker outlived its parent")
+
+
+@pytest.fixture
+def children_cannot_start(monkeypatch, tmp_path):
+    """The system refuses every new worker, as it does when it has no memory or no free process."""
+    monkeypatch.setattr(pool_module, "START_RETRY_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no_python_here"))
+
+
+def test_refused_process_is_reported_and_the_pool_recovers(children_cannot_start, monkeypatch):
+    with GradingPool(num_workers=1, timeout_seconds=20.0) as pool:
+        with pytest.raises(WorkerStartError, match=r"refused a new process .*no_python_here.*lower"):
+            pool.check_started()
+        for _ in range(2):
+            with pytest.raises(WorkerStartError, match="refused a new process"):
+                pool.submit("math", "18.0", reference="18").result(20)
+        monkeypatch.undo()
+        assert grade_all(pool, ["18.0"])[0].correct
+
+
+def test_check_started_waits_for_the_imports():
+    with GradingPool(num_workers=2, timeout_seconds=5.0, graders=("math", "reasoning_gym")) as pool:
+        pool.check_started()
+        assert all(started.done() for started in pool._started)
+    with (
+        GradingPool(num_workers=1, timeout_seconds=5.0, graders=("no_such_grader",)) as pool,
+        pytest.raises(WorkerStartError, match="exit status 1"),
+    ):
+        pool.check_started()
+
+
+def test_closing_at_once_does_not_wait_for_the_imports_nor_hang_a_waiter():
+    started = time.monotonic()
+    pool = GradingPool(num_workers=1, timeout_seconds=5.0, graders=("math", "reasoning_gym"))
+    pool.close()
+    assert time.monotonic() - started < 10
+    with pytest.raises(WorkerStartError, match="closed"):
+        pool.check_started()
+
+
+def test_worker_sees_no_secret_and_is_limited(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    others = {c.pid for c in children()}
+    with GradingPool(num_workers=1, timeout_seconds=20.0, graders=("math", "reasoning_gym")) as pool:
+        pool.check_started()
+        [child] = [c for c in children() if c.pid not in others]
+        environment = child.environ()
+        assert "secret" not in environment.values()
+        allowed = {*pool_module.PASSED_ON, "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
+        assert set(environment) <= {*allowed, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+        assert child.rlimit(resource.RLIMIT_FSIZE) == (0, 0)
+        assert child.rlimit(resource.RLIMIT_CORE) == (0, 0)
+        assert child.rlimit(resource.RLIMIT_NPROC) == (0, 0)
+        assert 0 < child.rlimit(resource.RLIMIT_AS)[1] <= 4 << 30
+        assert child.memory_info().vms < 2 << 30  # far below its limit once everything is imported
+        assert os.readlink(f"/proc/{child.pid}/fd/0") == "/dev/null"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"no json",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        json.dumps({"correct": True}).encode(),
+        json.dumps({"id": "other", "correct": True}).encode(),
+        json.dumps({"id": None, "correct": True}).encode(),
+        json.dumps({"id": "mine", "correct": 1}).encode(),
+        json.dumps({"id": "mine"}).encode(),
+    ],
+)
+def test_reply_that_is_not_to_the_job_is_no_verdict(reply):
+    assert read_reply(reply, "mine") is None
+
+
+def test_proper_reply_is_a_verdict():
+    assert read_reply(b'{"id": "mine", "correct": true}', "mine") == Verdict(correct=True)
+    failed = b'{"id": "mine", "correct": true, "error": "ValueError: x"}'
+    assert read_reply(failed, "mine") == Verdict(correct=False, error="ValueError: x")
+
+
+def test_worker_that_answers_for_another_job_is_ended_and_counted(tmp_path, monkeypatch):
+    """A program in the worker's place that always says right, without knowing the job's id."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom multiprocessing.connection import Connection\n"
+        "connection = Connection(int(sys.argv[-2]))\nconnection.send_bytes(b'ready')\n"
+        'connection.recv_bytes()\nconnection.send_bytes(b\'{"id": "0", "correct": true}\')\n'
+        "connection.recv_bytes()\n"
+    )
+    fake.chmod(0o755)
+    before = {c.pid for c in psutil.Process().children()}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(fake))
+        pool = GradingPool(num_workers=1, timeout_seconds=20.0)
+        pool.check_started()
+        [impostor] = [c for c in psutil.Process().children() if c.pid not in before]
+    verdict = pool.submit("math", "17.0", reference="18").result(20)
+    assert not verdict.correct and "no proper reply" in verdict.error
+    assert not impostor.is_running()
+    right, wrong = grade_all(pool, ["18.0", "17.0"])
+    assert right.correct and not wrong.correct and wrong.error is None
+    counts = pool.counts()
+    assert (counts.graded, counts.timeouts, counts.errors) == (3, 0, 1)
+    pool.close()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from oracles import save_model
 from ranks import run_ranks
 
-pytestmark = pytest.mark.timeout(1800)  # the fixture starts six servers
+pytestmark = pytest.mark.timeout(1800)  # the fixture starts six engines
 LAYOUTS = ["one", "tp2", "ep2", "pp2"]
 
 
@@ -18,7 +22,15 @@ def results(tmp_path_factory) -> dict:
     write_tokenizer(root)
     run_ranks("sync.py", str(root), "one", ranks=1, timeout_seconds=700)
     run_ranks("sync.py", str(root), "tp2,ep2,pp2", ranks=2, timeout_seconds=1000)
-    return {name: dict(np.load(root / f"sync_{name}.npz")) for name in LAYOUTS}
+    exported = [root / f"exported_{name}" for name in LAYOUTS]
+    worker = Path(__file__).parents[1] / "workers" / "fresh.py"
+    command = [sys.executable, str(worker), str(root / "fixed.npz"), *map(str, exported)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = {name: dict(np.load(root / f"sync_{name}.npz")) for name in LAYOUTS}
+    for name, folder in zip(LAYOUTS, exported, strict=True):
+        found[name] |= {f"fresh_{i}": array for i, array in enumerate(np.load(folder / "fresh.npz").values())}
+    return found
 
 
 def write_tokenizer(folder) -> None:

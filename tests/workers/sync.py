@@ -1,7 +1,7 @@
-"""Worker: train a little under each layout, push to one vLLM server, and compare three opinions of fixed sequences.
+"""Worker: train a little under each layout, push to one vLLM server, and ask both for their opinion of fixed sequences.
 
-usage: sync.py STORE ROOT NAMES. For each layout: k optimizer steps, push, then logprobs by the synced server, by
-Megatron, and by a server started afresh on the exported folder. Writes ROOT/sync_NAME.npz.
+usage: sync.py STORE ROOT NAMES. For each layout: k optimizer steps, push, then logprobs by the synced server and by
+Megatron (ROOT/sync_NAME.npz), and the export (ROOT/exported_NAME) for an engine started afresh (fresh.py).
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ def one_layout(root: Path, name: str, parallel: ParallelConfig, engines, version
         )
         found["version"] = np.array(sampled[0].weight_version)
         found["before_0"] = before[0]
-        with start_engines(ROLLOUT, model_path=exported, run_dir=root / f"fresh_{name}")[0] as fresh:
-            found |= {f"fresh_{i}": fresh.client.score(s.token_ids) for i, s in enumerate(fixed)}
+        np.savez(root / "fixed.npz", *[s.token_ids for s in fixed])
         np.savez(root / f"sync_{name}.npz", **found)
     sync.close()
     dist.barrier()

@@ -1,0 +1,51 @@
+"""Whether a run may have the folder that its configuration names. Nothing is changed here (pipeline/folder.py does)."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+from megatron_r1.config.schema import RunConfig
+
+LOCK = ".lock"
+"""Locked (flock) by the process that runs in the folder; holds its process id."""
+
+
+def folder_faults(config: RunConfig) -> list[str]:
+    """What forbids config.run_dir: a file, not a run's folder, in use, or around the run's own inputs."""
+    folder, given = config.run_dir.resolve(), config.run_dir
+    if folder.exists() and not folder.is_dir():
+        return [f"run_dir: {given} is a file"]
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return []
+    if folder == Path.cwd() or folder in Path.cwd().parents:
+        return [f"run_dir: {given} is the folder that you are in, or above it; choose one below, such as runs/mine"]
+    if config.if_exists == "refuse":
+        return [f"run_dir: {given} is not empty; choose another --run-dir, or --if-exists archive to move it aside"]
+    if not (folder / "run.json").is_file():
+        return [f"run_dir: {given} is not empty and not a run's folder (no run.json); choose another --run-dir"]
+    if is_held(folder):
+        return [f"run_dir: a run is going on in {given} (process {_holder(folder)}); choose another --run-dir"]
+    inputs = {"model.path": config.model.path, "model.load_from": config.model.load_from}
+    inputs |= {f"data.files[{number}]": file for number, file in enumerate(config.data.files)}
+    return [
+        f"{name}: {path} lies in run_dir {given}, which would be moved aside; choose another --run-dir"
+        for name, path in inputs.items()
+        if path is not None and (folder == path.resolve() or folder in path.resolve().parents)
+    ]
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    try:
+        with open(folder / LOCK, encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _holder(folder: Path) -> str:
+    return ((folder / LOCK).read_text(encoding="utf-8").split() or ["unknown"])[-1]

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.local import LocalTensor
 from megatron_r1.weights.table import Entry
 from megatron_r1.weights.transforms import shard_shape, unshard
@@ -166,13 +168,24 @@ def save_hf_folder(
 
     Everything but weights (config.json, tokenizer, chat template, generation config) is copied from `source`. The
     folder appears under its name only when it is whole: it is written beside it and renamed. `extra` goes to
-    megatron_r1.json inside the folder (step, lineage). Raises FileExistsError if the target exists and is not empty.
+    megatron_r1.json inside the folder (step, lineage). Raises FileExistsError if the target exists and is not empty,
+    CheckpointError if it cannot be written (then nothing is left of it).
     """
     partial = target.with_name(target.name + ".partial")
+    if dist.get_rank() == 0 and target.exists() and any(target.iterdir()):
+        raise FileExistsError(f"{target} exists and is not empty; choose another folder or remove it")
+    try:
+        _save(stream, source, target, partial, shard_bytes, extra or {})
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"{target}: cannot be written: {error}; make room, or choose another disk") from error
+
+
+def _save(
+    stream: WeightStream, source: Path, target: Path, partial: Path, shard_bytes: int, extra: Mapping[str, object]
+) -> None:
     is_writer = dist.get_rank() == 0
     if is_writer:
-        if target.exists() and any(target.iterdir()):
-            raise FileExistsError(f"{target} exists and is not empty; choose another folder or remove it")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     weight_map: dict[str, str] = {}
@@ -193,7 +206,7 @@ def save_hf_folder(
     for file in source.iterdir():
         if file.is_file() and not file.name.startswith(("model", "pytorch_model", "megatron_r1")):
             shutil.copy2(file, partial / file.name)
-    _write_json(partial / "megatron_r1.json", dict(extra or {}))
+    _write_json(partial / "megatron_r1.json", dict(extra))
     if target.exists():
         target.rmdir()
     partial.rename(target)

@@ -24,6 +24,7 @@ class Problem:
 
     `id` is unique and stable across restarts. `grader` names the rule that checks the answer
     ("math": equivalence by math-verify, "exact": equal after stripping, "reasoning_gym": the dataset's own scorer).
+    `language` (ISO 639-1) is that which the thought should be in; None: the run's.
     `metadata` is plain JSON and holds what that rule needs beyond `answer`.
     """
 
@@ -33,7 +34,7 @@ class Problem:
     answer: str | None = None
     grader: str = "math"
     tests: tuple[str, ...] = ()
-    language: str = "en"
+    language: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -149,10 +149,15 @@ class RolloutConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig:
-    """Total = accuracy_weight * accuracy + format_weight * format (paper, section 2.2.2)."""
+    """Total = accuracy_weight * accuracy + format_weight * format + language_weight * language (paper, sections 2.2.2
+    and 2.3.2)."""
 
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
+    language_weight: float = 0.0
+    """Of the language-consistency reward; 0 does not compute it. The paper adds it with weight 1 in R1's first RL."""
+    language: str = "en"
+    """ISO 639-1 code of the language that thoughts should be in, for problems that do not name one themselves."""
     num_workers: int = 4
     """Worker processes that grade answers."""
     timeout_seconds: float = 5.0

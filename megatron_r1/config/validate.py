@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import re
 from pathlib import Path
 
 from megatron_r1.config.gym_tasks import task_faults
@@ -40,6 +41,7 @@ AT_LEAST: dict[str, float] = {
     "rewards.num_workers": 1,
     "rewards.accuracy_weight": 0,
     "rewards.format_weight": 0,
+    "rewards.language_weight": 0,
     "grpo.steps": 1,
     "grpo.prompts_per_step": 1,
     "grpo.kl_coef": 0,
@@ -56,6 +58,8 @@ AT_LEAST: dict[str, float] = {
     "sft.optimizer.weight_decay": 0,
 }
 """The least value of a field; infinity and NaN are refused too."""
+
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")
 
 ABOVE_ZERO = (
     "rollout.kv_cache_gib",
@@ -277,8 +281,12 @@ def _grpo_faults(config: RunConfig) -> list[str]:
     if grpo.eval_every and not config.data.validation:
         faults.append(f"grpo.eval_every is {grpo.eval_every}; it needs data.validation > 0 problems to evaluate on")
     rewards = config.rewards
-    if rewards.accuracy_weight == 0 == rewards.format_weight:
-        faults.append("rewards.accuracy_weight and format_weight are both 0; every reward would be 0")
+    if rewards.accuracy_weight == rewards.format_weight == rewards.language_weight == 0:
+        faults.append("rewards.accuracy_weight, format_weight and language_weight are all 0; every reward would be 0")
+    if rewards.language_weight and not LANGUAGE_CODE.fullmatch(rewards.language):
+        faults.append(
+            f"rewards.language is {rewards.language!r}; it is a code of two or three letters, such as en or zh"
+        )
     return faults
 
 

@@ -71,7 +71,7 @@ def _read_line(line: str, *, where: str, default_id: str) -> Problem:
         messages=_read_messages(row, where),
         answer=_read_answer(row, where),
         grader=grader,
-        language=_text(row, "language", where, default="en"),
+        language=_text(row, "language", where) if "language" in row else None,
     )
 
 

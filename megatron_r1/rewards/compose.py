@@ -2,12 +2,15 @@
 2.2.2).
 
 Cheap verdicts are reached here; everything else goes to the grading pool, so that grading overlaps
-generation. Left out: code, language and preference parts.
+generation. Left out: code and preference parts.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 
 from megatron_r1.config.schema import RewardConfig
@@ -26,6 +29,8 @@ class Scorer:
 
     def __init__(self, config: RewardConfig, *, graders: tuple[str, ...] = ("math", "reasoning_gym")) -> None:
         self.config = config
+        if config.language_weight and "language" not in graders:
+            graders = (*graders, "language")
         self._pool = GradingPool(
             num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, graders=graders
         )
@@ -37,20 +42,25 @@ class Scorer:
         self.close()
 
     def submit(self, problem: Problem, response: str) -> Future[Reward]:
-        """Start scoring one response; `.result()` is its Reward with parts accuracy and format, each 0 or 1.
+        """Start scoring one response; `.result()` is its Reward with parts accuracy and format, each 0 or 1, and, if it
+        has a weight, language, the share of the thought's words in the problem's language.
 
         DataError for a problem whose grader is unknown or has no reference answer to compare with.
         """
-        shape = format_score(response)
+        parts = {"format": format_score(response)}
         answer = extract_answer(response)
+        waiting: dict[str, Future[Verdict]] = {}
         quick = _quick_verdict(problem, answer)
-        future: Future[Reward] = Future()
-        if quick is not None or answer is None:
-            future.set_result(self._reward(bool(quick), shape))
-            return future
-        graded = self._pool.submit(problem.grader, answer, reference=problem.answer, metadata=problem.metadata)
-        graded.add_done_callback(lambda done: self._finish(future, done, shape))
-        return future
+        if quick is None and answer is not None:
+            waiting["accuracy"] = self._pool.submit(
+                problem.grader, answer, reference=problem.answer, metadata=problem.metadata
+            )
+        else:
+            parts["accuracy"] = float(bool(quick))
+        if self.config.language_weight:
+            language = problem.language or self.config.language
+            waiting["language"] = self._pool.submit("language", response, reference=language)
+        return self._when_done(parts, waiting)
 
     def check_started(self) -> None:
         """Wait until every grading worker runs; WorkerStartError if one cannot. Call it at the start of a run."""
@@ -63,18 +73,41 @@ class Scorer:
     def close(self) -> None:
         self._pool.close()
 
-    def _finish(self, future: Future[Reward], graded: Future[Verdict], shape: float) -> None:
-        if graded.cancelled():
-            future.cancel()
-        elif (error := graded.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(self._reward(graded.result().correct, shape))
+    def _when_done(self, parts: dict[str, float], waiting: Mapping[str, Future[Verdict]]) -> Future[Reward]:
+        """The reward of `parts` and of the verdicts that are still being reached."""
+        future: Future[Reward] = Future()
+        left = set(waiting)
+        lock = threading.Lock()
 
-    def _reward(self, correct: bool, shape: float) -> Reward:
-        parts = {"accuracy": float(correct), "format": shape}
-        total = self.config.accuracy_weight * parts["accuracy"] + self.config.format_weight * shape
-        return Reward(total=total, parts=parts)
+        def take(name: str, graded: Future[Verdict]) -> None:
+            with lock:
+                if graded.cancelled():
+                    future.cancel()
+                elif (error := graded.exception()) is not None:
+                    if not future.done():
+                        future.set_exception(error)
+                else:
+                    verdict = graded.result()
+                    parts[name] = verdict.score if name == "language" else float(verdict.correct)
+                left.discard(name)
+                if not left and not future.done():
+                    future.set_result(self._reward(parts))
+
+        if not waiting:
+            future.set_result(self._reward(parts))
+        for name, graded in waiting.items():
+            graded.add_done_callback(functools.partial(take, name))
+        return future
+
+    def _reward(self, parts: Mapping[str, float]) -> Reward:
+        config = self.config
+        weights = {
+            "accuracy": config.accuracy_weight,
+            "format": config.format_weight,
+            "language": config.language_weight,
+        }
+        ordered = {name: parts[name] for name in weights if name in parts}
+        return Reward(total=sum(weights[name] * part for name, part in ordered.items()), parts=ordered)
 
 
 def _quick_verdict(problem: Problem, answer: str | None) -> bool | None:

@@ -41,12 +41,16 @@ PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONHASHSEED", "TZ", "LANG", "L
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One graded answer. `timed_out`: the limit passed; `error`: the grader raised or died. Neither is
-    correct."""
+    """One graded answer. `score` is in [0, 1], 1 is right. `timed_out`: the limit passed; `error`: the grader raised or
+    died. Either scores 0."""
 
-    correct: bool
+    score: float
     timed_out: bool = False
     error: str | None = None
+
+    @property
+    def correct(self) -> bool:
+        return self.score == 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,17 +269,17 @@ class _Worker:
             self._connection.send_bytes(job)
             if not self._connection.poll(timeout_seconds):
                 self.alive = False
-                return Verdict(correct=False, timed_out=True)
+                return Verdict(score=0.0, timed_out=True)
             reply = self._connection.recv_bytes(MAX_REPLY_BYTES)
         except (EOFError, OSError):
             self.alive = False
             self._process.kill()  # a worker that closed its socket, or sent too much, may still run
             code = self._process.wait()
-            return Verdict(correct=False, error=f"the grading worker died (exit status {code})")
+            return Verdict(score=0.0, error=f"the grading worker died (exit status {code})")
         verdict = read_reply(reply, job_id)
         if verdict is None:
             self.alive = False
-            return Verdict(correct=False, error="the grading worker gave no proper reply to this job; it was ended")
+            return Verdict(score=0.0, error="the grading worker gave no proper reply to this job; it was ended")
         return verdict
 
     def kill(self) -> None:
@@ -290,10 +294,12 @@ def read_reply(reply: bytes, job_id: str) -> Verdict | None:
         fields = json.loads(reply)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(fields, dict) or fields.get("id") != job_id or type(fields.get("correct")) is not bool:
+    if not isinstance(fields, dict) or fields.get("id") != job_id:
         return None
-    error = fields.get("error")
-    return Verdict(correct=fields["correct"] and error is None, error=None if error is None else str(error))
+    score, error = fields.get("score"), fields.get("error")
+    if not isinstance(score, float) or not 0.0 <= score <= 1.0:
+        return None
+    return Verdict(score=score if error is None else 0.0, error=None if error is None else str(error))
 
 
 def worker_environment() -> dict[str, str]:
@@ -301,6 +307,7 @@ def worker_environment() -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
         "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONWARNINGS": "ignore",  # reasoning-gym's dependencies compile with warnings
         "PYTHONDONTWRITEBYTECODE": "1",  # it may not write files
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

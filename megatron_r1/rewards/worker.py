@@ -29,9 +29,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 
 
-def grade(grader: str, answer: str, reference: str | None, metadata: Mapping[str, Any]) -> bool:
-    """Is `answer` right? The rules that need a worker; exact matches never come here."""
-    return GRADERS[grader](answer, reference, metadata)
+def grade(grader: str, answer: str, reference: str | None, metadata: Mapping[str, Any]) -> float:
+    """The answer's score in [0, 1]. The rules that need a worker; exact matches never come here."""
+    return float(GRADERS[grader](answer, reference, metadata))
 
 
 def _grade_math(answer: str, reference: str | None, metadata: Mapping[str, Any]) -> bool:
@@ -58,6 +58,12 @@ def _grade_reasoning_gym(answer: str, reference: str | None, metadata: Mapping[s
     return gym.may_be_scored(metadata["task"], answer) and float(dataset.score_answer(answer, entry)) == 1.0
 
 
+def _grade_language(response: str, language: str | None, metadata: Mapping[str, Any]) -> float:
+    from megatron_r1.rewards.language import language_consistency
+
+    return language_consistency(response, language or "en")
+
+
 @lru_cache(maxsize=256)
 def _dataset(task: str, arguments: str, seed: int, size: int) -> Any:
     import reasoning_gym
@@ -65,11 +71,16 @@ def _dataset(task: str, arguments: str, seed: int, size: int) -> Any:
     return reasoning_gym.create_dataset(task, seed=seed, size=size, **json.loads(arguments))
 
 
-GRADERS: Mapping[str, Callable[[str, str | None, Mapping[str, Any]], bool]] = {
+GRADERS: Mapping[str, Callable[[str, str | None, Mapping[str, Any]], float]] = {
+    "language": _grade_language,
     "math": _grade_math,
     "reasoning_gym": _grade_reasoning_gym,
 }
-MODULES = {"math": "megatron_r1.rewards.math", "reasoning_gym": "reasoning_gym"}
+MODULES = {
+    "language": "megatron_r1.rewards.language",
+    "math": "megatron_r1.rewards.math",
+    "reasoning_gym": "reasoning_gym",
+}
 """What each grader imports; done before the first job so that no answer's limit pays for it."""
 
 
@@ -111,11 +122,11 @@ def _answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _verdict(job: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
-        return {"correct": grade(job["grader"], job["answer"], job["reference"], job["metadata"])}
+        return {"score": grade(job["grader"], job["answer"], job["reference"], job["metadata"])}
     except Exception as error:
         # Parsers and scorers of third parties raise anything at all on a model's text: such an answer is not
         # right.
-        return {"correct": False, "error": f"{type(error).__name__}: {error}"[:500]}
+        return {"score": 0.0, "error": f"{type(error).__name__}: {error}"[:500]}
 
 
 if __name__ == "__main__":

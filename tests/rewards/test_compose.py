@@ -1,5 +1,7 @@
 """Parts, weights and graders of the one reward."""
 
+import dataclasses
+
 import pytest
 
 from megatron_r1.config.schema import RewardConfig
@@ -87,3 +89,25 @@ def test_unknown_grader_is_refused(scorer):
         scorer.submit(problem(grader="judge"), tagged("1"))
     with pytest.raises(DataError, match="needs an answer"):
         scorer.submit(problem(answer=None), tagged("1"))
+
+
+def test_language_is_a_part_where_it_has_a_weight():
+    english, chinese = "First we add the two numbers and write down the sum.", "首先我们把两个数字加起来。"
+    respond = lambda thought: f"<think>{thought}</think><answer>36/2</answer>"  # noqa: E731
+    config = RewardConfig(format_weight=0.5, language_weight=2.0, language="zh", num_workers=1, timeout_seconds=20.0)
+    with Scorer(config) as scorer:
+        own = scorer.submit(problem(), respond(chinese)).result(60)
+        other = scorer.submit(problem(), respond(english)).result(60)
+        named = scorer.submit(dataclasses.replace(problem(), language="en"), respond(english)).result(60)
+        quick = scorer.submit(problem(), f"<think>{chinese}</think><answer>18</answer>").result(60)
+    assert own.parts == {"accuracy": 1.0, "format": 1.0, "language": 1.0} and own.total == 3.5
+    assert other.parts["language"] == 0.0 and other.total == 1.5
+    assert named.parts["language"] == 1.0  # the problem's own language goes before the run's
+    assert quick.total == 3.5  # no worker was needed for the answer
+
+
+def test_a_language_that_is_not_known_is_counted_as_an_error_not_as_a_reward():
+    config = RewardConfig(language_weight=1.0, language="tlh", num_workers=1, timeout_seconds=20.0)
+    with Scorer(config) as scorer:
+        reward = scorer.submit(problem(), tagged("18")).result(60)
+        assert reward.parts["language"] == 0.0 and scorer.counts().errors == 1

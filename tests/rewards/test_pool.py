@@ -156,7 +156,7 @@ def test_worker_sees_no_secret_and_is_limited(monkeypatch):
         [child] = [c for c in children() if c.pid not in others]
         environment = child.environ()
         assert "secret" not in environment.values()
-        allowed = {*pool_module.PASSED_ON, "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
+        allowed = {*pool_module.PASSED_ON, "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE"}
         assert set(environment) <= {*allowed, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
         assert child.rlimit(resource.RLIMIT_FSIZE) == (0, 0)
         assert child.rlimit(resource.RLIMIT_CORE) == (0, 0)
@@ -175,10 +175,10 @@ def test_worker_sees_no_secret_and_is_limited(monkeypatch):
         b"{}",
         b"\xff",
         b"[" * 100_000,
-        json.dumps({"correct": True}).encode(),
-        json.dumps({"id": "other", "correct": True}).encode(),
-        json.dumps({"id": None, "correct": True}).encode(),
-        json.dumps({"id": "mine", "correct": 1}).encode(),
+        json.dumps({"score": 1.0}).encode(),
+        json.dumps({"id": "other", "score": 1.0}).encode(),
+        json.dumps({"id": None, "score": 1.0}).encode(),
+        json.dumps({"id": "mine", "score": 1}).encode(),
         json.dumps({"id": "mine"}).encode(),
     ],
 )
@@ -187,9 +187,9 @@ def test_reply_that_is_not_to_the_job_is_no_verdict(reply):
 
 
 def test_proper_reply_is_a_verdict():
-    assert read_reply(b'{"id": "mine", "correct": true}', "mine") == Verdict(correct=True)
-    failed = b'{"id": "mine", "correct": true, "error": "ValueError: x"}'
-    assert read_reply(failed, "mine") == Verdict(correct=False, error="ValueError: x")
+    assert read_reply(b'{"id": "mine", "score": 1.0}', "mine") == Verdict(score=1.0)
+    failed = b'{"id": "mine", "score": 1.0, "error": "ValueError: x"}'
+    assert read_reply(failed, "mine") == Verdict(score=0.0, error="ValueError: x")
 
 
 def test_worker_that_answers_for_another_job_is_ended_and_counted(tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_worker_that_answers_for_another_job_is_ended_and_counted(tmp_path, monk
     fake.write_text(
         f"#!{sys.executable}\nimport sys\nfrom multiprocessing.connection import Connection\n"
         "connection = Connection(int(sys.argv[-2]))\nconnection.send_bytes(b'ready')\n"
-        'connection.recv_bytes()\nconnection.send_bytes(b\'{"id": "0", "correct": true}\')\n'
+        'connection.recv_bytes()\nconnection.send_bytes(b\'{"id": "0", "score": 1.0}\')\n'
         "connection.recv_bytes()\n"
     )
     fake.chmod(0o755)

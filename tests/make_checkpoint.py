@@ -53,23 +53,40 @@ CONFIG = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+TINY = {
+    "vocab_size": 1003,
+    "hidden_size": 320,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 352,
+    "moe_intermediate_size": 96,
+    "q_lora_rank": 144,
+    "kv_lora_rank": 176,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "n_routed_experts": 16,
+}
+"""For folders of less than a gigabyte: two layers, MTP and vocabulary are 8 MB."""
+
 QUANTISATION = {
     "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
 }  # fmt: skip
 
 
 def make_checkpoint(folder: Path, *, num_bytes: float, num_shards: int, fp8: bool, seed: int = 0) -> int:
-    """Returns the number of tensor bytes, the nearest to `num_bytes` that whole layers give."""
-    layers = 2
-    while _total_bytes(_shape(layers), fp8) < num_bytes:
-        layers += 1
-    config = CONFIG | {"num_hidden_layers": layers} | ({"quantization_config": QUANTISATION} if fp8 else {})
+    """Returns the number of tensor bytes, `num_bytes` or what one more layer makes it, 8 MB at least."""
+    config = CONFIG | (TINY if num_bytes < 1e9 else {}) | {"num_hidden_layers": 2}
+    while _total_bytes(shape_from_config(config), fp8) < num_bytes:
+        config["num_hidden_layers"] += 1
+    config |= {"quantization_config": QUANTISATION} if fp8 else {}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    plan = list(_plan(_shape(layers), fp8))
+    plan = list(_plan(shape_from_config(config), fp8))
     total = sum(size for _, _, _, size in plan)
     torch.manual_seed(seed)
-    noise = {torch.bfloat16: torch.randn(1 << 24).mul_(0.02).bfloat16(), FP8: torch.randn(1 << 24).mul_(60).to(FP8)}
+    count = 1 << (24 if num_bytes >= 1e9 else 20)
+    noise = {torch.bfloat16: torch.randn(count).mul_(0.02).bfloat16(), FP8: torch.randn(count).mul_(60).to(FP8)}
     weight_map: dict[str, str] = {}
     kept: dict[str, torch.Tensor] = {}
     shard: dict[str, torch.Tensor] = {}
@@ -91,10 +108,6 @@ def make_checkpoint(folder: Path, *, num_bytes: float, num_shards: int, fp8: boo
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
-
-
-def _shape(layers: int):
-    return shape_from_config(CONFIG | {"num_hidden_layers": layers})
 
 
 def _plan(shape, fp8: bool):

@@ -7,6 +7,7 @@ lacks one is refused with the field's name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -93,13 +94,13 @@ def load_shape(path: Path) -> ModelShape:
     """Read the config.json of a model folder (or that file itself). Raises ConfigError naming the file and the
     field."""
     file = hf_files(path) / "config.json" if path.is_dir() else path
+    if not file.exists():
+        raise ConfigError(f"model.path: {file} does not exist; it must be a Hugging Face folder with a config.json")
+    if not file.is_file():
+        raise ConfigError(f"{file}: is not a file; it must be the model's config.json")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"model.path: {file} does not exist; it must be a Hugging Face folder with a config.json"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: holds a {type(raw).__name__}; it must be a JSON object")
@@ -121,6 +122,8 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         head_dim = mla.qk_nope_dim + mla.qk_rope_dim
     else:
         head_dim = read.optional_integer("head_dim") or hidden_size // num_heads
+        if not head_dim:
+            read.refuse(f"hidden_size is {hidden_size}; it must be at least num_attention_heads {num_heads}")
     return ModelShape(
         architecture=architecture,
         vocab_size=read.integer("vocab_size"),
@@ -132,7 +135,7 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         ffn_size=read.integer("intermediate_size"),
         norm_eps=read.number("rms_norm_eps"),
         max_positions=read.integer("max_position_embeddings"),
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tie_embeddings=read.boolean("tie_word_embeddings", False),
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture in ("qwen3", "qwen3_moe"),
         init_std=read.number("initializer_range", 0.02),
@@ -156,7 +159,10 @@ class _Reader:
     def integer(self, field: str) -> int:
         value = self.value(field)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ConfigError(f"{self.source}: {field} is {value!r}; it must be a positive integer")
+            raise ConfigError(f"{self.source}: {field} is {_short(value)}; it must be a positive integer")
+        most = _MOST.get(field, 2**31 - 1)
+        if value > most:
+            raise ConfigError(f"{self.source}: {field} is {_short(value)}; it must be a positive integer up to {most}")
         return value
 
     def optional_integer(self, field: str) -> int | None:
@@ -169,14 +175,42 @@ class _Reader:
 
     def number(self, field: str, default: float | None = None) -> float:
         value = self.raw.get(field)
-        value = default if value is None and default is not None else self.value(field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigError(f"{self.source}: {field} is {value!r}; it must be a number")
-        return float(value)
+        return self.finite(field, default if value is None and default is not None else self.value(field))
+
+    def finite(self, field: str, value: Any) -> float:
+        """`value`, which `field` holds, as a float."""
+        number = math.nan
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):
+                number = float(value)
+        if not math.isfinite(number):
+            raise ConfigError(f"{self.source}: {field} is {_short(value)}; it must be a number")
+        return number
+
+    def boolean(self, field: str, default: bool) -> bool:
+        value = self.raw.get(field)
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f"{self.source}: {field} is {_short(value)}; it must be true or false")
+        return default if value is None else value
 
     def refuse(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.source}: {message}")
 
+
+def _short(value: object) -> str:
+    """For messages: an integer may have more digits than Python will print."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+_MOST = {
+    "num_hidden_layers": 10_000, "num_nextn_predict_layers": 100, "n_routed_experts": 100_000, "num_experts": 100_000,
+    "num_local_experts": 100_000,
+}  # fmt: skip
+_MOST_EXPERTS = 1_000_000
+"""In all layers together: far above any model's, low enough to list their names in seconds."""
 
 _ONLY = {
     "hidden_act": ("silu",),
@@ -197,12 +231,16 @@ def _refuse_unsupported(read: _Reader) -> None:
     heads, groups = read.integer("num_attention_heads"), read.optional_integer("num_key_value_heads")
     if groups and heads % groups:
         read.refuse(f"num_key_value_heads is {groups}; it must divide num_attention_heads {heads}")
-    experts = read.raw.get("n_routed_experts") or read.raw.get("num_experts") or read.raw.get("num_local_experts")
-    top_k = read.raw.get("num_experts_per_tok")
-    if experts and top_k and top_k > experts:
+    names = ("n_routed_experts", "num_experts", "num_local_experts")
+    experts = next((count for name in names if (count := read.count(name))), 0)
+    top_k = read.count("num_experts_per_tok")
+    if experts and top_k > experts:
         read.refuse(f"num_experts_per_tok is {top_k}; there are only {experts} experts")
-    kept, all_groups = read.raw.get("topk_group"), read.raw.get("n_group")
-    if kept and all_groups and kept > all_groups:
+    layers = read.integer("num_hidden_layers")
+    if layers * experts > _MOST_EXPERTS:
+        read.refuse(f"num_hidden_layers is {layers} with {experts} experts each; at most {_MOST_EXPERTS} are read")
+    kept, all_groups = read.count("topk_group"), read.count("n_group")
+    if all_groups and kept > all_groups:
         read.refuse(f"topk_group is {kept}; there are only {all_groups} groups (n_group)")
 
 
@@ -216,9 +254,9 @@ def _fp8_block(read: _Reader) -> int | None:
     sizes = block if isinstance(block, list) else []
     side = sizes[0] if len(sizes) == 2 and sizes[0] == sizes[1] else None
     known = fields.get("quant_method") == "fp8" and fields.get("fmt", "e4m3") == "e4m3"
-    if not known or isinstance(side, bool) or not isinstance(side, int) or side <= 0:
+    if not known or isinstance(side, bool) or not isinstance(side, int) or not 0 < side < 2**31:
         read.refuse(
-            f"quantization_config is {found!r}; only quant_method fp8, fmt e4m3 with a square weight_block_size "
+            f"quantization_config is {_short(found)}; only quant_method fp8, fmt e4m3 with a square weight_block_size "
             "(DeepSeek's format) is read; dequantise the folder to bf16 with the tool that made it"
         )
     return side
@@ -249,7 +287,7 @@ def _moe_shape(read: _Reader, architecture: str) -> MoEShape | None:
             num_groups=read.integer("n_group"),
             topk_groups=read.integer("topk_group"),
             routed_scaling=read.number("routed_scaling_factor", 1.0),
-            normalise_topk=bool(raw.get("norm_topk_prob", True)),
+            normalise_topk=read.boolean("norm_topk_prob", True),
         )
     if architecture == "qwen3_moe":
         if raw.get("decoder_sparse_step", 1) != 1 or raw.get("mlp_only_layers"):
@@ -264,7 +302,7 @@ def _moe_shape(read: _Reader, architecture: str) -> MoEShape | None:
             num_groups=1,
             topk_groups=1,
             routed_scaling=1.0,
-            normalise_topk=bool(raw.get("norm_topk_prob", False)),
+            normalise_topk=read.boolean("norm_topk_prob", False),
         )
     return None
 
@@ -276,18 +314,21 @@ def _rope_shape(read: _Reader) -> RopeShape:
     if not isinstance(given, dict):
         read.refuse(f"rope_parameters or rope_scaling is {given!r}; it must be an object")
     parameters = dict(given)
-    theta = parameters.pop("rope_theta", None) or raw.get("rope_theta")
+    theta = parameters.pop("rope_theta", None)
+    theta = raw.get("rope_theta") if theta is None else theta
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
     parameters.pop("type", None)
     if theta is None:
         raise ConfigError(f"{read.source}: neither rope_theta nor rope_parameters.rope_theta is given")
     if kind not in ("default", "yarn", "llama3"):
         read.refuse(f"rope type is {kind!r}; supported are default, yarn and llama3")
-    factors = {key: float(value) for key, value in parameters.items() if isinstance(value, int | float)}
+    # + makes a number of true (YaRN's `truncate`)
+    factors = {key: read.finite(key, +value) for key, value in parameters.items() if isinstance(value, int | float)}
     if kind != "default":
         for field in ("factor", "original_max_position_embeddings"):
             if field not in factors:
                 read.refuse(f"rope scaling of type {kind} needs {field}")
-    if isinstance(theta, bool) or not isinstance(theta, int | float):
-        read.refuse(f"rope_theta is {theta!r}; it must be a number")
-    return RopeShape(theta=float(theta), kind=kind, factors=factors)
+    number = read.finite("rope_theta", theta)
+    if number <= 0:
+        read.refuse(f"rope_theta is {number}; it must be a number above 0")
+    return RopeShape(theta=number, kind=kind, factors=factors)

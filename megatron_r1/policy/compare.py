@@ -19,7 +19,7 @@ import torch
 from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.errors import CheckpointError, ConfigError
-from megatron_r1.weights.torch_dist import is_torch_dist
+from megatron_r1.weights.torch_dist_metadata import is_torch_dist
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class LogitsComparison:
     positions: int
     worst: float
     """Largest |a - b| of any logit, fp32."""
+    largest: float
+    """Largest |a|."""
     same_likeliest: int
 
 
@@ -38,7 +40,8 @@ def compare_logits(first: Path, second: Path, text: str) -> LogitsComparison:
     shape = load_shape(first)
     ids = _token_ids(first, shape, text)
     a, b = _logits(first, ids), _logits(second, ids)
-    return LogitsComparison(len(ids), float(np.abs(a - b).max()), int((a.argmax(-1) == b.argmax(-1)).sum()))
+    same = int((a.argmax(-1) == b.argmax(-1)).sum())
+    return LogitsComparison(len(ids), float(np.abs(a - b).max()), float(np.abs(a).max()), same)
 
 
 def _token_ids(folder: Path, shape: ModelShape, text: str) -> np.ndarray:
@@ -46,6 +49,11 @@ def _token_ids(folder: Path, shape: ModelShape, text: str) -> np.ndarray:
         ids = np.asarray(load_tokenizer(hf_files(folder)).encode(text), dtype=np.int64)
     except ConfigError:
         ids = np.random.default_rng(0).integers(0, shape.vocab_size, 24)
+    if not len(ids) or ids.max() >= shape.vocab_size:
+        raise CheckpointError(
+            f"{folder}: its tokenizer makes no tokens of {text!r} that the model has ({shape.vocab_size}); give "
+            "another --text"
+        )
     return ids[: shape.max_positions]
 
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.errors import CheckpointError
+from megatron_r1.weights.files import read_json
 from megatron_r1.weights.fp8_reader import DequantisedReader
-from megatron_r1.weights.hf_folder import HFFolder
+from megatron_r1.weights.hf_folder import HFFolder, is_hf_folder
 from megatron_r1.weights.reader import CheckpointReader
-from megatron_r1.weights.torch_dist import TorchDistFolder, is_torch_dist
+from megatron_r1.weights.torch_dist_metadata import METADATA, is_torch_dist
+from megatron_r1.weights.torch_dist_reader import TorchDistFolder
 
-_SIDE_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".md", ".tiktoken")
+_SIDE_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".md", ".tiktoken", ".bpe")
 _NOT_SIDE = ("model.safetensors", "pytorch_model", "megatron_r1")
+_TEMPLATES = "additional_chat_templates"
+_SAVE_ROOT = "latest_checkpointed_iteration.txt"
 
 
 def open_raw(folder: Path, shape: ModelShape) -> CheckpointReader:
@@ -35,22 +41,75 @@ def read_shape(folder: Path) -> ModelShape:
     """load_shape, and an error that says what a model folder is if this is none."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is not a folder; give a Hugging Face or a torch_dist folder")
-    return load_shape(folder)
+    if (hf_files(folder) / "config.json").exists():
+        return load_shape(folder)
+    if is_torch_dist(folder):
+        raise CheckpointError(
+            f"{folder}: a torch_dist checkpoint without the model's config.json; put that (and the tokenizer's files) "
+            f"into {folder / 'hf'}"
+        )
+    raise CheckpointError(f"{folder}: holds no config.json; {_expected(folder)}")
 
 
-def copy_side_files(source: Path, target: Path, *, dtype: torch.dtype | None, fp8_block: int | None) -> None:
-    """Tokenizer, chat template, generation config and config.json, the last with the dtype that the weights now have.
+def check_kind(folder: Path, wanted: Literal["torch_dist", "hf"]) -> None:
+    """CheckpointError, with the command that fits, if the folder is of the other kind."""
+    if not folder.is_dir():
+        return  # read_shape says so
+    if wanted == "hf" and is_torch_dist(folder):
+        raise CheckpointError(f"{folder}: is a torch_dist checkpoint; the command for that is megatron-to-hf")
+    if wanted == "torch_dist" and not is_torch_dist(folder):
+        if is_hf_folder(folder):
+            raise CheckpointError(
+                f"{folder}: is a Hugging Face folder; the commands for that are hf-to-megatron and hf-to-hf"
+            )
+        raise CheckpointError(f"{folder}: holds no {METADATA}, so it is no torch_dist checkpoint; {_expected(folder)}")
 
-    Programs (.py) are left behind: nothing here or in vLLM's and transformers' own models needs them. `fp8_block` is
-    the block size of the written weights, None if they are not FP8.
+
+def _expected(folder: Path) -> str:
+    if (folder / _SAVE_ROOT).is_file():
+        found = sorted(path.name for path in folder.glob("iter_*") if path.is_dir())
+        return f"it is where Megatron saves: give one checkpoint in it ({found[-1] if found else 'iter_...'})"
+    return "give a Hugging Face folder, or a torch_dist checkpoint"
+
+
+def side_files(source: Path) -> dict[str, Path]:
+    """What travels with the weights, but for config.json: tokenizer, chat templates, generation config, licence. By
+    the name that each has in its folder.
+
+    Programs (.py) are left behind: nothing here or in vLLM's and transformers' own models needs them. CheckpointError
+    for a link that leads out of the folder (Hugging Face's cache aside): the folder may be a stranger's.
     """
     files = hf_files(source)
+    found = [file for file in files.iterdir() if _is_side_file(file)]
+    found += (files / _TEMPLATES).glob("*.jinja")
+    allowed = (files.resolve(), files.resolve().parent.parent / "blobs")
+    result: dict[str, Path] = {}
+    for file in sorted(found):
+        if not file.is_file():
+            continue
+        if not any(file.resolve().is_relative_to(folder) for folder in allowed):
+            raise CheckpointError(f"{file}: is a link to {file.resolve()}, outside the folder; put a copy in its place")
+        result[file.relative_to(files).as_posix()] = file
+    return result
+
+
+def _is_side_file(file: Path) -> bool:
+    named = file.suffix in _SIDE_SUFFIXES or file.name.startswith("tokenizer")
+    known = named or file.name.upper().startswith(("LICENSE", "NOTICE"))
+    return known and not file.name.startswith(_NOT_SIDE) and file.name != "config.json" and file.suffix != ".py"
+
+
+def copy_side_files(
+    source: Path, target: Path, files: Mapping[str, Path], *, dtype: torch.dtype | None, fp8_block: int | None
+) -> None:
+    """Copy `side_files`, and config.json with the dtype that the weights now have. `fp8_block` is the block size of the
+    written weights, None if they are not FP8."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(files.iterdir()):
-        side = file.suffix in _SIDE_SUFFIXES or file.name.upper().startswith(("LICENSE", "NOTICE"))
-        if file.is_file() and side and not file.name.startswith(_NOT_SIDE) and file.name != "config.json":
-            shutil.copyfile(file, target / file.name)
-    config = json.loads((files / "config.json").read_text(encoding="utf-8"))
+    for name, file in files.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target / name)
+    config = read_json(hf_files(source) / "config.json")
+    config.pop("auto_map", None)  # names programs, which are left behind
     if fp8_block is None:
         config.pop("quantization_config", None)
     elif "quantization_config" not in config:

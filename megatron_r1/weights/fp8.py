@@ -48,7 +48,8 @@ def dequantise(
 
 
 def quantise(weight_RC: torch.Tensor, *, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(e4m3[R, C], f32 scales) of a float weight whose first row starts a block. A block of zeros has scale 1.
+    """(e4m3[R, C], f32 scales) of a float weight whose first row starts a block. A block of zeros has scale 1, and so
+    has one of numbers so small that their scale would be no normal float32: they become zeros.
 
     Each block's largest magnitude becomes 448. Error of a weight: at most 2**-4 of its magnitude, or half of e4m3's
     smallest step (scale * 2**-10) if that is larger. NaN and infinite weights make their block's other weights useless.
@@ -62,7 +63,7 @@ def quantise(weight_RC: torch.Tensor, *, block: int) -> tuple[torch.Tensor, torc
     for index in range(scales.shape[0]):
         tile = weight_RC[index * block : (index + 1) * block].float()
         amax = torch.from_numpy(block_amax(tile.contiguous().numpy(), block))
-        scales[index] = torch.where(amax > 0, amax / FP8_MAX, 1.0)
+        scales[index] = torch.where(amax / FP8_MAX >= torch.finfo(torch.float32).tiny, amax / FP8_MAX, 1.0)
         codes[index * block : (index + 1) * block].copy_(tile.div_(scales[index][column_block]))
     return codes, scales
 

@@ -11,7 +11,8 @@ import numpy as np
 
 @numba.njit("boolean(u1[:,::1], f4[:,::1], i8, i8, i8, u2[:,::1])", cache=True, nogil=True)
 def dequantise_kernel(codes, scales, block, first_row, first_column, out) -> bool:
-    """Returns whether there was a NaN (0x7f or 0xff), which it writes as the number that the bits would be.
+    """Returns whether there was a NaN (0x7f or 0xff), which it writes as the number that the bits would be. A NaN scale
+    makes NaN.
 
     e4m3's fields moved to float32's place make the number over 2**120 (exponent biases 7 and 127), subnormals too.
     """
@@ -35,7 +36,9 @@ def dequantise_kernel(codes, scales, block, first_row, first_column, out) -> boo
         for i in range(columns):
             bits = word[i]
             odd = (bits >> np.uint32(16)) & np.uint32(1)
-            target[i] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+            rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+            is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)  # rounding could carry it to 0
+            target[i] = np.uint16(np.uint32(0x7FC0) if is_nan else rounded)
     return seen & np.uint32(0x80) != 0
 
 

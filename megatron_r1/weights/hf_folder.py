@@ -8,7 +8,6 @@ hf_sink.py.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import struct
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 
 from megatron_r1.errors import CheckpointError
+from megatron_r1.weights.files import is_plain_name, open_for_reading, parse_object, read_json
+from megatron_r1.weights.pieces import integers
 from megatron_r1.weights.reader import TensorInfo, read_exactly
 
 INDEX = "model.safetensors.index.json"
@@ -63,7 +64,7 @@ class HFFolder:
         location = self._places[name]
         handle = self._handles.get(location.file)
         if handle is None:
-            handle = self._handles[location.file] = os.open(location.info.file, os.O_RDONLY | os.O_CLOEXEC)
+            handle = self._handles[location.file] = open_for_reading(location.info.file)
         read_exactly(handle, location.offset + start * location.info.row_bytes, out, location.info.file)
         self.bytes_read += len(out)
 
@@ -79,34 +80,45 @@ class HFFolder:
 
 
 def read_locations(folder: Path) -> dict[str, Location]:
-    """Every tensor of a folder, in its files' order. Reads headers only; raises CheckpointError."""
+    """Every tensor of a folder, in its files' order, also one that the index forgets. Reads headers only; raises
+    CheckpointError."""
     index = folder / INDEX
     if not index.exists():
-        if not (folder / SINGLE).exists():
-            raise CheckpointError(f"{folder}: holds neither {SINGLE} nor {INDEX}; it must be a Hugging Face folder")
+        if not (folder / SINGLE).is_file():
+            raise CheckpointError(
+                f"{folder}: holds neither {SINGLE} nor {INDEX}; it must be a Hugging Face folder (weights in "
+                "pytorch_model.bin are not read: save them as safetensors)"
+            )
         return read_header(folder / SINGLE)
     weight_map = _read_index(index)
     found: dict[str, Location] = {}
     for file in dict.fromkeys(weight_map.values()):
         if not (folder / file).is_file():
             raise CheckpointError(f"{index}: names {file}, which does not exist; fetch the missing file")
-        found |= {name: place for name, place in read_header(folder / file).items() if weight_map.get(name) == file}
+        for name, place in read_header(folder / file).items():
+            if name in found:
+                raise CheckpointError(
+                    f"{folder / file}: {name} lies here and in {found[name].file}; remove one of them"
+                )
+            found[name] = place
     for name, file in weight_map.items():
-        if name not in found:
+        if name not in found or found[name].file != file:
             raise CheckpointError(f"{folder / file}: tensor {name} is missing, though {INDEX} promises it here")
     return found
 
 
+def is_hf_folder(folder: Path) -> bool:
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+
+
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        pairs = dict(weight_map).items()
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index}: not an index of safetensors files ({error!r})") from None
-    for name, file in pairs:
-        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: not an index of safetensors files (weight_map must be an object)")
+    for name, file in weight_map.items():
+        if not is_plain_name(file):
             raise CheckpointError(f"{index}: tensor {name} points outside the folder ({file!r}); this is refused")
-    return dict(pairs)
+    return weight_map
 
 
 def read_header(path: Path) -> dict[str, Location]:
@@ -118,14 +130,9 @@ def read_header(path: Path) -> dict[str, Location]:
         if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
             raise CheckpointError(f"{path}: truncated or not a safetensors file ({size:,} bytes)")
         text = file.read(length)
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        found = {name: _location(path, name, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: its header is not a safetensors header ({error!r})") from None
+    header = parse_object(text, f"{path}: not a safetensors header")
+    header.pop("__metadata__", None)
+    found = {name: _location(path, name, entry, 8 + length) for name, entry in header.items()}
     ranges = sorted((place.offset, place.offset + place.info.num_bytes) for place in found.values())
     end = max((stop for _, stop in ranges), default=8 + length)
     if any(start < stop for (_, stop), (start, _) in itertools.pairwise(ranges)):
@@ -136,12 +143,18 @@ def read_header(path: Path) -> dict[str, Location]:
     return found
 
 
-def _location(path: Path, name: str, entry: dict, data: int) -> Location:
-    dtype = DTYPES.get(entry["dtype"])
+def _location(path: Path, name: str, entry: object, data: int) -> Location:
+    try:
+        if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+            raise ValueError("it must be an object with a dtype")
+        shape, offsets = tuple(integers(entry.get("shape"))), integers(entry.get("data_offsets"))
+        if len(offsets) != 2:
+            raise ValueError("data_offsets must be two numbers")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a safetensors header: tensor {name}: {error}") from None
+    dtype, (start, end) = DTYPES.get(entry["dtype"]), offsets
     if dtype is None:
         raise CheckpointError(f"{path}: tensor {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}")
-    shape = tuple(int(size) for size in entry["shape"])
-    start, end = (int(offset) for offset in entry["data_offsets"])
     if min(shape, default=0) < 0 or start < 0 or end - start != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(f"{path}: tensor {name} of shape {list(shape)} does not fit its bytes {start} to {end}")
     return Location(path.name, data + start, TensorInfo(dtype, shape, str(path)))

@@ -45,14 +45,18 @@ class HFSink:
     def __init__(self, folder: Path, tensors: Sequence[OutputTensor], *, file_bytes: int, fp8_block: int) -> None:
         self.folder, self._block, self._tensors = folder, fp8_block, tuple(tensors)
         files: list[list[OutputTensor]] = [[]]
+        size = 0
         for tensor in tensors:
-            held = sum(other.num_bytes for other in files[-1])
-            if files[-1] and held + tensor.num_bytes > file_bytes:
-                files.append([])
-            files[-1].append(tensor)
+            together = [tensor]
             if tensor.quantised:
                 shape = scale_shape(tensor.shape[0], tensor.shape[1], fp8_block)
-                files[-1].append(OutputTensor(tensor.name + SCALE_SUFFIX, torch.float32, shape))
+                together.append(OutputTensor(tensor.name + SCALE_SUFFIX, torch.float32, shape))
+            num_bytes = sum(part.num_bytes for part in together)
+            if files[-1] and size + num_bytes > file_bytes:
+                files.append([])
+                size = 0
+            files[-1] += together
+            size += num_bytes
         self._places: dict[str, tuple[str, int]] = {}
         self._headers: dict[str, bytes] = {}
         self._sizes: dict[str, int] = {}
@@ -73,6 +77,10 @@ class HFSink:
                 os.ftruncate(handle, self._sizes[file])
             finally:
                 os.close(handle)
+
+    def files(self) -> set[str]:
+        """The names of all files that a finished conversion has from here."""
+        return {*self._headers, INDEX} if len(self._headers) > 1 else set(self._headers)
 
     def tasks(self) -> list[list[OutputTensor]]:
         """Runs of neighbours in one file, of about TASK_BYTES each: what one worker writes at a time.

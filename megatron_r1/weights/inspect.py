@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
 
 from megatron_r1.weights.folders import open_checkpoint, open_raw, read_shape
 from megatron_r1.weights.inventory import take_inventory
-from megatron_r1.weights.torch_dist import MANIFEST, TorchDistFolder
+from megatron_r1.weights.manifest import read_manifest
+from megatron_r1.weights.torch_dist_reader import TorchDistFolder
 
 
 def describe(folder: Path) -> str:
@@ -42,11 +42,11 @@ def describe(folder: Path) -> str:
         )
     if shape.fp8_block:
         lines.append(f"  FP8 (e4m3) linear weights with a scale for each {shape.fp8_block} x {shape.fp8_block} block")
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        tensors = json.loads(manifest.read_text(encoding="utf-8"))["tensors"]
-        bad = [name for name, record in tensors.items() if record["nonfinite"]]
-        lines.append(f"  manifest: hashes of {len(tensors):,} tensors" + (f"; NaN or infinite in {bad}" if bad else ""))
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        bad = [name for name, record in manifest.tensors.items() if record.nonfinite]
+        marked = f"; NaN or infinite in {', '.join(bad)}" if bad else ""
+        lines.append(f"  manifest: hashes of {len(manifest.tensors):,} tensors{marked}")
     raw.close()
     return "\n".join(lines)
 

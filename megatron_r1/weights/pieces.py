@@ -45,10 +45,20 @@ class PieceBuffer:
 
 
 def row_ranges(num_rows: int, row_bytes: int, unit: int = 1, *, limit: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
-    """[start, stop) ranges of at most `limit` bytes that cut only at multiples of `unit` rows."""
-    step = max(limit // max(row_bytes * unit, 1), 1) * unit
+    """[start, stop) ranges of at most `limit` bytes that cut only at multiples of `unit` rows. None for rows without
+    bytes: there may be 2**50 of them."""
+    if not row_bytes:
+        return
+    step = max(limit // (row_bytes * unit), 1) * unit
     for start in range(0, num_rows, step):
         yield start, min(start + step, num_rows)
+
+
+def integers(value: object) -> list[int]:
+    """`value`, if it is a list of integers (JSON's 64, not "64", 64.0 or true). ValueError otherwise."""
+    if not isinstance(value, list) or not all(type(number) is int for number in value):
+        raise ValueError(f"{str(value)[:100]} must be a list of integers")
+    return value
 
 
 @dataclass(slots=True)
@@ -59,6 +69,16 @@ class TensorRecord:
     shape: list[int]
     blake3: str = ""
     nonfinite: int = 0
+
+    @classmethod
+    def from_json(cls, value: object) -> TensorRecord:
+        """ValueError if `value` is not one."""
+        if not isinstance(value, dict) or set(value) != {"dtype", "shape", "blake3", "nonfinite"}:
+            raise ValueError("a tensor's record must hold dtype, shape, blake3 and nonfinite")
+        texts, count = (value["dtype"], value["blake3"]), value["nonfinite"]
+        if not all(isinstance(text, str) for text in texts) or type(count) is not int:
+            raise ValueError("a tensor's dtype and blake3 must be texts and nonfinite a number")
+        return cls(value["dtype"], integers(value["shape"]), value["blake3"], count)
 
 
 @dataclass(slots=True)
@@ -72,7 +92,10 @@ class TaskRecord:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> TaskRecord:
-        tensors = {name: TensorRecord(**record) for name, record in value["tensors"].items()}
+        """ValueError if `value` is not one."""
+        if set(value) != {"file", "size", "tensors", "chunks"} or not isinstance(value["tensors"], dict):
+            raise ValueError("a record must hold file, size, tensors and chunks")
+        tensors = {name: TensorRecord.from_json(record) for name, record in value["tensors"].items()}
         return cls(value["file"], value["size"], tensors, value["chunks"])
 
 

@@ -79,11 +79,23 @@ def tensor_view(buffer: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) 
     return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
 
+def bytes_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two contiguous tensors hold the same bytes (NaN equals the same NaN, -0.0 is not 0.0)."""
+    if not left.numel():
+        return True
+    return torch.equal(
+        torch.frombuffer(byte_view(left), dtype=torch.uint8), torch.frombuffer(byte_view(right), dtype=torch.uint8)
+    )
+
+
 def read_exactly(handle: int, offset: int, out: memoryview, file: str) -> None:
-    """Fill `out` from an open file. Raises CheckpointError naming `file` if it ends before."""
+    """Fill `out` from an open file. Raises CheckpointError naming `file` if it ends before, or the disk fails."""
     done = 0
     while done < len(out):
-        count = os.preadv(handle, [out[done:]], offset + done)
+        try:
+            count = os.preadv(handle, [out[done:]], offset + done)
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read ({error.strerror}); fetch it again") from error
         if count == 0:
             raise CheckpointError(f"{file}: ends early; it was cut while it was being read")
         done += count

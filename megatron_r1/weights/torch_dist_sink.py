@@ -10,8 +10,8 @@ import torch
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.pieces import TASK_BYTES, PieceBuffer, TaskRecord, TensorDigest, row_ranges
 from megatron_r1.weights.placement import Placement
-from megatron_r1.weights.reader import CheckpointReader, byte_view, read_tensor, tensor_view
-from megatron_r1.weights.torch_dist import ChunkRecord, DataFile, write_metadata
+from megatron_r1.weights.reader import CheckpointReader, byte_view, bytes_equal, read_tensor, tensor_view
+from megatron_r1.weights.torch_dist import FILES, ChunkRecord, DataFile, write_metadata
 
 CHUNK_BYTES = 64 << 20
 """Largest item of a data file. A rank that loads a part of it reads it as a whole."""
@@ -40,6 +40,10 @@ class TorchDistSink:
     def prepare(self) -> None:
         pass
 
+    def files(self) -> set[str]:
+        """The names of all files that a finished conversion has from here."""
+        return {*FILES, *(_data_file(number) for number in range(len(self.tasks())))}
+
     def tasks(self) -> list[list[Placement]]:
         runs: list[list[Placement]] = []
         size = 0
@@ -60,12 +64,14 @@ class TorchDistSink:
         report: Callable[[int], None],
     ) -> TaskRecord:
         """Copy a task's entries; `report(source bytes)` is called after each piece."""
-        record = TaskRecord(file=f"__{number}_0.distcp")
+        record = TaskRecord(file=_data_file(number))
         data = DataFile(self.folder / record.file)
-        for placement in task:
-            self._check_aliases(placement, reader)
-            self._write(placement, reader, data, record, buffer, report)
-        record.size = data.close()
+        try:
+            for placement in task:
+                self._check_aliases(placement, reader)
+                self._write(placement, reader, data, record, buffer, report)
+        finally:
+            record.size = data.close()
         return record
 
     def finish(self, records: Sequence[TaskRecord]) -> None:
@@ -118,14 +124,23 @@ class TorchDistSink:
         name = placement.entry.hf[0]
         info = reader.tensors[name]
         for alias in self._aliases.get(placement.entry.name, ()):
+            other = reader.tensors[alias]
+            if other.dtype != info.dtype:
+                raise CheckpointError(
+                    f"{other.file}: {alias} is {other.dtype} and {name} {info.dtype}; Megatron has one tensor for both"
+                )
             for start, stop in row_ranges(info.num_rows, info.row_bytes):
-                if not torch.equal(read_tensor(reader, name, start, stop), read_tensor(reader, alias, start, stop)):
+                if not bytes_equal(read_tensor(reader, name, start, stop), read_tensor(reader, alias, start, stop)):
                     raise CheckpointError(
-                        f"{reader.tensors[alias].file}: {alias} differs from {name}; Megatron has one tensor for both"
+                        f"{other.file}: {alias} differs from {name}; Megatron has one tensor for both"
                     )
 
     def _bytes(self, placement: Placement) -> int:
         return torch.Size(placement.shape).numel() * self._dtypes[placement.key].itemsize
+
+
+def _data_file(task: int) -> str:
+    return f"__{task}_0.distcp"
 
 
 def _read_as(reader: CheckpointReader, name: str, start: int, stop: int, dtype: torch.dtype, out: memoryview) -> int:

@@ -1,19 +1,20 @@
-"""Are two model folders the same model? Names, shapes, dtypes and every number, whatever the folders' kinds."""
+"""Are two model folders the same model? config.json, names, shapes, dtypes and every number, of any kind of folder."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.folders import open_checkpoint, read_shape
+from megatron_r1.weights.inventory import is_derived, take_inventory
 from megatron_r1.weights.pieces import PieceBuffer, row_ranges
-from megatron_r1.weights.reader import CheckpointReader, byte_view, read_tensor
+from megatron_r1.weights.process import worker_pool
+from megatron_r1.weights.reader import CheckpointReader, bytes_equal, read_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +49,61 @@ def compare(
     """Compare two folders under Hugging Face names, FP8 weights as the bf16 numbers that they stand for.
 
     With `data` every byte of both is read. A dtype that differs is a difference unless a tolerance is given; then
-    tensors are equal if no number differs by more than `tolerance` times the tensor's largest magnitude.
+    tensors are equal if no number differs by more than `tolerance` times the tensor's largest finite magnitude. Raises
+    CheckpointError for two folders that are alike but not whole models.
     """
+    if workers < 1:
+        raise CheckpointError(f"workers is {workers}; it must be at least 1")
     shapes = read_shape(first), read_shape(second)
     readers = open_checkpoint(first, shapes[0]), open_checkpoint(second, shapes[1])
-    result = Comparison()
-    common: list[str] = []
-    for name in sorted(set(readers[0].tensors) | set(readers[1].tensors), key=_natural(readers)):
-        a, b = (reader.tensors.get(name) for reader in readers)
-        if a is None or b is None:
-            result.differences.append(Difference(name, f"only in {first if b is None else second}"))
-        elif a.shape != b.shape:
-            result.differences.append(Difference(name, f"shape {list(a.shape)} and {list(b.shape)}"))
-        elif a.dtype != b.dtype and not tolerance:
-            result.differences.append(Difference(name, f"dtype {a.dtype} and {b.dtype}"))
-        else:
-            common.append(name)
-            result.num_bytes += a.num_bytes
-    total, done = result.num_bytes, 0
+    result = Comparison(differences=_config_differences(*shapes))
+    common = _compare_headers((first, second), readers, result, any_dtype=tolerance > 0)
+    if result.equal:  # of folders that differ the differences say more
+        for folder, shape, reader in zip((first, second), shapes, readers, strict=True):
+            take_inventory(reader, shape, folder)
+    groups = _groups(common, readers[0]) if data else []
     for reader in readers:
         reader.close()
-    result.compared = len(common)
-    if not data:
+    if not groups:
         return result
-    groups = _groups(common, readers[0])
-    context = multiprocessing.get_context("fork")
+    done = 0
     setup = ((first, shapes[0]), (second, shapes[1]), tolerance)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=setup) as pool:
+    remedy = "try again with fewer --workers"
+    with worker_pool(min(workers, len(groups)), _start, *setup, remedy=remedy) as pool:
         for found, size in pool.map(_compare_group, groups):
             result.differences += found
             done += size
             if progress is not None:
-                progress(done, total)
+                progress(done, result.num_bytes)
     return result
 
 
-def _natural(readers: tuple[CheckpointReader, CheckpointReader]):
-    order = {name: number for number, name in enumerate([*readers[0].tensors, *readers[1].tensors])}
-    return lambda name: order[name]
+def _config_differences(first: ModelShape, second: ModelShape) -> list[Difference]:
+    """What the two config.json say otherwise of the model. FP8 is a way of storing it, not another model."""
+    a, b = (asdict(replace(shape, fp8_block=None)) for shape in (first, second))
+    return [Difference("config.json", f"{name} is {a[name]} and {b[name]}") for name in a if a[name] != b[name]]
+
+
+def _compare_headers(
+    folders: tuple[Path, Path], readers: tuple[CheckpointReader, CheckpointReader], result: Comparison, any_dtype: bool
+) -> list[str]:
+    """Names of the tensors whose numbers can be compared; the others' differences go to `result`."""
+    common: list[str] = []
+    for name in dict.fromkeys([*readers[0].tensors, *readers[1].tensors]):
+        a, b = (reader.tensors.get(name) for reader in readers)
+        if is_derived(name):
+            continue
+        if a is None or b is None:
+            result.differences.append(Difference(name, f"only in {folders[0] if b is None else folders[1]}"))
+        elif a.shape != b.shape:
+            result.differences.append(Difference(name, f"shape {list(a.shape)} and {list(b.shape)}"))
+        elif a.dtype != b.dtype and not any_dtype:
+            result.differences.append(Difference(name, f"dtype {a.dtype} and {b.dtype}"))
+        else:
+            common.append(name)
+            result.num_bytes += a.num_bytes
+    result.compared = len(common)
+    return common
 
 
 def _groups(names: list[str], reader: CheckpointReader, limit: int = 256 << 20) -> list[list[str]]:
@@ -105,7 +123,6 @@ _pair: list[tuple[CheckpointReader, CheckpointReader, float]] = []
 
 
 def _start(first: tuple[Path, ModelShape], second: tuple[Path, ModelShape], tolerance: float) -> None:
-    torch.set_num_threads(1)
     _pair[:] = [(open_checkpoint(*first), open_checkpoint(*second), tolerance)]
 
 
@@ -129,7 +146,7 @@ def _compare_tensor(
         left = buffer.read(a, name, start, stop)
         right = read_tensor(b, name, start, stop)
         if left.dtype == right.dtype and bytes_equal(left, right):
-            largest = max(largest, float(left.float().abs().max())) if tolerance and left.numel() else largest
+            largest = max(largest, _largest(left)) if tolerance else largest
             continue
         x, y = left.double(), right.double()
         same = (x == y) | (torch.isnan(x) & torch.isnan(y))
@@ -138,16 +155,12 @@ def _compare_tensor(
         numbers += int((~same).sum())
         gap = torch.where(same, 0.0, (x - y).abs())
         worst = max(worst, float(gap.nan_to_num(nan=torch.inf).max()))
-        largest = max(largest, float(x.abs().nan_to_num().max()))
+        largest = max(largest, _largest(x))
     if not numbers or (tolerance and worst <= tolerance * largest):
         return None
     return Difference(name, f"{numbers:,} of {torch.Size(info.shape).numel():,} numbers differ", worst)
 
 
-def bytes_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two contiguous tensors hold the same bytes (NaN equals the same NaN, -0.0 is not 0.0)."""
-    if not left.numel():
-        return True
-    return torch.equal(
-        torch.frombuffer(byte_view(left), dtype=torch.uint8), torch.frombuffer(byte_view(right), dtype=torch.uint8)
-    )
+def _largest(values: torch.Tensor) -> float:
+    """The largest magnitude of a finite number."""
+    return float(values.double().abs().nan_to_num(nan=0.0, posinf=0.0).max())

@@ -1,6 +1,7 @@
 """ModelShape from config.json: every architecture, both spellings of the rope, every refusal."""
 
 import json
+import os
 
 import pytest
 
@@ -267,3 +268,45 @@ def test_what_the_model_would_not_honour_is_refused(field, value):
     shape_from_config(raw)
     with pytest.raises(ConfigError, match=field):
         shape_from_config(raw | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (QWEN3_MOE | {"num_experts": "64"}, "num_experts is '64'"),
+        (DEEPSEEK | {"topk_group": "a"}, "topk_group is 'a'"),
+        (LLAMA | {"rms_norm_eps": 10**400}, "rms_norm_eps is an integer of 1329 bits"),
+        (LLAMA | {"rope_theta": 10**400}, "rope_theta is an integer of 1329 bits"),
+        (LLAMA | {"rope_theta": float("nan")}, "rope_theta is nan"),
+        (LLAMA | {"rope_theta": 0}, "rope_theta is 0.0; it must be a number above 0"),
+        (
+            LLAMA | {"rope_scaling": {"type": "yarn", "factor": 10**400, "original_max_position_embeddings": 1}},
+            "factor is an integer",
+        ),
+        (LLAMA | {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must be a positive integer up to"),
+        (DEEPSEEK | {"num_hidden_layers": 10**4, "n_routed_experts": 10**4}, "at most 1000000 are read"),
+        (LLAMA | {"vocab_size": 10**400}, "vocab_size is an integer of 1329 bits"),
+        (LLAMA | {"hidden_size": 2}, "hidden_size is 2; it must be at least num_attention_heads 4"),
+        (LLAMA | {"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
+        (QWEN3_MOE | {"norm_topk_prob": 1}, "norm_topk_prob is 1; it must be true or false"),
+        (
+            LLAMA | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [2**40, 2**40]}},
+            "quantization_config is",
+        ),
+    ],
+)
+def test_values_of_the_wrong_kind_or_size_are_refused(raw, words):
+    with pytest.raises(ConfigError) as caught:
+        shape_from_config(raw, "here/config.json")
+    assert "here/config.json: " in str(caught.value) and words in str(caught.value)
+
+
+def test_a_config_that_is_nested_without_end_or_is_no_file(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match=r"config\.json: not valid JSON"):
+        load_shape(tmp_path)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match=r"config\.json: is not a file"):
+        load_shape(tmp_path)

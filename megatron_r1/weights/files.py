@@ -1,0 +1,75 @@
+"""Small files of model folders: read without trust, written so that a power cut leaves the old one or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. CheckpointError naming the file if it is not there or is anything else."""
+    return parse_object(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path}: does not exist or is not a file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def parse_object(text: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `text`. Two values under one name are a fault: readers disagree on which one counts."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what}: holds a JSON {type(value).__name__}; it must be an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r} appears twice")
+    return value
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether `name` names a file of the folder itself: nothing above it, nothing elsewhere."""
+    return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
+
+
+def write_json(path: Path, value: object, *, temporary: Path) -> None:
+    """Write by way of `temporary` (on the same disk): `path` never holds a part."""
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_for_reading(path: str) -> int:
+    """A file descriptor. CheckpointError naming the file if there is none to be had."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened ({error.strerror})") from error

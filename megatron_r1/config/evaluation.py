@@ -1,0 +1,81 @@
+"""The configuration of an evaluation: the paper's sampling as defaults (arXiv 2501.12948 v2, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_r1.config.gym_tasks import task_faults
+from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
+from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.errors import ConfigError
+
+
+def _rollout() -> RolloutConfig:
+    return RolloutConfig(sampling=SamplingConfig(temperature=0.6, top_p=0.95, max_new_tokens=32_768))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """`megatron-r1 evaluate`: sample each problem several times and grade."""
+
+    model: Path
+    """Hugging Face folder, or a torch_dist checkpoint (exported to `out` first)."""
+    out: Path
+    """Folder for results.json, samples.jsonl and the servers' logs; it must not exist, or be empty."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Tasks or files; `holdout` and `validation` mean nothing here."""
+    limit: int = 0
+    """At most so many problems, the first ones; 0: all of the files, 100 of each task."""
+    samples: int = 16
+    """Samples a problem: pass@1 is their mean."""
+    pass_k: tuple[int, ...] = (1,)
+    """The k of pass@k to report; each at most `samples`."""
+    consensus_k: int = 0
+    """Votes of cons@k, the first k samples; 0: all samples."""
+    seed: int = 0
+    rollout: RolloutConfig = field(default_factory=_rollout)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+
+
+def validate_evaluation(config: EvaluateConfig) -> ModelShape:
+    """The model's shape. Raises ConfigError listing every fault."""
+    faults: list[str] = []
+    shape = None
+    try:
+        shape = load_shape(config.model)
+    except ConfigError as error:
+        faults += [fault.replace("model.path", "model", 1) for fault in error.faults]
+    data, rollout, sampling = config.data, config.rollout, config.rollout.sampling
+    if bool(data.tasks) == bool(data.files):
+        faults.append("data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files")
+    faults += task_faults(data.tasks)
+    faults += [f"data.files: {file} does not exist" for file in data.files if not file.is_file()]
+    if config.samples < 1 or config.limit < 0 or config.seed < 0:
+        faults.append("samples must be at least 1, limit and seed at least 0")
+    if any(not 1 <= k <= config.samples for k in config.pass_k):
+        faults.append(f"pass_k is {config.pass_k}; each must be 1 to samples = {config.samples}")
+    if not 0 <= config.consensus_k <= config.samples:
+        faults.append(f"consensus_k is {config.consensus_k}; it must be 0 to samples = {config.samples}")
+    if not 0 <= sampling.temperature < math.inf or not 0 < sampling.top_p <= 1:
+        faults.append("rollout.sampling.temperature must be 0 or more and top_p in (0, 1]")
+    if sampling.temperature == 0 and config.samples > 1:
+        faults.append(f"samples is {config.samples}; at rollout.sampling.temperature 0 they are all the same: use 1")
+    if not 1 <= sampling.max_new_tokens < rollout.max_model_len:
+        faults.append(
+            f"rollout.sampling.max_new_tokens is {sampling.max_new_tokens}; it must be 1 or more and leave room for a "
+            f"prompt in rollout.max_model_len = {rollout.max_model_len}"
+        )
+    if shape is not None and rollout.max_model_len > shape.max_positions:
+        faults.append(
+            f"rollout.max_model_len is {rollout.max_model_len}; the model has max_position_embeddings = "
+            f"{shape.max_positions}"
+        )
+    if rollout.num_engines < 1 or config.rewards.num_workers < 1:
+        faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        faults.append(f"out: {config.out} exists and is not empty; choose another folder")
+    if faults or shape is None:
+        raise ConfigError(faults)
+    return shape

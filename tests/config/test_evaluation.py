@@ -1,0 +1,68 @@
+"""Faults of an evaluation's configuration, reported together before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.__main__ import main
+from megatron_r1.config.evaluation import EvaluateConfig, validate_evaluation
+from megatron_r1.config.schema import DataConfig, RolloutConfig, SamplingConfig
+from megatron_r1.errors import ConfigError
+
+MODEL = Path(__file__).parents[2] / "megatron_r1" / "recipes" / "tiny_v3"
+ROLLOUT = RolloutConfig(max_model_len=128, sampling=SamplingConfig(temperature=0.6, top_p=0.95, max_new_tokens=64))
+
+
+def sound(tmp_path, **fields):
+    given = {"model": MODEL, "out": tmp_path / "out", "data": DataConfig(tasks=("gcd",)), "rollout": ROLLOUT} | fields
+    return EvaluateConfig(**given)
+
+
+def faults_of(config):
+    try:
+        validate_evaluation(config)
+    except ConfigError as error:
+        return error.faults
+    return []
+
+
+def test_a_sound_configuration_has_no_faults(tmp_path):
+    assert faults_of(sound(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": Path("/no/such/model")}, "/no/such/model"),
+        ({"data": DataConfig()}, "give one of them"),
+        ({"data": DataConfig(tasks=("n_queens",))}, "runs the answer as Python code"),
+        ({"data": DataConfig(files=(Path("/no/such.jsonl"),))}, "/no/such.jsonl does not exist"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"samples": 4, "pass_k": (1, 8)}, "each must be 1 to samples = 4"),
+        ({"samples": 4, "consensus_k": 5}, "consensus_k is 5"),
+        ({"rollout": RolloutConfig(max_model_len=64, sampling=SamplingConfig(max_new_tokens=64))}, "leave room"),
+        ({"rollout": RolloutConfig(max_model_len=4096, sampling=SamplingConfig(max_new_tokens=64))}, "max_position"),
+        (
+            {"rollout": RolloutConfig(max_model_len=128, sampling=SamplingConfig(temperature=0, max_new_tokens=64))},
+            "they are all the same: use 1",
+        ),
+    ],
+)
+def test_a_fault_is_named(tmp_path, fields, said):
+    faults = faults_of(sound(tmp_path, **fields))
+    assert any(said in fault for fault in faults), faults
+
+
+def test_results_are_not_written_over(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("{}")
+    (fault,) = faults_of(sound(tmp_path))
+    assert "exists and is not empty" in fault
+
+
+def test_the_command_reports_all_faults_with_status_2(tmp_path, capsys):
+    words = ["evaluate", "--model", "/no/such/model", "--out", str(tmp_path / "out"), "--samples", "0"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "the configuration has" in said and "/no/such/model" in said and "samples must be" in said
+    assert not (tmp_path / "out").exists()

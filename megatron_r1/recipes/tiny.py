@@ -54,7 +54,7 @@ def quickstart() -> RunConfig:
         sft=SFTConfig(
             steps=450,
             batch_size=32,
-            noise=0.7,
+            noise=0.6,
             optimizer=OptimizerConfig(lr=2e-3, min_lr=2e-4, warmup_steps=20, schedule="cosine"),
         ),
     )

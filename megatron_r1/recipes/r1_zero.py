@@ -14,12 +14,21 @@ from megatron_r1.config.schema import (
     RolloutConfig,
     RunConfig,
     SamplingConfig,
+    SFTConfig,
     TrainConfig,
+)
+
+TWO_DIGIT_ADDITION = (
+    "basic_arithmetic:min_terms=2,max_terms=2,min_digits=2,max_digits=2,operators=+,allow_parentheses=False"
 )
 
 
 def grpo_smollm2() -> RunConfig:
-    """SmolLM2-135M-Instruct on one-digit addition, two CPU cores (examples/grpo_smollm2.sh makes the folder)."""
+    """SmolLM2-135M-Instruct on two-digit addition, two CPU cores (examples/grpo_smollm2.sh makes the folder).
+
+    A few supervised steps come first: the model never writes the tags by itself, and GRPO learns nothing from rewards
+    that are all 0.
+    """
     return RunConfig(
         name="grpo_smollm2",
         run_dir=Path("runs/grpo_smollm2"),
@@ -28,9 +37,7 @@ def grpo_smollm2() -> RunConfig:
         parallel=ParallelConfig(world_size=1),
         train=TrainConfig(dtype="fp32", tokens_per_microbatch=2048, threads_per_rank=2),
         optimizer=OptimizerConfig(lr=5e-6, min_lr=5e-6),
-        data=DataConfig(
-            tasks=("chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=1",), template="chat", holdout=32
-        ),
+        data=DataConfig(tasks=(TWO_DIGIT_ADDITION,), template="chat", holdout=32),
         rollout=RolloutConfig(
             device="cpu",
             sync="gloo",
@@ -44,6 +51,9 @@ def grpo_smollm2() -> RunConfig:
         ),
         rewards=RewardConfig(num_workers=1),
         grpo=GRPOConfig(steps=10, prompts_per_step=4, group_size=8, kl_coef=0.001),
+        sft=SFTConfig(
+            steps=12, batch_size=8, optimizer=OptimizerConfig(lr=1e-4, min_lr=1e-5, schedule="cosine", warmup_steps=2)
+        ),
     )
 
 

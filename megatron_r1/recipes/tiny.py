@@ -18,11 +18,9 @@ from megatron_r1.config.schema import (
     SFTConfig,
     TrainConfig,
 )
+from megatron_r1.recipes.r1_zero import TWO_DIGIT_ADDITION
 
 TINY_V3 = Path(__file__).parent / "tiny_v3"
-TWO_DIGIT_ADDITION = (
-    "basic_arithmetic:min_terms=2,max_terms=2,min_digits=2,max_digits=2,operators=+,allow_parentheses=False"
-)
 
 
 def quickstart() -> RunConfig:

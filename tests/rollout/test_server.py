@@ -100,6 +100,7 @@ def test_the_environment_holds_the_token_and_none_of_the_trainers_rendezvous(fol
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_port_taken_meanwhile_is_replaced(config: RolloutConfig, folders: list[Path], tmp_path: Path) -> None:
     import socket
 
@@ -113,6 +114,7 @@ def test_a_port_taken_meanwhile_is_replaced(config: RolloutConfig, folders: list
         assert engine.port != taken and engine.client.weight_version() == 0
 
 
+@pytest.mark.slow
 def test_a_paused_server_with_a_hanging_request_dies_with_its_trainer(folders: list[Path], tmp_path: Path) -> None:
     """vLLM's own shutdown waits for such a request for ever."""
     script = f"""

@@ -179,6 +179,7 @@ def test_two_trainer_ranks_gather_and_one_sends(
     sync.push(sync.version + 3)
 
 
+@pytest.mark.slow
 def test_bf16_weights_are_served_as_from_disk(config: RolloutConfig, tmp_path: Path) -> None:
     """A bf16 server: pushing its own start weights back gives its fresh answers to the last bit."""
     folders = [save_model(tmp_path / f"model-{seed}", seed, torch.bfloat16) for seed in (10, 11)]

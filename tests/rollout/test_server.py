@@ -100,7 +100,6 @@ def test_the_environment_holds_the_token_and_none_of_the_trainers_rendezvous(fol
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_port_taken_meanwhile_is_replaced(config: RolloutConfig, folders: list[Path], tmp_path: Path) -> None:
     import socket
 

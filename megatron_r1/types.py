@@ -23,7 +23,8 @@ class Problem:
     """One question with what its grader needs.
 
     `id` is unique and stable across restarts. `grader` names the rule that checks the answer
-    ("math": equivalence by math-verify, "exact": equal after stripping, "reasoning_gym": the dataset's own scorer).
+    ("math": equivalence by math-verify, "exact": equal after stripping, "reasoning_gym": the dataset's own scorer,
+    "code": the tests in metadata["tests"], see rewards/code.py).
     `language` (ISO 639-1) is that which the thought should be in; None: the run's.
     `metadata` is plain JSON and holds what that rule needs beyond `answer`.
     """
@@ -33,7 +34,6 @@ class Problem:
     messages: tuple[Message, ...]
     answer: str | None = None
     grader: str = "math"
-    tests: tuple[str, ...] = ()
     language: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

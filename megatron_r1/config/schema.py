@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.config.sandbox import SandboxConfig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -159,9 +161,11 @@ class RewardConfig:
     language: str = "en"
     """ISO 639-1 code of the language that thoughts should be in, for problems that do not name one themselves."""
     num_workers: int = 4
-    """Worker processes that grade answers."""
+    """Worker processes that grade answers, and programs that run at once."""
     timeout_seconds: float = 5.0
     """One answer's grading time; past it the worker is killed and the answer scores 0."""
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    """Where the programs of coding problems run, and what they may use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 from megatron_r1.errors import DataError
 from megatron_r1.types import Message, Problem
 
-GRADERS = ("math", "exact")
+GRADERS = ("math", "exact", "code")
 ROLES = ("system", "user", "assistant")
 
 
@@ -69,8 +69,9 @@ def _read_line(line: str, *, where: str, default_id: str) -> Problem:
         id=_text(row, "id", where, default=default_id),
         domain=_text(row, "domain", where, default="math"),
         messages=_read_messages(row, where),
-        answer=_read_answer(row, where),
+        answer=None if grader == "code" else _read_answer(row, where),
         grader=grader,
+        metadata={"tests": _read_tests(row, where)} if grader == "code" else {},
         language=_text(row, "language", where) if "language" in row else None,
     )
 
@@ -91,6 +92,14 @@ def _read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     if turns[-1]["role"] != "user":
         raise DataError(f"{where}: the last turn is {turns[-1]['role']!r}; expected 'user'")
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def _read_tests(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The tests of a coding problem; what they must look like is checked when graders are made (rewards/code.py)."""
+    tests = row.get("tests")
+    if not isinstance(tests, dict) or not tests:
+        raise DataError(f"{where}: tests is {tests!r:.80}; expected an object, see docs/code_rewards.md")
+    return tests
 
 
 def _read_answer(row: Mapping[str, Any], where: str) -> str:

@@ -38,6 +38,10 @@ class ProblemSplit:
     num_unusable: int = 0
     """Of the files' problems; procedural ones are looked at when they are drawn."""
 
+    def coding_problems(self) -> list[Problem]:
+        """The files' problems that programs are to solve (reasoning-gym's tasks have none)."""
+        return [p for source in self.sources if isinstance(source, tuple) for p in source if p.grader == "code"]
+
     def __len__(self) -> int:
         return sum(map(len, self.sources))
 

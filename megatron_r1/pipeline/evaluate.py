@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         + (f"; {num_left_out} problems leave no room for an answer and are left out" if num_left_out else ""),
         flush=True,
     )
-    with Scorer(config.rewards) as scorer:
+    with Scorer(config.rewards, programs=[problem for problem in problems if problem.grader == "code"]) as scorer:
         groups, rewards, seconds = _sample(config, folder, tokenizer, problems, scorer)
         records = [
             _problem_record(config, scorer, problem, group, of_group)
@@ -195,10 +195,11 @@ def _problem_record(
     correct = [reward.parts["accuracy"] == 1.0 for reward in rewards]
     votes = config.consensus_k or config.samples
     answers = [extract_answer(completion.text) for completion in group[:votes]]
+    grader = "exact" if problem.grader == "code" else "math"
 
     def equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
         same = [
-            scorer.submit(dataclasses.replace(problem, grader="math", answer=one), f"<answer>{other}</answer>")
+            scorer.submit(dataclasses.replace(problem, grader=grader, answer=one), f"<answer>{other}</answer>")
             for one, other in pairs
         ]
         return [future.result().parts["accuracy"] == 1.0 for future in same]

@@ -75,7 +75,9 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         model = dataclasses.replace(model, path=base, load_from=None, initialise="weights")
         seconds["warm_up"] = time.perf_counter() - begun
     base = model.path
-    scorer = Scorer(config.rewards) if dist.get_rank() == 0 else None
+    made: list[Scorer] = []
+    on_rank_zero(lambda: made.append(Scorer(config.rewards, programs=split.coding_problems())))
+    scorer = made[0] if made else None
     engines: Sequence[Engine] = ()
     try:
         say(f"starting {config.rollout.num_engines} vLLM server(s) on {base}")

@@ -2,7 +2,7 @@
 2.2.2).
 
 Cheap verdicts are reached here; everything else goes to the grading pool, so that grading overlaps
-generation. Left out: code and preference parts.
+generation. Left out: preference parts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import DataError
+from megatron_r1.rewards.code_grader import CodeGrader
 from megatron_r1.rewards.format import extract_answer, format_score
 from megatron_r1.rewards.pool import GradingPool, PoolCounts, Verdict
 from megatron_r1.types import Problem, Reward
@@ -27,8 +28,18 @@ class Scorer:
     """Scores responses with the configured weights. Owns its workers: close it, or use it as a context
     manager."""
 
-    def __init__(self, config: RewardConfig, *, graders: tuple[str, ...] = ("math", "reasoning_gym")) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        *,
+        graders: tuple[str, ...] = ("math", "reasoning_gym"),
+        programs: Sequence[Problem] = (),
+    ) -> None:
+        """`programs` are the coding problems to come: their tests are checked and the sandbox is opened now.
+
+        DataError for tests that are malformed, ConfigError where this machine has no sandbox that is allowed."""
         self.config = config
+        self._programs = CodeGrader(config, programs) if programs else None
         if config.language_weight and "language" not in graders:
             graders = (*graders, "language")
         self._pool = GradingPool(
@@ -50,8 +61,10 @@ class Scorer:
         parts = {"format": format_score(response)}
         answer = extract_answer(response)
         waiting: dict[str, Future[Verdict]] = {}
-        quick = _quick_verdict(problem, answer)
-        if quick is None and answer is not None:
+        quick = None if problem.grader == "code" else _quick_verdict(problem, answer)
+        if problem.grader == "code":
+            waiting["accuracy"] = self._submit_program(problem, answer)
+        elif quick is None and answer is not None:
             waiting["accuracy"] = self._pool.submit(
                 problem.grader, answer, reference=problem.answer, metadata=problem.metadata
             )
@@ -62,16 +75,24 @@ class Scorer:
             waiting["language"] = self._pool.submit("language", response, reference=language)
         return self._when_done(parts, waiting)
 
+    def _submit_program(self, problem: Problem, answer: str | None) -> Future[Verdict]:
+        if self._programs is None:
+            raise DataError(f"problem {problem.id}: grader 'code', but this scorer was made without a sandbox")
+        return self._programs.submit(problem.metadata["tests"], answer)
+
     def check_started(self) -> None:
         """Wait until every grading worker runs; WorkerStartError if one cannot. Call it at the start of a run."""
         self._pool.check_started()
 
     def counts(self) -> PoolCounts:
         """Answers that needed a worker, and how many of them timed out or raised: cumulative, never reset."""
-        return self._pool.counts()
+        counts = self._pool.counts()
+        return counts if self._programs is None else counts + self._programs.counts()
 
     def close(self) -> None:
         self._pool.close()
+        if self._programs is not None:
+            self._programs.close()
 
     def _when_done(self, parts: dict[str, float], waiting: Mapping[str, Future[Verdict]]) -> Future[Reward]:
         """The reward of `parts` and of the verdicts that are still being reached."""

@@ -63,6 +63,13 @@ class PoolCounts:
     timeouts: int = 0
     errors: int = 0
 
+    def __add__(self, other: PoolCounts) -> PoolCounts:
+        return PoolCounts(
+            graded=self.graded + other.graded,
+            timeouts=self.timeouts + other.timeouts,
+            errors=self.errors + other.errors,
+        )
+
 
 class WorkerStartError(UserError, RuntimeError):
     """A worker process could not be started or could not import its graders: the machine or the installation is

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from megatron_r1.config.sandbox import SandboxConfig
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.compose import Scorer
@@ -111,3 +112,45 @@ def test_a_language_that_is_not_known_is_counted_as_an_error_not_as_a_reward():
     with Scorer(config) as scorer:
         reward = scorer.submit(problem(), tagged("18")).result(60)
         assert reward.parts["language"] == 0.0 and scorer.counts().errors == 1
+
+
+SQUARE = {"tests": {"asserts": ["assert square(3) == 9", "assert square(-2) == 4"], "entry_point": "square"}}
+
+
+@pytest.fixture(scope="module")
+def code_scorer():
+    config = RewardConfig(num_workers=2, sandbox=SandboxConfig(allow_unisolated=True, cpu_seconds=1, wall_seconds=20.0))
+    with Scorer(config, programs=[problem(None, "code", SQUARE)]) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("program", "accuracy"),
+    [
+        ("def square(x):\n    return x * x", 1.0),
+        ("def square(x):\n    return x * 3", 0.0),  # passes one of two tests
+        ("def square(x):\n    while True:\n        pass", 0.0),
+        ("import os\nos._exit(0)", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_program_is_right_if_it_passes_every_test(code_scorer, program, accuracy):
+    reward = code_scorer.submit(problem(None, "code", SQUARE), tagged(f"\n```python\n{program}\n```\n")).result(120)
+    assert reward.parts == {"accuracy": accuracy, "format": 1.0}
+
+
+def test_programs_are_counted_and_no_answer_is_wrong(code_scorer):
+    before = code_scorer.counts()
+    assert code_scorer.submit(problem(None, "code", SQUARE), "no tags").result(60).total == 0
+    endless = tagged("```python\ndef square(x):\n    while True: pass\n```")
+    assert code_scorer.submit(problem(None, "code", SQUARE), endless).result(120).parts["accuracy"] == 0
+    after = code_scorer.counts()
+    assert (after.graded - before.graded, after.timeouts - before.timeouts) == (1, 1)
+
+
+def test_tests_are_looked_at_before_the_run():
+    broken = problem(None, "code", {"tests": {"asserts": ["assert 1 == 1"], "entry_point": "f"}})
+    with pytest.raises(DataError, match="problem p: code tests"):
+        Scorer(CONFIG, programs=[broken])
+    with Scorer(CONFIG) as without, pytest.raises(DataError, match="made without a sandbox"):
+        without.submit(problem(None, "code", SQUARE), tagged("x"))

@@ -35,7 +35,7 @@ COLUMNS = (
     Column(title="KL", key="kl", width=8, spec=".4f"),
     Column(title="grad", key="grad_norm", width=7, spec=".2f"),
     Column(title="tokens/s", key="tokens_per_second", width=9, spec=",.0f"),
-    Column(title="held-out", key="eval_accuracy", width=9, spec=".1%"),
+    Column(title="valid.", key="eval_accuracy", width=9, spec=".1%"),
 )
 
 

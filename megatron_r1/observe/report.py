@@ -110,18 +110,17 @@ def _tile(title: str, value: str, text: str, *, wide: bool = False) -> str:
 
 def _curves(files: RunFiles) -> str:
     metrics, summary = files.metrics, files.summary
-    accuracy, held_out = _points(metrics, "accuracy"), _points(metrics, "eval_accuracy")
-    if metrics and summary.get("accuracy_before") is not None and not any(x == 0 for x, _ in held_out):
-        held_out.insert(0, (0, summary["accuracy_before"]))
+    accuracy, validation = _points(metrics, "accuracy"), _points(metrics, "eval_accuracy")
     last = metrics[-1]["step"] + 1 if metrics else 0
-    if metrics and summary.get("accuracy_after") is not None:
-        held_out = [(x, y) for x, y in held_out if x < last] + [(last, summary["accuracy_after"])]
+    ends = ((0, summary.get("accuracy_before")), (last, summary.get("accuracy_after")))
+    held_out = [(x, value) for x, value in ends if metrics and value is not None]
     charts = [
         Chart(
             title="Accuracy", note="share of right answers", percent=True, low=0.0, high=1.0,
             series=[
                 Series(name="each step", points=accuracy, style="faint"),
                 Series(name="smoothed", points=smoothed(accuracy)),
+                Series(name="validation, greedy", points=validation, colour=1, style="dots"),
                 Series(name="held out, greedy", points=held_out, colour=2, style="dots"),
             ],
         ),
@@ -129,6 +128,10 @@ def _curves(files: RunFiles) -> str:
         Chart(
             title="Format", note="share with the think/answer structure", percent=True, low=0.0, high=1.0,
             series=[Series(name="format", points=_points(metrics, "format"))],
+        ),
+        Chart(
+            title="Language", note="share of the thoughts' words in the language", percent=True, low=0.0, high=1.0,
+            series=[Series(name="language", points=_points(metrics, "language"))],
         ),
         _noisy("Length", "mean tokens of a completion", metrics, "length_mean"),
         _noisy("KL to the reference", "per token, nats", metrics, "kl", low=0.0),

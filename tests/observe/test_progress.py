@@ -14,7 +14,7 @@ METRICS = {
 
 
 def test_line_is_aligned_with_its_header():
-    assert header(100) == "   step reward correct format  length      KL   grad tokens/s held-out     left"
+    assert header(100) == "   step reward correct format  length      KL   grad tokens/s   valid.     left"
     line = step_line(7, 100, METRICS, seconds_left=75)
     assert line == "  7/100  1.250   45.6%    90%    22.0  0.0012   0.50   12,346        -    1m15s"
 

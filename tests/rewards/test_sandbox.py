@@ -22,6 +22,7 @@ from megatron_r1.rewards.sandbox_seccomp import filter_code
 sys.path.insert(0, str(Path(__file__).parent / "hostile"))
 from programs import HONEST, HOSTILE, SLEEP
 
+pytestmark = pytest.mark.slow  # a hundred programs that take what they can, for a minute: make test-slow
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {"cpu_seconds": 1, "wall_seconds": 1.5, "memory_mib": 256, "output_kib": 64, "file_mib": 8, "processes": 4}
 STALLS = [entry for entry in HOSTILE if HOSTILE.index(entry) >= [name for name, *_ in HOSTILE].index("sleeps")]

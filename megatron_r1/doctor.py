@@ -292,7 +292,9 @@ def _processors_need(config: RunConfig, machine: Machine) -> Need:
 def _memory_need(config: RunConfig, shape: ModelShape, machine: Machine) -> Need:
     """Weights, gradients, optimizer and cache; activations come on top."""
     parallel, rollout = config.parallel, config.rollout
-    rank = bytes_per_rank(shape, parallel)
+    rank = bytes_per_rank(
+        shape, parallel, fp32=config.train.dtype == "fp32", distributed_optimizer=config.optimizer.distributed
+    )
     weights = count_parameters(shape).total * BYTES_PER_WEIGHT[rollout.dtype] // rollout.tensor_parallel
     if rollout.device == "cuda":
         smallest = min((gpu.memory_bytes for gpu in machine.gpus), default=0)

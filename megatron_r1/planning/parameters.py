@@ -36,14 +36,22 @@ def count_parameters(shape: ModelShape) -> ParameterCount:
     return ParameterCount(dense=dense, routed=routed, mtp=mtp, active=active)
 
 
-def bytes_per_rank(shape: ModelShape, parallel: ParallelConfig) -> int:
-    """Weights, gradients and optimizer state of one rank, in bytes, with the distributed optimizer in bf16: per weight
-    2 (bf16) + 4 (fp32 gradient) + 12 / data parallel (fp32 master and two Adam moments). Activations not included."""
+def bytes_per_rank(
+    shape: ModelShape, parallel: ParallelConfig, *, fp32: bool = False, distributed_optimizer: bool = True
+) -> int:
+    """Weights, gradients and optimizer state of one rank, in bytes. Per weight 2 (bf16) + 4 (fp32 gradient) + 12 (fp32
+    master and two Adam moments), in fp32 4 + 4 + 8 (the weight is its own master); the distributed optimizer divides
+    the last term by the data-parallel size. Activations are not included, nor the reference policy's copy in host
+    memory."""
+    held, sharded = (8, 8) if fp32 else (6, 12)
     count = count_parameters(shape)
     expert_data = parallel.world_size / (parallel.expert * parallel.expert_tensor * parallel.pipeline)
-    dense = (6 + 12 / (parallel.data * parallel.context)) * count.dense / (parallel.tensor * parallel.pipeline)
+    dense_data = parallel.data * parallel.context
+    if not distributed_optimizer:
+        dense_data = expert_data = 1
+    dense = (held + sharded / dense_data) * count.dense / (parallel.tensor * parallel.pipeline)
     shards = parallel.pipeline * parallel.expert * parallel.expert_tensor
-    return round(dense + (6 + 12 / expert_data) * count.routed / shards)
+    return round(dense + (held + sharded / expert_data) * count.routed / shards)
 
 
 def _layer(shape: ModelShape, sparse: bool) -> tuple[int, int, int]:

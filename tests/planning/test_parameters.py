@@ -109,6 +109,8 @@ def test_data_parallel_ranks_share_the_optimizer_state():
     shape = shape_from_config(DENSE | {"rope_theta": 1e4, "model_type": "llama"})
     weights = count_parameters(shape).total
     assert bytes_per_rank(shape, ParallelConfig(world_size=4)) == (6 + 3) * weights
+    assert bytes_per_rank(shape, ParallelConfig(world_size=4), fp32=True) == (8 + 2) * weights
+    assert bytes_per_rank(shape, ParallelConfig(world_size=4), distributed_optimizer=False) == 18 * weights
     # Context-parallel ranks hold the same weights, so they share it too.
     assert bytes_per_rank(shape, ParallelConfig(world_size=4, context=2)) == (6 + 3) * weights
     assert bytes_per_rank(shape, ParallelConfig(world_size=4, tensor=2)) == (6 + 6) * weights / 2

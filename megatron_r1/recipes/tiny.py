@@ -50,7 +50,7 @@ def quickstart() -> RunConfig:
             steps=100, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=10, target_accuracy=0.95
         ),
         sft=SFTConfig(
-            steps=450,
+            steps=650,
             batch_size=32,
             noise=0.6,
             optimizer=OptimizerConfig(lr=2e-3, min_lr=2e-4, warmup_steps=20, schedule="cosine"),

@@ -23,11 +23,13 @@ def describe(config: RunConfig, shape: ModelShape) -> str:
         "ETP": parallel.expert_tensor,
     }
     used = " ".join(f"{name}{size}" for name, size in layout.items() if size > 1) or "one rank"
+    fp32, distributed = config.train.dtype == "fp32", config.optimizer.distributed
+    rank_bytes = bytes_per_rank(shape, parallel, fp32=fp32, distributed_optimizer=distributed)
     lines = [
         f"{config.name}: {shape.architecture}, {_short(count.total)} parameters, {_short(count.active)} active a token"
         + (f", {_short(count.mtp)} more in MTP layers" if count.mtp else ""),
         f"trainer: {parallel.world_size} rank(s), {used}, data parallel {parallel.data}, {config.train.dtype}; "
-        f"{bytes_per_rank(shape, parallel, fp32=config.train.dtype == 'fp32', distributed_optimizer=config.optimizer.distributed) / 2**30:.3g} GiB a rank for weights, gradients and optimizer",
+        f"{rank_bytes / 2**30:.3g} GiB a rank for weights, gradients and optimizer",
         f"rollout: {rollout.num_engines} server(s), TP{rollout.tensor_parallel}, {rollout.dtype}, {rollout.device}",
         f"step: {grpo.prompts_per_step} prompts x {grpo.group_size} = {samples:,} samples, at most "
         f"{samples * rollout.max_model_len:,} tokens, {grpo.minibatches} optimizer step(s); {grpo.steps:,} steps",

@@ -32,7 +32,7 @@ def quickstart() -> RunConfig:
         model=ModelConfig(path=TINY_V3, initialise="random"),
         parallel=ParallelConfig(world_size=2, expert=2),
         train=TrainConfig(dtype="fp32", tokens_per_microbatch=8192),
-        optimizer=OptimizerConfig(lr=1e-4, min_lr=5e-5, warmup_steps=3, schedule="cosine"),
+        optimizer=OptimizerConfig(lr=4e-5, min_lr=1e-5, warmup_steps=3, schedule="cosine"),
         data=DataConfig(tasks=(TWO_DIGIT_ADDITION,), template="plain", holdout=200, validation=100),
         rollout=RolloutConfig(
             device="cpu",

@@ -5,8 +5,8 @@
 FOLDER is a Hugging Face folder (tests/make_checkpoint.py makes one of any size); work files go beside it and are
 removed. Each round copies FOLDER with cp, converts it to Megatron, converts that back, and loads and saves it with
 transformers, in turn, so that all meet the same machine; the medians are reported. Source files are read once before
-(page cache warm), and destinations are removed and the disk is flushed between steps. Times are of whole processes,
-imports included, and of the conversion proper; memory is the largest sum over the step's processes of memory that only
+(page cache warm), free memory is touched before each step, and destinations are removed and the disk is flushed
+between steps. Times are of whole processes, imports included, and of the conversion proper; memory is the largest sum over the step's processes of memory that only
 they hold (PSS, shared pages divided), sampled 50 times a second. With --fp8, dequantising in memory is measured beside
 copying, both on all cores.
 """
@@ -26,6 +26,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+TOUCH = """
+import mmap, sys
+size = int(sys.argv[1])
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for place in range(0, size, mmap.PAGESIZE):
+    memory[place] = 1
+"""
+"""Takes as much memory as a step's files need and gives it back: on a virtual machine, free memory that was not used
+lately is lent out by the host, and whoever needs it first waits for it. So every step finds it in the same state."""
 
 TOOL = Path(__file__).parent / "convert_checkpoint.py"
 TRANSFORMERS = """
@@ -81,6 +91,7 @@ def measure(folder: Path, fp8: Path | None, repeats: int, workers: int) -> dict[
         for repeat in range(repeats):
             for name, command in steps.items():
                 os.sync()
+                subprocess.run([sys.executable, "-c", TOUCH, str(2 * size_of(folder))], check=True)
                 rows[name].append(run(command))
                 if name == "cp":
                     started = time.perf_counter()

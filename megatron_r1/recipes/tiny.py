@@ -52,7 +52,7 @@ def quickstart() -> RunConfig:
         sft=SFTConfig(
             steps=650,
             batch_size=32,
-            noise=0.6,
+            noise=0.7,
             optimizer=OptimizerConfig(lr=2e-3, min_lr=2e-4, warmup_steps=20, schedule="cosine"),
         ),
     )

@@ -7,8 +7,8 @@ removed. Each round copies FOLDER with cp, converts it to Megatron, converts tha
 transformers, in turn, so that all meet the same machine; the medians are reported. Source files are read once before
 (page cache warm), free memory is touched before each step, and destinations are removed and the disk is flushed
 between steps. Times are of whole processes, imports included, and of the conversion proper; memory is the largest sum
-over the step's processes of memory that only they hold (PSS, shared pages divided), sampled 50 times a second. With --fp8, dequantising in memory is measured beside
-copying, both on all cores.
+over the step's processes of memory that only they hold (PSS, shared pages divided), sampled 50 times a second. With
+--fp8, dequantising in memory is measured beside copying, both on all cores.
 """
 
 from __future__ import annotations

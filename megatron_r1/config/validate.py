@@ -6,9 +6,6 @@ Faults of content (a malformed jsonl line, a missing tensor) are found later, wh
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -17,6 +14,14 @@ from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import RunConfig
 from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.trainer_faults import (
+    bound_faults,
+    optimizer_faults,
+    parallel_faults,
+    row_faults,
+    train_faults,
+    weight_faults,
+)
 from megatron_r1.errors import ConfigError
 
 AT_LEAST: dict[str, float] = {
@@ -82,10 +87,12 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
     except ConfigError as error:
         faults += error.faults
     if shape is not None:
-        faults += _weight_faults(config, shape)
-    faults += _bound_faults(config)
-    faults += _parallel_faults(config, shape)
-    faults += _train_faults(config, shape)
+        faults += weight_faults(config.model, shape)
+    faults += bound_faults(config, AT_LEAST, ABOVE_ZERO)
+    faults += parallel_faults(config.parallel, shape)
+    faults += train_faults(config.train, config.parallel, config.model, shape)
+    faults += row_faults(config.train, config.rollout.max_model_len, "rollout.max_model_len")
+    faults += optimizer_faults(config.optimizer) + optimizer_faults(config.sft.optimizer, "sft.optimizer")
     faults += _rollout_faults(config, shape)
     faults += _grpo_faults(config)
     faults += _data_faults(config)
@@ -94,143 +101,6 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
     if faults or shape is None:
         raise ConfigError(faults)
     return shape
-
-
-def has_module(name: str) -> bool:
-    """Whether a package is installed, without importing it."""
-    return importlib.util.find_spec(name) is not None
-
-
-def _bound_faults(config: RunConfig) -> list[str]:
-    read = {path: functools.reduce(getattr, path.split("."), config) for path in (*AT_LEAST, *ABOVE_ZERO)}
-    faults = [
-        f"{path} is {read[path]}; it must be at least {least}"
-        for path, least in AT_LEAST.items()
-        if not least <= read[path] < math.inf  # pyright: ignore[reportOperatorIssue]
-    ]
-    return faults + [
-        f"{path} is {read[path]}; it must be above 0"
-        for path in ABOVE_ZERO
-        if not 0 < read[path] < math.inf  # pyright: ignore[reportOperatorIssue]
-    ]
-
-
-def _weight_faults(config: RunConfig, shape: ModelShape) -> list[str]:
-    model, faults = config.model, []
-    if shape.fp8_block is not None:
-        faults.append(
-            f"model.path: {model.path} is FP8, and rollouts would start in FP8; take a folder with the same tokenizer "
-            "and config.json but for quantization_config, and give this one as model.load_from; or convert it: "
-            "tools/convert_checkpoint.py hf-to-hf SRC DST --precision bf16"
-        )
-    if model.load_from is None:
-        return faults
-    if model.initialise == "random":
-        faults.append(f"model.load_from is {model.load_from}, and model.initialise is random; leave one of them out")
-    try:
-        source = load_shape(model.load_from)
-    except ConfigError as error:
-        return faults + [fault.replace("model.path", "model.load_from", 1) for fault in error.faults]
-    if dataclasses.replace(source, fp8_block=None) != dataclasses.replace(shape, fp8_block=None):
-        faults.append(
-            f"model.load_from: {model.load_from} holds another model than model.path {model.path}; their config.json "
-            "must agree in everything but dtype and quantization_config"
-        )
-    return faults
-
-
-def _parallel_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
-    parallel, faults = config.parallel, []
-    sizes = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "world_size")
-    for name in sizes:
-        if getattr(parallel, name) < 1:
-            faults.append(f"parallel.{name} is {getattr(parallel, name)}; it must be at least 1")
-    if faults:
-        return faults
-    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
-    if parallel.world_size % model_ranks:
-        faults.append(
-            f"parallel.world_size is {parallel.world_size}; it must be a multiple of tensor * pipeline * context = "
-            f"{model_ranks}"
-        )
-    expert_ranks = parallel.expert * parallel.expert_tensor * parallel.pipeline
-    if parallel.world_size % parallel.pipeline == 0 and parallel.world_size % expert_ranks:
-        faults.append(
-            f"parallel.expert is {parallel.expert}; expert * expert_tensor * pipeline = {expert_ranks} must divide "
-            f"world_size {parallel.world_size}"
-        )
-    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
-        faults.append(f"parallel.virtual_pipeline is {parallel.virtual_pipeline}; it needs parallel.pipeline > 1")
-    return faults + (_shape_faults(config, shape) if shape is not None else [])
-
-
-def _shape_faults(config: RunConfig, shape: ModelShape) -> list[str]:
-    parallel, faults = config.parallel, []
-
-    def must_divide(field: str, value: int, sizes: dict[str, int]) -> None:
-        wrong = {what: size for what, size in sizes.items() if size % value}
-        if wrong:
-            common = math.gcd(*sizes.values())
-            divisors = [str(d) for d in range(1, common + 1) if common % d == 0 and d <= 64]
-            laws = " and ".join(f"the {what} {size}" for what, size in wrong.items())
-            faults.append(f"parallel.{field} is {value}; it must divide {laws}: use {', '.join(divisors)}")
-
-    split_by_tensor = {
-        "number of attention heads": shape.num_heads,
-        "number of key-value heads": shape.num_kv_heads,
-        "feed-forward size": shape.ffn_size,
-    }
-    must_divide("tensor", parallel.tensor, split_by_tensor)
-    if not parallel.pipeline_layout:
-        stages = parallel.pipeline * parallel.virtual_pipeline
-        if shape.num_layers % stages:
-            faults.append(
-                f"parallel.pipeline * virtual_pipeline is {stages}; it must divide the number of layers "
-                f"{shape.num_layers}, or set parallel.pipeline_layout"
-            )
-    if shape.moe is None:
-        if parallel.expert > 1:
-            faults.append(f"parallel.expert is {parallel.expert}; {shape.architecture} has no experts: use 1")
-        return faults
-    must_divide("expert", parallel.expert, {"number of experts": shape.moe.num_experts})
-    must_divide("expert_tensor", parallel.expert_tensor, {"expert feed-forward size": shape.moe.expert_ffn_size})
-    if parallel.tensor > 1 and not parallel.sequence:
-        faults.append(
-            "parallel.sequence is False; mixture of experts and latent attention with tensor parallelism need it: "
-            "use --parallel.sequence"
-        )
-    if parallel.tensor > 1 and parallel.expert == 1 and parallel.expert_tensor != parallel.tensor:
-        faults.append(
-            f"parallel.expert_tensor is {parallel.expert_tensor} with expert = 1 and tensor = {parallel.tensor}; "
-            "Megatron would not sum the experts' gradients over tensor ranks: use expert_tensor = tensor, or expert > 1"
-        )
-    return faults
-
-
-def _train_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
-    train, parallel, faults = config.train, config.parallel, []
-    if train.dtype == "fp8" and not has_module("transformer_engine"):
-        faults.append(
-            "train.dtype is fp8, but Transformer Engine is not installed; install megatron-r1[gpu] on a machine with "
-            "an H100 or newer, or use --train.dtype bf16"
-        )
-    multiple = math.lcm(parallel.row_multiple, parallel.segment_multiple)
-    if train.tokens_per_microbatch % multiple:
-        faults.append(
-            f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; it must be a multiple of {multiple} here "
-            "(of 2 * context, and with sequence parallelism of tensor * context)"
-        )
-    if train.tokens_per_microbatch < config.rollout.max_model_len:
-        faults.append(
-            f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; one row must hold the longest sequence, "
-            f"rollout.max_model_len = {config.rollout.max_model_len}"
-        )
-    for name, optimizer in (("optimizer", config.optimizer), ("sft.optimizer", config.sft.optimizer)):
-        if not 0 <= optimizer.min_lr <= optimizer.lr < math.inf:
-            faults.append(f"{name}.min_lr is {optimizer.min_lr}; it must be between 0 and lr = {optimizer.lr}")
-    if config.model.train_mtp and shape is not None and not shape.num_mtp_layers:
-        faults.append("model.train_mtp is True, but config.json has no num_nextn_predict_layers")
-    return faults
 
 
 def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:

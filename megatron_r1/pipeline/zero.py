@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, RunConfig
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.config.validate import has_module
+from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.data.demonstrations import demonstration_batch
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.problems import ProblemSplit, load_problems

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, validate
-from megatron_r1.config.validate import has_module
+from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
 from megatron_r1.recipes import RECIPES
 

@@ -1,0 +1,165 @@
+"""Faults of what every stage that trains has: a model, a layout, a precision, an optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+
+from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.errors import ConfigError
+
+
+def has_module(name: str) -> bool:
+    """Whether a package is installed, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
+def bound_faults(
+    config: object, at_least: Mapping[str, float], above_zero: Sequence[str], *, field: str = ""
+) -> list[str]:
+    """Fields of `config` (by path) that are below their least value or not above 0; infinity and NaN are refused."""
+    read = {path: functools.reduce(getattr, path.split("."), config) for path in (*at_least, *above_zero)}
+    faults = [
+        f"{field}{path} is {read[path]}; it must be at least {least}"
+        for path, least in at_least.items()
+        if not least <= read[path] < math.inf  # pyright: ignore[reportOperatorIssue]
+    ]
+    return faults + [
+        f"{field}{path} is {read[path]}; it must be above 0"
+        for path in above_zero
+        if not 0 < read[path] < math.inf  # pyright: ignore[reportOperatorIssue]
+    ]
+
+
+def weight_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
+    """Whether the folders that a stage starts from hold weights that it can take."""
+    faults: list[str] = []
+    if shape.fp8_block is not None:
+        faults.append(
+            f"model.path: {model.path} is FP8, and rollouts would start in FP8; take a folder with the same tokenizer "
+            "and config.json but for quantization_config, and give this one as model.load_from; or convert it: "
+            "tools/convert_checkpoint.py hf-to-hf SRC DST --precision bf16"
+        )
+    if model.load_from is None:
+        return faults
+    if model.initialise == "random":
+        faults.append(f"model.load_from is {model.load_from}, and model.initialise is random; leave one of them out")
+    try:
+        source = load_shape(model.load_from)
+    except ConfigError as error:
+        return faults + [fault.replace("model.path", "model.load_from", 1) for fault in error.faults]
+    if dataclasses.replace(source, fp8_block=None) != dataclasses.replace(shape, fp8_block=None):
+        faults.append(
+            f"model.load_from: {model.load_from} holds another model than model.path {model.path}; their config.json "
+            "must agree in everything but dtype and quantization_config"
+        )
+    return faults
+
+
+def parallel_faults(parallel: ParallelConfig, shape: ModelShape | None) -> list[str]:
+    """Whether the layout divides the world and, if `shape` is known, the model."""
+    faults: list[str] = []
+    sizes = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "world_size")
+    for name in sizes:
+        if getattr(parallel, name) < 1:
+            faults.append(f"parallel.{name} is {getattr(parallel, name)}; it must be at least 1")
+    if faults:
+        return faults
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
+    if parallel.world_size % model_ranks:
+        faults.append(
+            f"parallel.world_size is {parallel.world_size}; it must be a multiple of tensor * pipeline * context = "
+            f"{model_ranks}"
+        )
+    expert_ranks = parallel.expert * parallel.expert_tensor * parallel.pipeline
+    if parallel.world_size % parallel.pipeline == 0 and parallel.world_size % expert_ranks:
+        faults.append(
+            f"parallel.expert is {parallel.expert}; expert * expert_tensor * pipeline = {expert_ranks} must divide "
+            f"world_size {parallel.world_size}"
+        )
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        faults.append(f"parallel.virtual_pipeline is {parallel.virtual_pipeline}; it needs parallel.pipeline > 1")
+    return faults + (_shape_faults(parallel, shape) if shape is not None else [])
+
+
+def _shape_faults(parallel: ParallelConfig, shape: ModelShape) -> list[str]:
+    faults: list[str] = []
+
+    def must_divide(field: str, value: int, sizes: dict[str, int]) -> None:
+        wrong = {what: size for what, size in sizes.items() if size % value}
+        if wrong:
+            common = math.gcd(*sizes.values())
+            divisors = [str(d) for d in range(1, common + 1) if common % d == 0 and d <= 64]
+            laws = " and ".join(f"the {what} {size}" for what, size in wrong.items())
+            faults.append(f"parallel.{field} is {value}; it must divide {laws}: use {', '.join(divisors)}")
+
+    split_by_tensor = {
+        "number of attention heads": shape.num_heads,
+        "number of key-value heads": shape.num_kv_heads,
+        "feed-forward size": shape.ffn_size,
+    }
+    must_divide("tensor", parallel.tensor, split_by_tensor)
+    if not parallel.pipeline_layout:
+        stages = parallel.pipeline * parallel.virtual_pipeline
+        if shape.num_layers % stages:
+            faults.append(
+                f"parallel.pipeline * virtual_pipeline is {stages}; it must divide the number of layers "
+                f"{shape.num_layers}, or set parallel.pipeline_layout"
+            )
+    if shape.moe is None:
+        if parallel.expert > 1:
+            faults.append(f"parallel.expert is {parallel.expert}; {shape.architecture} has no experts: use 1")
+        return faults
+    must_divide("expert", parallel.expert, {"number of experts": shape.moe.num_experts})
+    must_divide("expert_tensor", parallel.expert_tensor, {"expert feed-forward size": shape.moe.expert_ffn_size})
+    if parallel.tensor > 1 and not parallel.sequence:
+        faults.append(
+            "parallel.sequence is False; mixture of experts and latent attention with tensor parallelism need it: "
+            "use --parallel.sequence"
+        )
+    if parallel.tensor > 1 and parallel.expert == 1 and parallel.expert_tensor != parallel.tensor:
+        faults.append(
+            f"parallel.expert_tensor is {parallel.expert_tensor} with expert = 1 and tensor = {parallel.tensor}; "
+            "Megatron would not sum the experts' gradients over tensor ranks: use expert_tensor = tensor, or expert > 1"
+        )
+    return faults
+
+
+def train_faults(
+    train: TrainConfig, parallel: ParallelConfig, model: ModelConfig, shape: ModelShape | None
+) -> list[str]:
+    faults: list[str] = []
+    if train.dtype == "fp8" and not has_module("transformer_engine"):
+        faults.append(
+            "train.dtype is fp8, but Transformer Engine is not installed; install megatron-r1[gpu] on a machine with "
+            "an H100 or newer, or use --train.dtype bf16"
+        )
+    multiple = math.lcm(parallel.row_multiple, parallel.segment_multiple)
+    if train.tokens_per_microbatch % multiple:
+        faults.append(
+            f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; it must be a multiple of {multiple} here "
+            "(of 2 * context, and with sequence parallelism of tensor * context)"
+        )
+    if model.train_mtp and shape is not None and not shape.num_mtp_layers:
+        faults.append("model.train_mtp is True, but config.json has no num_nextn_predict_layers")
+    return faults
+
+
+def row_faults(train: TrainConfig, longest: int, field: str) -> list[str]:
+    """A packed row holds the longest sequence, whose length in tokens is `field`."""
+    if train.tokens_per_microbatch >= longest:
+        return []
+    return [
+        f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; one row must hold the longest sequence, "
+        f"{field} = {longest}"
+    ]
+
+
+def optimizer_faults(optimizer: OptimizerConfig, field: str = "optimizer") -> list[str]:
+    if 0 <= optimizer.min_lr <= optimizer.lr < math.inf:
+        return []
+    return [f"{field}.min_lr is {optimizer.min_lr}; it must be between 0 and lr = {optimizer.lr}"]

@@ -1,0 +1,86 @@
+"""A conversation as token ids, and which of them are trained on: the answers and their end tokens.
+
+The prompt is what GRPO would send for the same turns (template.render_prompt makes both), and the answer follows as
+the engine would have sampled it: tokenised on its own, verbatim, then the token that ends a turn. So supervised
+training and RL see the same tokens. Left out: cutting long examples; files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_r1.data.template import Template, render_prompt
+from megatron_r1.data.tokenizer import TAGS, Tokenizer
+from megatron_r1.types import Message, Problem
+
+PROBE = "megatron-r1-probe"
+"""An answer that stands in the chat template's output exactly once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerEncoder:
+    """`end_id` ends every answer; `control_text` matches the text of special tokens (None: there are none)."""
+
+    template: Template
+    tokenizer: Tokenizer
+    end_id: int
+    control_text: re.Pattern[str] | None
+
+    def has_control_text(self, messages: Sequence[Message]) -> bool:
+        """Whether a turn's content spells a special token, which the tokenizer would take for the token itself."""
+        pattern = self.control_text
+        return pattern is not None and any(pattern.search(message["content"]) for message in messages)
+
+    def encode(self, messages: Sequence[Message], *, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids i32[L] and the loss mask bool[L] of a conversation that ends with the assistant's turn.
+
+        The last answer is always trained on. An earlier one is if the prompt holds it exactly as it would have been
+        sampled: the tokens of its own prompt, then its own tokens, then the end token. (Templates that drop earlier
+        thoughts do not, and without the thought it is no answer that the model should learn.) DataError (naming
+        `where`) for turns that the template has no place for.
+        """
+        prompt_ids = self._prompt(messages[:-1], where)
+        answer_ids = self._answer(messages[-1])
+        ids = np.concatenate([prompt_ids, answer_ids])
+        mask = np.arange(len(ids)) >= len(prompt_ids)
+        for place, message in enumerate(messages[:-1]):
+            if message["role"] == "assistant":
+                head, turn = self._prompt(messages[:place], where), self._answer(message)
+                end = len(head) + len(turn)
+                if np.array_equal(prompt_ids[:end], np.concatenate([head, turn])):
+                    mask[len(head) : end] = True
+        return ids, mask
+
+    def _prompt(self, turns: Sequence[Message], where: str) -> np.ndarray:
+        text = render_prompt(Problem(id=where, domain="", messages=tuple(turns)), self.template, self.tokenizer)
+        return self.tokenizer.encode(text, start=self.template != "chat")
+
+    def _answer(self, message: Message) -> np.ndarray:
+        return np.append(self.tokenizer.encode(message["content"]), np.int32(self.end_id))
+
+
+def answer_encoder(template: Template, tokenizer: Tokenizer) -> AnswerEncoder:
+    """The encoder of a model's folder. ConfigError if `template` is "chat" and the folder has no chat template."""
+    special = [token.content for token in tokenizer.inner.added_tokens_decoder.values() if token.special]
+    texts = sorted(set(special) - set(TAGS), key=len, reverse=True)
+    return AnswerEncoder(
+        template=template,
+        tokenizer=tokenizer,
+        end_id=_chat_end_id(tokenizer) if template == "chat" else tokenizer.eos_id,
+        control_text=re.compile("|".join(map(re.escape, texts))) if texts else None,
+    )
+
+
+def _chat_end_id(tokenizer: Tokenizer) -> int:
+    """The first end token that the chat template writes after an answer, one at which the engine stops; the
+    tokenizer's own if it writes none (Llama 3 has several, and ends turns with one that is not its eos token)."""
+    question = {"role": "user", "content": "1 + 1?"}
+    tokenizer.render_chat([question])  # ConfigError if there is no chat template
+    turns = [question, {"role": "assistant", "content": PROBE}]
+    _, found, tail = tokenizer.inner.apply_chat_template(turns, tokenize=False).rpartition(PROBE)
+    after = tokenizer.encode(tail).tolist() if found else []
+    return next((token for token in after if token in tokenizer.eos_ids), tokenizer.eos_id)

@@ -44,7 +44,7 @@ def dali_batches(
         device_id=device_id,
         prefetch_queue_depth=prefetch_batches,
         py_num_workers=max(num_workers, 1),
-        py_start_method="spawn",  # a fork of a process with CUDA or gloo threads may hang
+        py_start_method="spawn",  # a fork of a process with threads may hang
     )
     with pipeline:
         outputs = fn.external_source(

@@ -30,7 +30,7 @@ from megatron_r1.types import Problem
 FORMAT = 1
 """Of the folder; raised when what is written for the same input changes."""
 
-PROGRESS_EXAMPLES = 500
+PROGRESS_LINES = 500
 BLOCK_BYTES = 1 << 22
 
 
@@ -48,21 +48,25 @@ def build_cache(
     and for a file of which no example is left.
     """
     key, num_lines = _fingerprint(files, encoder, max_tokens)
-    folder = cache_dir / key
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with open(cache_dir / f"{key}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_whole(folder):
-            partial = cache_dir / f"{key}.partial"
-            for remains in (partial, folder):
-                shutil.rmtree(remains, ignore_errors=True)
-            partial.mkdir()
-            try:
-                _write(partial, files, encoder, max_tokens, lambda done: on_progress and on_progress(done, num_lines))
-                partial.rename(folder)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+    folder, partial = cache_dir / key, cache_dir / f"{key}.partial"
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with open(cache_dir / f"{key}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_whole(folder):
+                for remains in (partial, folder):
+                    shutil.rmtree(remains, ignore_errors=True)
+                partial.mkdir()
+                try:
+                    tell = (lambda lines: on_progress(lines, num_lines)) if on_progress else None
+                    _write(partial, files, encoder, max_tokens, tell)
+                    partial.rename(folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror}; free space or choose another folder"
+        ) from error
     return folder
 
 
@@ -97,7 +101,11 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _write(
-    folder: Path, files: Sequence[Path], encoder: AnswerEncoder, max_tokens: int, on_line: Callable[[int], object]
+    folder: Path,
+    files: Sequence[Path],
+    encoder: AnswerEncoder,
+    max_tokens: int,
+    tell: Callable[[int], None] | None,
 ) -> None:
     lengths: list[int] = []
     questions: list[int] = []
@@ -108,8 +116,8 @@ def _write(
             kept, too_long, control = len(lengths), 0, 0
             for conversation in read_conversations(path):
                 lines += 1
-                if lines % PROGRESS_EXAMPLES == 0:
-                    on_line(lines)
+                if tell is not None and lines % PROGRESS_LINES == 0:
+                    tell(lines)
                 if encoder.has_control_text(conversation.messages):
                     control += 1
                     continue

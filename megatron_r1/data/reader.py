@@ -7,7 +7,7 @@ rank reads the whole batch; packing takes the rank's rows. Left out: moving arra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,8 +18,8 @@ from megatron_r1.errors import DataError
 from megatron_r1.types import TrainingSequence
 
 
-class BatchRows:
-    """The batches from `position` to the end of the stream, as a sequence; copied out of the store when asked for."""
+class BatchRows(Sequence[FlatBatch]):
+    """The batches from `position` to the end of the stream; copied out of the store when asked for."""
 
     def __init__(self, store: ExampleStore, order: TrainingOrder, position: int) -> None:
         self.store, self.order, self.position = store, order, position
@@ -27,7 +27,7 @@ class BatchRows:
     def __len__(self) -> int:
         return -(-(self.order.total - self.position) // self.order.batch_sequences)
 
-    def __getitem__(self, index: int) -> FlatBatch:
+    def __getitem__(self, index: int) -> FlatBatch:  # pyright: ignore[reportIncompatibleMethodOverride] - no slices
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         return self.store.gather(self.order.batch(self.position + index * self.order.batch_sequences))

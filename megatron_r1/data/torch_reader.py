@@ -33,6 +33,7 @@ def torch_batches(rows: BatchRows, *, num_workers: int, prefetch_batches: int) -
         shuffle=False,
         num_workers=num_workers,
         prefetch_factor=prefetch_batches if num_workers else None,
+        multiprocessing_context="forkserver" if num_workers else None,  # a fork of a process with threads may hang
         generator=torch.Generator(),  # or it would draw from the global one, and a resumed run would differ
     )
     for tokens, lengths in loader:

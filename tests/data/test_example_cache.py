@@ -25,7 +25,7 @@ def write(path, *pairs):
 
 
 def build(tmp_path, files, tokenizer, **changes):
-    """The folder, and how many lines were tokenised for it."""
+    """The folder of `files`' examples, in tmp_path / "cache"."""
     arguments = {"encoder": answer_encoder("plain", tokenizer), "max_tokens": 8} | changes
     return build_cache(files, cache_dir=tmp_path / "cache", **arguments)
 
@@ -130,6 +130,12 @@ def test_a_file_of_which_nothing_is_left_is_named(tmp_path, tokenizer):
     files = [write(tmp_path / "a.jsonl", ("q", "a")), write(tmp_path / "b.jsonl", ("q", "x" * 9), ("q", "<eos>"))]
     with pytest.raises(DataError, match=r"b\.jsonl: no example is left: 1 are longer than max_tokens 8, 1 have"):
         build(tmp_path, files, tokenizer)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, tokenizer):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DataError, match=r"cache/[0-9a-f]{32}: cannot be written: "):
+        build(tmp_path, [write(tmp_path / "a.jsonl", ("q", "a"))], tokenizer)
 
 
 def test_progress_is_in_lines(tmp_path, tokenizer):

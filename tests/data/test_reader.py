@@ -92,12 +92,22 @@ def test_one_reader_resumes_the_others_state(store, expected, reader, other):
 
 
 def test_what_workers_read_ahead_is_not_delivered(store, expected):
-    first = ExampleReader(store, config(num_workers=2, prefetch_batches=3))
+    first = ExampleReader(store, config(num_workers=1, prefetch_batches=3))
     next(first)
     state = first.state_dict()
+    first.close()
     assert state["position"] == 4
-    first.load_state_dict(state)  # in place, with workers running
-    assert [plain(batch) for batch in first] == expected[1:]
+    second = ExampleReader(store, config())
+    second.load_state_dict(state)
+    assert [plain(batch) for batch in second] == expected[1:]
+
+
+def test_a_reader_can_be_set_back(store, expected):
+    reader = ExampleReader(store, config())
+    state = reader.state_dict()
+    assert [plain(next(reader)) for _ in range(3)] == expected[:3]
+    reader.load_state_dict(state)
+    assert [plain(batch) for batch in reader] == expected
 
 
 def test_more_epochs_go_on_after_a_finished_run(store, expected):

@@ -12,11 +12,18 @@ from collections.abc import Sequence
 
 import tyro
 
-from megatron_r1.config import RunConfig, validate
+from megatron_r1.config.pipeline import PipelineConfig
+from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError, UserError
+from megatron_r1.pipeline.chain import run_pipeline
+from megatron_r1.pipeline.kinds import check, summary_of
+from megatron_r1.pipeline.options import split_options
+from megatron_r1.pipeline.run import run_here, run_stage
+from megatron_r1.planning.summary import describe_fields
 from megatron_r1.recipes import RECIPES
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
+       megatron-r1 run PIPELINE [--from STAGE] [--until STAGE] [--only STAGE] [--dry-run] [--STAGE.FIELD VALUE ...]
        megatron-r1 evaluate --model FOLDER --out FOLDER --data.files FILE ... [--FIELD VALUE ...]
        megatron-r1 doctor [RECIPE]
        megatron-r1 recipes
@@ -54,43 +61,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if command in ("help", "-h", "--help") else 2
 
 
-def parse(words: Sequence[str]) -> RunConfig:
-    """RECIPE and its overrides as a RunConfig. Raises ConfigError for an unknown recipe; tyro exits on an unknown
+def parse(words: Sequence[str]) -> StageConfig:
+    """RECIPE and its overrides as a configuration. Raises ConfigError for an unknown recipe; tyro exits on an unknown
     field."""
     if not words or words[0].startswith("-"):
         raise ConfigError(f"name a recipe first: {', '.join(RECIPES)}")
     if words[0] not in RECIPES:
         raise ConfigError(f"no recipe is called {words[0]!r}; there are {', '.join(RECIPES)}")
-    return tyro.cli(RunConfig, default=RECIPES[words[0]](), args=list(words[1:]), prog=f"megatron-r1 run {words[0]}")
+    recipe = RECIPES[words[0]]()
+    return tyro.cli(type(recipe), default=recipe, args=list(words[1:]), prog=f"megatron-r1 run {words[0]}")
 
 
 def _run(words: list[str]) -> int:
-    dry_run = "--dry-run" in words
-    words = [word for word in words if word != "--dry-run"]
+    words, options = split_options(words)
     config = parse(words)
-    rank = os.environ.get("RANK")
-    if rank is not None and not dry_run:
-        from megatron_r1.pipeline.launch import PARENT_VARIABLE
-        from megatron_r1.pipeline.worker import run_rank
-
-        # The folder is made once: by the parent that started this rank, or by rank 0, which alone looks whether it may.
-        shape = validate(config, folder=rank == "0" and PARENT_VARIABLE not in os.environ)
-        return run_rank(config, shape)
-    from megatron_r1.planning.summary import describe, describe_fields
-
-    shape = validate(config)
-    print(describe(config, shape), flush=True)
-    if dry_run:
+    if isinstance(config, PipelineConfig):
+        return run_pipeline(config, words, options)
+    options.only_for_pipelines()
+    if "RANK" in os.environ and not options.dry_run:
+        return run_here(config)
+    shape = check(config)
+    print(summary_of(config, shape), flush=True)
+    if options.dry_run:
         print(describe_fields(config))
         return 0
-    from megatron_r1.pipeline.folder import prepare_folder
-    from megatron_r1.pipeline.launch import launch_local
-
-    prepared = prepare_folder(config)
-    with prepared.lock:
-        if prepared.moved is not None:
-            print(f"the earlier run was moved to {prepared.moved}", flush=True)
-        return launch_local(config, words)
+    return run_stage(config, words)
 
 
 def _evaluate(words: list[str]) -> int:

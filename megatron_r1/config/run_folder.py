@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
-from megatron_r1.config.schema import RunConfig
+from megatron_r1.config.paths import input_paths
+from megatron_r1.config.schema import StageConfig
 
 LOCK = ".lock"
 """Locked (flock) by the process that runs in the folder; holds its process id."""
 
 
-def folder_faults(config: RunConfig) -> list[str]:
+def folder_faults(config: StageConfig) -> list[str]:
     """What forbids config.run_dir: a file, not a run's folder, in use, or around the run's own inputs."""
     folder, given = config.run_dir.resolve(), config.run_dir
     if folder.exists() and not folder.is_dir():
@@ -26,12 +27,10 @@ def folder_faults(config: RunConfig) -> list[str]:
         return [f"run_dir: {given} is not empty and not a run's folder (no run.json); choose another --run-dir"]
     if is_held(folder):
         return [f"run_dir: a run is going on in {given} (process {_holder(folder)}); choose another --run-dir"]
-    inputs = {"model.path": config.model.path, "model.load_from": config.model.load_from}
-    inputs |= {f"data.files[{number}]": file for number, file in enumerate(config.data.files)}
     return [
         f"{name}: {path} lies in run_dir {given}, which would be moved aside; choose another --run-dir"
-        for name, path in inputs.items()
-        if path is not None and (folder == path.resolve() or folder in path.resolve().parents)
+        for name, path in input_paths(config).items()
+        if folder == path.resolve() or folder in path.resolve().parents
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from megatron_r1.config.sandbox import SandboxConfig
 
@@ -233,3 +233,36 @@ class RunConfig:
     rewards: RewardConfig = field(default_factory=RewardConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Trainers and rollouts are on one kind of device."""
+        return self.rollout.device
+
+
+class StageConfig(Protocol):
+    """What every stage's dataclass has, whatever it does: a name and a folder of its own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def run_dir(self) -> Path: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def if_exists(self) -> Literal["refuse", "archive"]: ...
+
+
+class TrainerStage(StageConfig, Protocol):
+    """A stage that runs on trainer ranks."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def parallel(self) -> ParallelConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def device(self) -> Literal["cpu", "cuda"]: ...

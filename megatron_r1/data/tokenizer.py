@@ -107,11 +107,11 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     )
 
 
-def character_tokenizer(folder: Path | str) -> Tokenizer:
+def character_tokenizer(folder: Path | str, *, phrases: Sequence[str] = ()) -> Tokenizer:
     """Write the embedded default's tokenizer into `folder` and load it.
 
-    One token per printable ASCII character and newline, one per tag of the answer's structure, and <pad>,
-    <eos>, <unk>. The tags are ordinary tokens, not special ones, so engines that hide special tokens still
+    One token per printable ASCII character and newline, one per tag of the answer's structure, one for each of
+    `phrases`, and <pad>, <eos>, <unk>. The tags are ordinary tokens, not special ones, so engines that hide special tokens still
     show them.
     """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
@@ -126,7 +126,7 @@ def character_tokenizer(folder: Path | str) -> Tokenizer:
     rules.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     rules.decoder = decoders.Fuse()
     rules.add_special_tokens([AddedToken(name, special=True) for name in ("<pad>", "<eos>", "<unk>")])
-    rules.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
+    rules.add_tokens([AddedToken(text, normalized=False, special=False) for text in (*TAGS, *phrases)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=rules,
         pad_token="<pad>",

@@ -1,7 +1,14 @@
-"""The report's style sheet and script, as text: the page must open from disk with nothing beside it.
+"""The reports' frame, style sheet and script, as text: a page must open from disk with nothing beside it.
 
 The script draws only what people browse (rollouts) or point at (values); it sets text, never markup.
 """
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+from megatron_r1.observe.metrics import OutputError
 
 STYLE = """
 :root{--page:#f6f6f3;--card:#fff;--ink:#14140f;--soft:#55544e;--faint:#85847c;--line:#e4e3dd;--axis:#b9b8b0;
@@ -54,6 +61,11 @@ font-variant-numeric:tabular-nums}
 #tip b{display:block;font-weight:600}#tip span{display:block}
 .share{display:flex;gap:2px;height:30px;border-radius:6px;overflow:hidden;margin:8px 4px 12px}
 table{border-collapse:collapse;width:100%;font-size:14px}
+table.wide{width:100%;border-collapse:collapse;font-size:14px}
+table.wide th{color:var(--soft);font-weight:500}
+table.wide th,table.wide td{text-align:left;padding:6px 10px 6px 4px;border-bottom:1px solid var(--line)}
+table.wide tr:last-child td{border-bottom:0}
+a{color:var(--series-1)}
 table.plain{margin:0 4px 8px;width:calc(100% - 8px)}
 table.plain td{padding:5px 0;border-top:1px solid var(--line)}
 table.plain tr:first-child td{border:0}
@@ -216,3 +228,26 @@ if (list) {
   draw();
 }
 """
+
+
+def document(title: str, body: str, tail: str = "") -> str:
+    """A whole page. `title` is text; `body` and `tail` (after the main part) are markup."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
+        "'unsafe-inline'; script-src 'unsafe-inline'\">"
+        f"<title>{html.escape(title)} · megatron_r1</title><style>{STYLE}</style></head><body><main>{body}</main>"
+        f'<div id="tip" role="status"></div>{tail}<script>{SCRIPT}</script></body></html>\n'
+    )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Replace `path` in one piece. OutputError if it cannot be written."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(error.errno, f"cannot write {path}: {error.strerror}; free space and try again") from error

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -39,11 +39,30 @@ COLUMNS = (
 )
 
 
-class Progress:
-    """Prints one line per finished step. Close it, or use it as a context manager."""
+SFT_COLUMNS = (
+    Column(title="loss", key="loss", width=8, spec=".4f"),
+    Column(title="grad", key="grad_norm", width=8, spec=".2f"),
+    Column(title="lr", key="lr", width=9, spec=".1e"),
+    Column(title="epoch", key="epoch", width=7, spec=".2f"),
+    Column(title="tokens/s", key="tokens_per_second", width=10, spec=",.0f"),
+    Column(title="valid.", key="validation_loss", width=8, spec=".4f"),
+)
 
-    def __init__(self, total_steps: int, *, stream: TextIO | None = None, first_step: int = 0) -> None:
+
+class Progress:
+    """Prints one line per finished step, or per `every` steps. Close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        columns: Sequence[Column] = COLUMNS,
+        every: int = 1,
+        stream: TextIO | None = None,
+        first_step: int = 0,
+    ) -> None:
         self.total_steps = total_steps
+        self._columns, self._every = columns, every
         self._stream = sys.stdout if stream is None else stream
         self._lines = 0
         self._done = first_step
@@ -63,11 +82,12 @@ class Progress:
         self._recent.append(now - self._last)
         self._last = now
         self._done = step + 1
-        if self._lines % HEADER_EVERY == 0:
-            self._print(header(self.total_steps))
-        self._lines += 1
-        left = (self.total_steps - self._done) * sum(self._recent) / len(self._recent)
-        self._print(step_line(self._done, self.total_steps, metrics, seconds_left=left))
+        if self._done % self._every == 0 or self._done == self.total_steps:
+            if self._lines % HEADER_EVERY == 0:
+                self._print(header(self.total_steps, self._columns))
+            self._lines += 1
+            left = (self.total_steps - self._done) * sum(self._recent) / len(self._recent)
+            self._print(step_line(self._done, self.total_steps, metrics, seconds_left=left, columns=self._columns))
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done)
 
@@ -87,16 +107,23 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
 
-def header(total_steps: int) -> str:
+def header(total_steps: int, columns: Sequence[Column] = COLUMNS) -> str:
     """The column titles, aligned with step_line()."""
-    titles = "".join(column.title.rjust(column.width) for column in COLUMNS)
+    titles = "".join(column.title.rjust(column.width) for column in columns)
     return "step".rjust(_step_width(total_steps)) + titles + "left".rjust(9)
 
 
-def step_line(done: int, total_steps: int, metrics: Mapping[str, Any], *, seconds_left: float) -> str:
+def step_line(
+    done: int,
+    total_steps: int,
+    metrics: Mapping[str, Any],
+    *,
+    seconds_left: float,
+    columns: Sequence[Column] = COLUMNS,
+) -> str:
     """One step's numbers; '-' where there is none, 'nan' shown as it is."""
     cells = []
-    for column in COLUMNS:
+    for column in columns:
         value = metrics.get(column.key)
         text = "-" if value is None else format(value, column.spec) if math.isfinite(value) else str(value)
         cells.append(text.rjust(column.width) if len(text) < column.width else " " + text)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.observe.charts import Chart, Series, colour_of, line_chart, smoothed, stacked_bars
-from megatron_r1.observe.metrics import OutputError
-from megatron_r1.observe.page import SCRIPT, STYLE
+from megatron_r1.observe.page import document, write_page
 from megatron_r1.observe.progress import duration
 from megatron_r1.observe.run_files import RunFiles, read_run
 
@@ -27,13 +26,7 @@ def write_report(run_dir: Path | str) -> Path:
     full."""
     files = read_run(Path(run_dir))
     path = Path(run_dir) / "report.html"
-    temporary = path.with_name(".report.html.part")
-    try:
-        temporary.write_text(render(files), encoding="utf-8", errors="replace")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(error.errno, f"cannot write {path}: {error.strerror}; free space and try again") from error
+    write_page(path, render(files))
     return path
 
 
@@ -51,16 +44,7 @@ def render(files: RunFiles) -> str:
     )
     # A </script> or <!-- inside a JSON string would end the element: no '<' survives.
     data = json.dumps(list(files.rollouts), ensure_ascii=True).replace("<", "\\u003c")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
-        "'unsafe-inline'; script-src 'unsafe-inline'\">"
-        f"<title>{html.escape(files.name)} · "
-        f"megatron_r1</title><style>{STYLE}</style></head><body><main>{body}</main>"
-        f'<div id="tip" role="status"></div><script type="application/json" id="rollout-data">{data}</script>'
-        f"<script>{SCRIPT}</script></body></html>\n"
-    )
+    return document(files.name, body, f'<script type="application/json" id="rollout-data">{data}</script>')
 
 
 def _header(files: RunFiles) -> str:

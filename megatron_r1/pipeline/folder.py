@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_r1.config.run_folder import LOCK, is_held
-from megatron_r1.config.schema import RunConfig
+from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import plain_json, write_json
 
@@ -26,7 +26,7 @@ class PreparedFolder:
     moved: Path | None
 
 
-def prepare_folder(config: RunConfig) -> PreparedFolder:
+def prepare_folder(config: StageConfig) -> PreparedFolder:
     """Make run_dir, lock it and write run.json. An older run is renamed to run_dir.1, .2, ... (if_exists="archive";
     validation has refused otherwise, and what is no run's folder or is in use).
 
@@ -53,6 +53,6 @@ def prepare_folder(config: RunConfig) -> PreparedFolder:
     return PreparedFolder(lock, moved)
 
 
-def config_as_json(config: RunConfig) -> dict[str, Any]:
+def config_as_json(config: StageConfig) -> dict[str, Any]:
     """The resolved configuration as plain JSON."""
     return plain_json(dataclasses.asdict(config))

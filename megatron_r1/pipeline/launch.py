@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from megatron_r1.config.schema import RunConfig
 from megatron_r1.pipeline.folder import RENDEZVOUS
 
 PARENT_VARIABLE = "MEGATRON_R1_PARENT"
@@ -28,36 +29,45 @@ STOP_SECONDS = 20.0
 """From SIGTERM to SIGKILL: a rank stops its vLLM servers first."""
 
 
-def launch_local(config: RunConfig, words: Sequence[str]) -> int:
-    """Run `megatron-r1 run WORDS` as config.parallel.world_size ranks and wait. Returns the exit status: 0, or that of
-    the rank that failed first, or 128 + the signal that ended the run."""
-    (config.run_dir / RENDEZVOUS).mkdir(mode=0o700)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """How many processes a stage has, and what they are told."""
+
+    world_size: int
+    threads: int
+    cpu: bool
+
+
+def launch_local(run_dir: Path, words: Sequence[str], processes: Ranks) -> int:
+    """Run `megatron-r1 run WORDS` as so many ranks and wait. Returns the exit status: 0, or that of the rank that
+    failed first, or 128 + the signal that ended the run."""
+    (run_dir / RENDEZVOUS).mkdir(mode=0o700)
     ranks: list[subprocess.Popen[bytes]] = []
     with _signals() as received:
         try:
-            for rank in range(config.parallel.world_size):
+            for rank in range(processes.world_size):
                 command = [sys.executable, "-m", "megatron_r1", "run", *words]
-                ranks.append(subprocess.Popen(command, env=_environment(config, rank), start_new_session=True))
+                ranks.append(subprocess.Popen(command, env=_environment(processes, rank), start_new_session=True))
             return _wait(ranks, received)
         finally:
             _end(ranks)
 
 
-def _environment(config: RunConfig, rank: int) -> dict[str, str]:
+def _environment(processes: Ranks, rank: int) -> dict[str, str]:
     environment = dict(os.environ) | {
         PARENT_VARIABLE: str(os.getpid()),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(config.parallel.world_size),
-        "LOCAL_WORLD_SIZE": str(config.parallel.world_size),
-        "OMP_NUM_THREADS": str(config.train.threads_per_rank),
+        "WORLD_SIZE": str(processes.world_size),
+        "LOCAL_WORLD_SIZE": str(processes.world_size),
+        "OMP_NUM_THREADS": str(processes.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONWARNINGS": "ignore",
         # glibc otherwise returns large tensors to the kernel and pays page faults for them at every step.
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     }
-    if config.rollout.device == "cpu":
+    if processes.cpu:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return environment
 

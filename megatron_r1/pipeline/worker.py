@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from megatron_r1.config.schema import RunConfig
+from megatron_r1.config.schema import TrainerStage
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import UserError
 from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
@@ -19,7 +19,7 @@ LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Ti
 """How gloo and nccl say that another rank has ended."""
 
 
-def run_rank(config: RunConfig, shape: ModelShape) -> int:
+def run_rank(config: TrainerStage, shape: ModelShape) -> int:
     """Join the other ranks and run. Errors that the user can mend are printed once, without a traceback."""
     parent = int(os.environ.get(PARENT_VARIABLE, "0"))
     private = config.run_dir / RENDEZVOUS if parent else None
@@ -31,11 +31,11 @@ def run_rank(config: RunConfig, shape: ModelShape) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from megatron_r1.policy.platform import configure_process
 
-    cpu = config.rollout.device == "cpu"
+    cpu = config.device == "cpu"
     configure_process(threads=config.train.threads_per_rank, cpu=cpu)
     import torch
 
-    from megatron_r1.pipeline.zero import run_zero
+    from megatron_r1.pipeline.kinds import loop_of
     from megatron_r1.policy import topology
 
     lock = None
@@ -52,7 +52,7 @@ def run_rank(config: RunConfig, shape: ModelShape) -> int:
             held = []
             topology.on_rank_zero(lambda: held.append(prepare_folder(config)))
             lock = held[0].lock if held else None
-        run_zero(config, shape, device)
+        loop_of(config)(config, shape, device)
     except (UserError, OSError) as error:
         _say_once(f"megatron-r1: {error}", private)
         return 1

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_r1.config.schema import ModelConfig, OptimizerConfig, RunConfig
+from megatron_r1.config.schema import ModelConfig, RunConfig
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.data.demonstrations import demonstration_batch
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.problems import ProblemSplit, load_problems
@@ -34,6 +33,7 @@ from megatron_r1.observe.metrics import JsonLines, write_json
 from megatron_r1.observe.progress import Progress, duration
 from megatron_r1.observe.report import write_report
 from megatron_r1.observe.rollouts import rollout_records
+from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rewards.compose import Scorer
@@ -46,13 +46,11 @@ from megatron_r1.stages.sft import train_sft
 from megatron_r1.types import RolloutGroup, StepResult, TrainingSequence
 from megatron_r1.weights.export import save_hf_folder
 
-ROLLOUT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
     """The whole run on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
     begun = time.perf_counter()
-    say = _printer()
+    say = printer()
     tokenizer = load_tokenizer(config.model.path)
     room = PromptRoom(
         template=config.data.template,
@@ -63,7 +61,7 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
     split = load_problems(config.data, room)
     if split.num_unusable:
         say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
-    layout = row_layout(config, tokenizer)
+    layout = row_layout(config, tokenizer.pad_id)
     seconds: dict[str, float] = {}
     model = dataclasses.replace(config.model, train_mtp=False)
     if config.sft.steps or config.model.initialise == "random":
@@ -88,7 +86,7 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         sync = WeightSync(
             config.rollout,
             source=policy.weights(
-                dtype=ROLLOUT_DTYPE[config.rollout.dtype], bucket_bytes=config.rollout.sync_bucket_mib << 20
+                dtype=EXPORT_DTYPE[config.rollout.dtype], bucket_bytes=config.rollout.sync_bucket_mib << 20
             ),
             engines=engines,
             model_path=base,
@@ -113,40 +111,6 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         say(f"held-out greedy accuracy {before:.1%} -> {after:.1%} in {duration(summary['seconds_total'])}")
         say(f"report: {report}")
     return summary
-
-
-def row_layout(config: RunConfig, tokenizer: Tokenizer) -> RowLayout:
-    parallel = config.parallel
-    return RowLayout(
-        tokens_per_microbatch=config.train.tokens_per_microbatch,
-        row_multiple=parallel.row_multiple,
-        segment_multiple=parallel.segment_multiple,
-        pad_id=tokenizer.pad_id,
-        rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
-    )
-
-
-def build_policy(
-    config: RunConfig,
-    shape: ModelShape,
-    device: torch.device,
-    *,
-    model: ModelConfig,
-    optimizer: OptimizerConfig,
-    total_steps: int,
-    temperature: float,
-) -> Policy:
-    return Policy(
-        shape,
-        parallel=config.parallel,
-        train=config.train,
-        model=model,
-        optimizer=optimizer,
-        total_steps=total_steps,
-        device=device,
-        transformer_engine=device.type == "cuda" and has_module("transformer_engine"),
-        temperature=temperature,
-    )
 
 
 def _policy_and_engines(
@@ -242,7 +206,7 @@ def _warm_up(
             say(f"  warm-up {done}/{sft.steps}  loss {result.loss:.3f}  left {duration(left)}")
 
     train_sft(policy, batches(), layout, on_step)
-    stream_out = policy.weights(dtype=ROLLOUT_DTYPE[config.rollout.dtype], include_mtp=True)
+    stream_out = policy.weights(dtype=EXPORT_DTYPE[config.rollout.dtype], include_mtp=True)
     save_hf_folder(stream_out, config.model.path, base, extra={"stage": "warm_up", "steps": sft.steps})
     dist.barrier()
 
@@ -349,7 +313,7 @@ class _Run:
 
     def save(self, step: int, *, last: bool = False) -> None:
         target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")
-        dtype = ROLLOUT_DTYPE[self.config.rollout.dtype]
+        dtype = EXPORT_DTYPE[self.config.rollout.dtype]
         stream = self.policy.weights(dtype=dtype, include_mtp=True)
         save_hf_folder(stream, self.base, target, extra={"stage": "grpo", "step": step})
 
@@ -375,14 +339,3 @@ class _Run:
         self.progress.update(step, metrics)
         if metrics["skipped_steps"]:
             self.progress.note(f"  {metrics['skipped_steps']} optimizer step(s) skipped: the gradient was not finite")
-
-
-def _printer() -> Callable[[str], None]:
-    """Prints on rank 0 only."""
-    is_writer = dist.get_rank() == 0
-
-    def say(text: str) -> None:
-        if is_writer:
-            print(text, flush=True)
-
-    return say

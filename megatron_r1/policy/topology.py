@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import random
 from collections.abc import Callable
@@ -64,6 +65,13 @@ def initialise(
 def data_parallel() -> tuple[int, int]:
     """(rank, size) among the ranks that hold different data."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+
+def sum_over_data(value: float) -> float:
+    """The sum of a number over the ranks that hold different data; the same float on all of them."""
+    parts: list[float | None] = [None] * parallel_state.get_data_parallel_world_size()
+    dist.all_gather_object(parts, value, group=parallel_state.get_data_parallel_group())
+    return math.fsum(part for part in parts if part is not None)
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:

@@ -23,7 +23,6 @@ import numpy as np
 from megatron_r1.config.schema import GRPOConfig
 from megatron_r1.data.packing import RowLayout, pack_rank, split_minibatches
 from megatron_r1.data.stream import ProblemStream
-from megatron_r1.errors import DivergedError
 from megatron_r1.grpo.advantage import group_advantages
 from megatron_r1.grpo.loss import grpo_token_loss, truncated_importance
 from megatron_r1.grpo.weights import token_weights
@@ -33,6 +32,7 @@ from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossFunction, LossOutput, Policy
 from megatron_r1.policy.topology import data_parallel
 from megatron_r1.stages.collector import Collector
+from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.mismatch import check_mismatch
 from megatron_r1.types import PackedMicrobatch, RolloutGroup, StepResult, TrainingSequence
 
@@ -70,7 +70,7 @@ def train_grpo(
     if config.kl_coef > 0:
         policy.refresh_reference()
     loss = grpo_loss(config)
-    skipped = 0
+    skips = SkippedSteps(config.max_skipped_steps, field="grpo.max_skipped_steps")
     timer = PhaseTimer()
     for step in range(config.steps):
         with timer.phase("rollout"):
@@ -93,8 +93,7 @@ def train_grpo(
             results = []
             for rows in minibatches:
                 results.append(policy.step(rows, loss))
-                skipped = skipped + 1 if results[-1].skipped else 0
-                _check_skips(skipped, step, config, results[-1].grad_norm)
+                skips.check(results[-1], step)
         with timer.phase("sync"):
             loop.push(step + 1)
         metrics = step_metrics(results, groups)
@@ -128,14 +127,6 @@ def refresh_now(done: int, config: GRPOConfig) -> bool:
     them have been taken."""
     every = config.reference_refresh_steps
     return every > 0 and done > 0 and done // every > (done - config.minibatches) // every
-
-
-def _check_skips(skipped: int, step: int, config: GRPOConfig, grad_norm: float) -> None:
-    if skipped > config.max_skipped_steps:
-        raise DivergedError(
-            f"step {step + 1}: {skipped} optimizer steps in a row had no finite gradient (norm {grad_norm}), "
-            f"grpo.max_skipped_steps is {config.max_skipped_steps}; lower optimizer.lr or start from an earlier export"
-        )
 
 
 def to_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig, max_new_tokens: int) -> list[TrainingSequence]:

@@ -12,7 +12,7 @@ from megatron_r1.data.packing import RowLayout, pack_rank
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossOutput, Policy
-from megatron_r1.policy.topology import data_parallel
+from megatron_r1.policy.topology import data_parallel, sum_over_data
 from megatron_r1.types import StepResult, TrainingSequence
 
 MTP_LOSS_WEIGHT = 0.1
@@ -25,6 +25,17 @@ def sft_loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
     for logprobs, weights in zip(scores.mtp_logprobs, scores.mtp_weights, strict=True):
         loss = loss - MTP_LOSS_WEIGHT / len(scores.mtp_logprobs) * (logprobs * weights).sum()
     return LossOutput(loss, {"entropy": scores.entropy.detach().where(batch.loss_mask, 0.0).sum()})
+
+
+def mean_loss(policy: Policy, sequences: Sequence[TrainingSequence], layout: RowLayout) -> float:
+    """-sum_t weight_t * logprob_t over the sequences, without MTP layers. Every rank passes the same sequences."""
+    rank, ranks = data_parallel()
+    rows = pack_rank(sequences, layout, rank=rank, num_ranks=ranks)
+    own = [
+        float((scores * row.token_weight[0])[row.loss_mask[0]].sum(dtype="float64"))
+        for row, scores in zip(rows, policy.logprobs(rows), strict=True)
+    ]
+    return -sum_over_data(sum(own))
 
 
 def train_sft(

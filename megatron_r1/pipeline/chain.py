@@ -1,0 +1,134 @@
+"""Run the stages of a pipeline in order, each in a folder and processes of its own, and keep the manifest.
+
+A stage that is up to date is not run again; a killed pipeline goes on with the stage that it was in, from that stage's
+beginning. Under an outer launcher (torchrun, srun) one stage is run at a time: `--only STAGE`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megatron_r1.config.paths import input_paths, replace_inputs
+from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
+from megatron_r1.config.run_folder import LOCK
+from megatron_r1.config.schema import StageConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.observe.pipeline_report import write_pipeline_report
+from megatron_r1.observe.progress import duration
+from megatron_r1.pipeline.kinds import check, summary_of
+from megatron_r1.pipeline.launch import PARENT_VARIABLE
+from megatron_r1.pipeline.manifest import Manifest
+from megatron_r1.pipeline.options import Options
+from megatron_r1.pipeline.run import run_here, run_stage
+from megatron_r1.planning.summary import describe_fields
+
+ANY_FILE = Path(__file__)
+"""Stands for a file that an earlier stage will make, where only its being there is checked."""
+
+
+def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Options) -> int:
+    """Run what `options` choose. Returns 0, or the exit status of the stage that failed.
+
+    Raises ConfigError, before anything is run, for every fault of every chosen stage."""
+    stages = stages_of(pipeline)
+    chosen = choose(stages, options)
+    if "RANK" in os.environ and options.only and not options.dry_run and PARENT_VARIABLE in os.environ:
+        return run_here(stages[options.only])
+    _check_all(pipeline, stages, chosen)
+    if options.dry_run:
+        for name in chosen:
+            print(f"[{name}]\n{describe_fields(stages[name])}")
+        return 0
+    if "RANK" in os.environ:
+        if not options.only:
+            raise ConfigError("under torchrun or srun one stage is run at a time: add --only STAGE")
+        return run_here(stages[options.only])
+    pipeline.run_dir.mkdir(parents=True, exist_ok=True)
+    with open(pipeline.run_dir / LOCK, "a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"run_dir: this pipeline is already running in {pipeline.run_dir}") from error
+        return _run_chosen(pipeline, stages, chosen, words, options)
+
+
+def choose(stages: Mapping[str, StageConfig], options: Options) -> list[str]:
+    """The stages to look at, in order. Raises ConfigError for one that the pipeline does not have."""
+    names = list(stages)
+    for option, name in (("--from", options.first), ("--until", options.last), ("--only", options.only)):
+        if name is not None and name not in stages:
+            raise ConfigError(f"{option} {name}: no stage is called so; there are {', '.join(names)}")
+    if options.only:
+        return [options.only]
+    first = names.index(options.first) if options.first else 0
+    last = names.index(options.last) if options.last else len(names) - 1
+    if last < first:
+        raise ConfigError(f"--until {options.last} comes before --from {options.first}")
+    return names[first : last + 1]
+
+
+def _run_chosen(
+    pipeline: PipelineConfig,
+    stages: Mapping[str, StageConfig],
+    chosen: Sequence[str],
+    words: Sequence[str],
+    options: Options,
+) -> int:
+    manifest = Manifest(pipeline.run_dir, pipeline.name)
+    begun = time.monotonic()
+    for number, name in enumerate(chosen, start=1):
+        stage = stages[name]
+        head = f"[{number}/{len(chosen)}] {name}"
+        forced = name in (options.first, options.only)
+        if not forced and manifest.is_current(name, stage):
+            print(f"{head}: up to date", flush=True)
+            continue
+        _check_inputs(name, manifest, stage, pipeline.run_dir)
+        print(f"{head}\n{summary_of(stage, check(stage))}", flush=True)
+        manifest.begin(name, stage)
+        started = time.monotonic()
+        status = run_stage(stage, [*words, "--only", name])
+        manifest.finish(name, stage, seconds=time.monotonic() - started, status=status)
+        write_pipeline_report(pipeline.run_dir, list(stages))
+        if status:
+            print(f"{head}: failed with exit status {status}; mend it and run the same command again", flush=True)
+            return status
+        print(f"{head}: done in {duration(time.monotonic() - started)}", flush=True)
+    report = write_pipeline_report(pipeline.run_dir, list(stages))
+    print(f"{pipeline.name}: done in {duration(time.monotonic() - begun)}; report: {report}", flush=True)
+    return 0
+
+
+def _check_all(pipeline: PipelineConfig, stages: Mapping[str, StageConfig], chosen: Sequence[str]) -> None:
+    """Raises ConfigError with the faults of all chosen stages; what an earlier stage will make counts as present."""
+
+    def stand_in(path: Path) -> Path:
+        made = parent_of(path, pipeline.run_dir)
+        if made is None or made[0] not in stages or path.exists():
+            return path
+        model = getattr(stages[made[0]], "model", None)
+        if model is None or made[1].suffix:
+            return ANY_FILE
+        # A model that a stage makes has the shape of the one that it starts from.
+        return stand_in(model if isinstance(model, Path) else model.path)
+
+    faults: list[str] = []
+    for name in chosen:
+        try:
+            check(replace_inputs(stages[name], stand_in), folder=False)
+        except ConfigError as error:
+            faults += [f"{name}.{fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults)
+
+
+def _check_inputs(name: str, manifest: Manifest, stage: StageConfig, run_dir: Path) -> None:
+    """Raises ConfigError if an earlier stage's output is not there: it was left out with --from or --only."""
+    for field, path in input_paths(stage).items():
+        made = parent_of(path, run_dir)
+        if made is not None and (not path.exists() or manifest.record(made[0]).get("state") != "done"):
+            raise ConfigError(f"{name}.{field}: {path} is not there, or stage {made[0]} has not finished: run it")

@@ -1,0 +1,77 @@
+"""The kinds of stage: how each is checked, described and run. The one place that lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_r1.config.rejection import RejectionConfig, validate_rejection
+from megatron_r1.config.schema import RunConfig, StageConfig
+from megatron_r1.config.sft import SFTRunConfig, validate_sft
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.config.tiny_world import TINY_WORLD_FILES, TinyWorldConfig, validate_tiny_world
+from megatron_r1.config.validate import validate
+from megatron_r1.pipeline.launch import Ranks
+from megatron_r1.planning.summary import describe, describe_rejection, describe_sft
+
+OUTPUTS: dict[type, tuple[str, ...]] = {
+    RunConfig: ("policy",),
+    SFTRunConfig: ("model",),
+    RejectionConfig: ("kept.jsonl",),
+    TinyWorldConfig: tuple(f"{name}.jsonl" for name in TINY_WORLD_FILES),
+}
+"""What a stage leaves in its run folder for later stages."""
+
+
+def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:
+    """The shape of the stage's model, if it has one. Raises ConfigError listing every fault. `folder`: whether run_dir
+    may be used is looked at too."""
+    if isinstance(config, RunConfig):
+        return validate(config, folder=folder)
+    if isinstance(config, SFTRunConfig):
+        return validate_sft(config, folder=folder)
+    if isinstance(config, TinyWorldConfig):
+        return validate_tiny_world(config, folder=folder)
+    assert isinstance(config, RejectionConfig)
+    return validate_rejection(config, folder=folder)
+
+
+def summary_of(config: StageConfig, shape: ModelShape | None) -> str:
+    """What is about to run, in a few lines."""
+    if shape is None:
+        return f"run folder: {config.run_dir}"
+    if isinstance(config, RunConfig):
+        return describe(config, shape)
+    if isinstance(config, SFTRunConfig):
+        return describe_sft(config, shape)
+    assert isinstance(config, RejectionConfig)
+    return describe_rejection(config, shape)
+
+
+def ranks_of(config: StageConfig) -> Ranks | None:
+    """The trainer ranks that the stage runs on; None for a stage of one process without a trainer."""
+    if not isinstance(config, RunConfig | SFTRunConfig):
+        return None
+    return Ranks(
+        world_size=config.parallel.world_size, threads=config.train.threads_per_rank, cpu=config.device == "cpu"
+    )
+
+
+def loop_of(config: StageConfig) -> Callable[..., dict[str, Any]]:
+    """The stage's function: (config, shape, device) on a trainer rank, (config) in the only process."""
+    # Imported here: the command line has to answer without torch.
+    if isinstance(config, RunConfig):
+        from megatron_r1.pipeline.zero import run_zero
+
+        return run_zero
+    if isinstance(config, SFTRunConfig):
+        from megatron_r1.pipeline.sft import run_sft
+
+        return run_sft
+    if isinstance(config, TinyWorldConfig):
+        from megatron_r1.pipeline.tiny_world import make_tiny_world
+
+        return make_tiny_world
+    from megatron_r1.pipeline.rejection import run_rejection
+
+    return run_rejection

@@ -1,0 +1,137 @@
+"""manifest.json of a pipeline: for each stage what it was made from, with what, and what it made.
+
+A stage is up to date if its configuration and the content of all its inputs are those of the recorded run, and its
+outputs are still what that run left. Content is a hash of every byte; a file whose size and time of change are those of
+an earlier look is not read again. The code's version is recorded, but new code does not make old results invalid: use
+`--from` for that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from megatron_r1.config.paths import input_paths
+from megatron_r1.config.pipeline import parent_of
+from megatron_r1.config.schema import StageConfig
+from megatron_r1.errors import DataError
+from megatron_r1.observe.metrics import plain_json, write_json
+from megatron_r1.pipeline.kinds import OUTPUTS
+
+MANIFEST = "manifest.json"
+PLACE = ("name", "run_dir", "if_exists")
+"""Fields that say where a stage runs, not what it computes."""
+
+
+class Manifest:
+    """The stages' records, on disk after every change."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        """Raises DataError if there is a manifest that cannot be read."""
+        self.run_dir = run_dir
+        self._file = run_dir / MANIFEST
+        self._content: dict[str, Any] = {"pipeline": name, "stages": {}, "looks": {}}
+        if self._file.exists():
+            try:
+                self._content |= json.loads(self._file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise DataError(
+                    f"{self._file}: not valid JSON ({error}); restore it, or remove it to run every stage again"
+                ) from error
+
+    def record(self, stage: str) -> Mapping[str, Any]:
+        """What is known of a stage; empty if it never ran."""
+        return self._content["stages"].get(stage, {})
+
+    def is_current(self, stage: str, config: StageConfig) -> bool:
+        """Whether the stage was done with this configuration and these inputs, and its outputs are untouched."""
+        record = self.record(stage)
+        if record.get("state") != "done" or record["config"] != computation(config):
+            return False
+        inputs = {field: known["content"] for field, known in record["inputs"].items()}
+        outputs = {name: known["content"] for name, known in record["outputs"].items()}
+        return inputs == self._inputs(config) and outputs == self._outputs(config)
+
+    def begin(self, stage: str, config: StageConfig) -> None:
+        self._put(stage, {"state": "running", **self._origin(config)})
+
+    def finish(self, stage: str, config: StageConfig, *, seconds: float, status: int) -> None:
+        """Record how the stage ended: its outputs and metrics (summary.json) if `status` is 0."""
+        record = dict(self.record(stage)) | {"seconds": seconds, "state": "done" if status == 0 else "failed"}
+        if status == 0:
+            record["outputs"] = {name: {"content": content} for name, content in self._outputs(config).items()}
+            record["metrics"] = read_summary(config.run_dir)
+        else:
+            record["exit_status"] = status
+        self._put(stage, record)
+
+    def _origin(self, config: StageConfig) -> dict[str, Any]:
+        contents = self._inputs(config)
+        paths = input_paths(config)
+        inputs = {}
+        for field, content in contents.items():
+            parent = parent_of(paths[field], self.run_dir)
+            inputs[field] = {"path": str(paths[field]), "content": content, "stage": parent[0] if parent else None}
+        return {"config": computation(config), "code": code_version(), "inputs": inputs}
+
+    def _inputs(self, config: StageConfig) -> dict[str, str]:
+        return {field: self.content(path) for field, path in input_paths(config).items()}
+
+    def _outputs(self, config: StageConfig) -> dict[str, str]:
+        return {name: self.content(config.run_dir / name) for name in OUTPUTS[type(config)]}
+
+    def content(self, path: Path) -> str:
+        """A hash over names and bytes of a file or folder; "missing" if there is none."""
+        if not path.exists():
+            return "missing"
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        total = hashlib.sha256()
+        for file in files:
+            name = file.relative_to(path).as_posix() if path.is_dir() else ""
+            total.update(f"{name}\0{self._hash(file)}\n".encode())
+        return total.hexdigest()
+
+    def _hash(self, file: Path) -> str:
+        stat = file.stat()
+        look = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        known = self._content["looks"].get(str(file.resolve()))
+        if known is not None and known[:3] == look:
+            return known[3]
+        digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
+        self._content["looks"][str(file.resolve())] = [*look, digest]
+        return digest
+
+    def _put(self, stage: str, record: Mapping[str, Any]) -> None:
+        self._content["stages"][stage] = record
+        write_json(self._file, self._content)
+
+
+def computation(config: StageConfig) -> dict[str, Any]:
+    """The configuration as JSON without where it runs. Input paths stay, but a pipeline may be moved: see content()."""
+    assert dataclasses.is_dataclass(config)
+    fields = plain_json(dataclasses.asdict(config))
+    return {name: value for name, value in fields.items() if name not in PLACE}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    file = folder / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def code_version() -> dict[str, str]:
+    """Version of the package and, in a checkout, the commit and whether files differ from it."""
+    found = {"version": importlib.metadata.version("megatron-r1")}
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        for name, command in (("commit", ["rev-parse", "HEAD"]), ("changed", ["status", "--porcelain", "-uno"])):
+            done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+            found[name] = done.stdout.strip() if name == "commit" else str(bool(done.stdout.strip()))
+    return found

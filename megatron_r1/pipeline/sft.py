@@ -1,0 +1,170 @@
+"""A supervised stage: conversations to a Hugging Face folder. Cold start, mixed SFT and distillation alike.
+
+Runs on every trainer rank. Rank 0 tokenises the files once; all ranks read the same batches and train on their rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.config.sft import SFTRunConfig
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.data.answers import answer_encoder
+from megatron_r1.data.example_cache import build_cache
+from megatron_r1.data.examples import open_cache
+from megatron_r1.data.reader import ExampleReader
+from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_r1.observe.metrics import JsonLines, write_json
+from megatron_r1.observe.progress import SFT_COLUMNS, Progress, duration
+from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
+from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.sft import mean_loss, train_sft
+from megatron_r1.types import StepResult
+from megatron_r1.weights.export import save_hf_folder
+
+CACHE = "examples"
+"""Folder of the tokenised files, in the run's folder."""
+
+LINES_SHOWN = 40
+"""Of progress, in a whole run."""
+
+
+def run_sft(config: SFTRunConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
+    """The whole stage on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
+    begun = time.perf_counter()
+    say = printer()
+    tokenizer = load_tokenizer(config.model.path)
+    store = open_cache(on_rank_zero(lambda: _tokenise(config, tokenizer)))
+    for file, count in zip(config.data.files, store.counts, strict=True):
+        left_out = f"; left out: {count.too_long} too long" if count.too_long else ""
+        left_out += f"; left out: {count.control_text} with special tokens in the text" if count.control_text else ""
+        say(f"{file}: {count.kept:,} examples{left_out}")
+    reader = ExampleReader(store, config.data)
+    layout = row_layout(config, tokenizer.pad_id)
+    policy = build_policy(
+        config,
+        shape,
+        device,
+        model=config.model,
+        optimizer=config.optimizer,
+        total_steps=reader.order.num_steps,
+    )
+    validation = reader.validation_sequences()
+    say(
+        f"{reader.order.num_steps:,} steps of {config.data.batch_sequences} examples, {config.data.epochs} epoch(s); "
+        f"{len(validation)} validation examples"
+    )
+
+    def validate() -> float | None:
+        return mean_loss(policy, validation, layout) if validation else None
+
+    before = validate()
+    run = _Run(config, policy, reader, validate)
+    with run:
+        train_sft(policy, reader, layout, run.on_step)
+    after = validate()
+    save(config, policy, config.run_dir / "model", step=reader.order.num_steps)
+    summary = {
+        "steps": reader.order.num_steps,
+        "examples": len(store),
+        "tokens": run.tokens,
+        "loss_first": run.first_loss,
+        "loss_last": run.last_loss,
+        "validation_loss_before": before,
+        "validation_loss_after": after,
+        "seconds_total": time.perf_counter() - begun,
+    }
+    if dist.get_rank() == 0:
+        write_json(config.run_dir / "summary.json", summary)
+    shown = "" if before is None else f"validation loss {before:.4f} -> {after:.4f}; "
+    say(f"{shown}{config.run_dir / 'model'} written, {duration(summary['seconds_total'])} in all")
+    return summary
+
+
+def save(config: SFTRunConfig, policy: Policy, target: Path, *, step: int) -> None:
+    """Export the policy after step n. A collective."""
+    stream = policy.weights(dtype=EXPORT_DTYPE[config.save_dtype], include_mtp=True)
+    save_hf_folder(stream, config.model.path, target, extra={"stage": config.name, "step": step})
+    dist.barrier()
+
+
+def _tokenise(config: SFTRunConfig, tokenizer: Tokenizer) -> Path:
+    begun = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        left = (time.monotonic() - begun) / done * (total - done)
+        if left > 1:
+            print(f"  tokenised {done:,}/{total:,}  left {duration(left)}", flush=True)
+
+    return build_cache(
+        config.data.files,
+        encoder=answer_encoder(config.data.template, tokenizer),
+        max_tokens=config.data.max_tokens,
+        cache_dir=config.run_dir / CACHE,
+        on_progress=tell,
+    )
+
+
+class _Run:
+    """What the loop calls after each step, and the files that it fills."""
+
+    def __init__(
+        self, config: SFTRunConfig, policy: Policy, reader: ExampleReader, validate: Callable[[], float | None]
+    ) -> None:
+        self.config, self.policy, self.reader, self.validate = config, policy, reader, validate
+        self.num_steps = reader.order.num_steps
+        self.skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
+        self.is_writer = dist.get_rank() == 0
+        self.tokens = 0
+        self.first_loss = self.last_loss = float("nan")
+        self._files = ExitStack()
+        self._marked = time.perf_counter()
+
+    def __enter__(self) -> _Run:
+        if self.is_writer:
+            self.metrics = self._files.enter_context(JsonLines(self.config.run_dir / "metrics.jsonl"))
+            every = max(1, self.num_steps // LINES_SHOWN)
+            self.progress = self._files.enter_context(Progress(self.num_steps, columns=SFT_COLUMNS, every=every))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.close()
+
+    def on_step(self, step: int, result: StepResult) -> None:
+        """Every rank calls it: validation and saving are collectives."""
+        self.skips.check(result, step)
+        done, config = step + 1, self.config
+        trained = int(result.metrics["tokens"])
+        seconds = time.perf_counter() - self._marked
+        row: dict[str, Any] = {
+            "step": step,
+            "epoch": self.reader.epochs_done,
+            "loss": result.loss,
+            "entropy": result.metrics["entropy"],
+            "grad_norm": result.grad_norm,
+            "lr": result.learning_rate,
+            "trained_tokens": trained,
+            "skipped": result.skipped,
+            "seconds": seconds,
+            "tokens_per_second": trained / max(seconds, 1e-9),
+        }
+        if config.validate_every and done % config.validate_every == 0 and done < self.num_steps:
+            row["validation_loss"] = self.validate()
+        if config.save_every and done % config.save_every == 0 and done < self.num_steps:
+            save(config, self.policy, config.run_dir / f"model_step_{done:06d}", step=done)
+        self.tokens += trained
+        self.first_loss = result.loss if step == 0 else self.first_loss
+        self.last_loss = result.loss
+        if self.is_writer:
+            self.metrics.write(row)
+            self.progress.update(step, row)
+        self._marked = time.perf_counter()

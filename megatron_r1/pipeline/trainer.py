@@ -1,0 +1,62 @@
+"""What every stage on trainer ranks begins with: a policy, the form of its rows, and a voice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.config.schema import ModelConfig, OptimizerConfig, TrainerStage
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.config.trainer_faults import has_module
+from megatron_r1.data.packing import RowLayout
+from megatron_r1.policy.policy import Policy
+
+EXPORT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def row_layout(config: TrainerStage, pad_id: int) -> RowLayout:
+    parallel = config.parallel
+    return RowLayout(
+        tokens_per_microbatch=config.train.tokens_per_microbatch,
+        row_multiple=parallel.row_multiple,
+        segment_multiple=parallel.segment_multiple,
+        pad_id=pad_id,
+        rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
+    )
+
+
+def build_policy(
+    config: TrainerStage,
+    shape: ModelShape,
+    device: torch.device,
+    *,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+    temperature: float = 1.0,
+) -> Policy:
+    """`total_steps`: optimizer steps, over which the learning rate falls. `temperature`: of the scored distribution."""
+    return Policy(
+        shape,
+        parallel=config.parallel,
+        train=config.train,
+        model=model,
+        optimizer=optimizer,
+        total_steps=total_steps,
+        device=device,
+        transformer_engine=device.type == "cuda" and has_module("transformer_engine"),
+        temperature=temperature,
+    )
+
+
+def printer() -> Callable[[str], None]:
+    """Prints on rank 0 only."""
+    is_writer = dist.get_rank() == 0
+
+    def say(text: str) -> None:
+        if is_writer:
+            print(text, flush=True)
+
+    return say

@@ -1,0 +1,24 @@
+"""When to give up: optimizer steps that had to be skipped one after the other."""
+
+from __future__ import annotations
+
+from megatron_r1.errors import DivergedError
+from megatron_r1.types import StepResult
+
+
+class SkippedSteps:
+    """Counts optimizer steps in a row whose gradient was not finite."""
+
+    def __init__(self, limit: int, *, field: str) -> None:
+        """`field`: where the configuration sets `limit`."""
+        self._limit, self._field, self._count = limit, field, 0
+
+    def check(self, result: StepResult, step: int) -> None:
+        """Count the result of step `step` (from 0). Raises DivergedError past the limit."""
+        self._count = self._count + 1 if result.skipped else 0
+        if self._count > self._limit:
+            raise DivergedError(
+                f"step {step + 1}: {self._count} optimizer steps in a row had no finite gradient "
+                f"(norm {result.grad_norm}), {self._field} is {self._limit}; lower optimizer.lr or start from an "
+                "earlier export"
+            )

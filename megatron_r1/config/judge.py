@@ -1,0 +1,72 @@
+"""How another model is asked for its judgement (rewards/judge.py), as data, with its rules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_r1.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """A server that speaks OpenAI's chat API, such as `vllm serve`."""
+
+    url: str
+    """Up to and with the version: http://host:8000/v1."""
+    model: str
+    """The name under which the server knows the judge."""
+    token_file: Path | None = None
+    """File that holds the server's bearer token."""
+    domains: tuple[str, ...] = ()
+    """Problems of these domains may be judged; empty: of all. Only answers that no rule recognised are."""
+    timeout_seconds: float = 300.0
+    """One request's; past it the request is sent again, `retries` times."""
+    retries: int = 2
+    """Further attempts after a time-out, a failure of the server or an answer without a verdict."""
+    concurrency: int = 32
+    """Requests that are under way at once."""
+    max_new_tokens: int = 4096
+    temperature: float = 0.6
+    """Above 0, so that a second attempt or judgement can differ from the first; the seeds are fixed."""
+    max_failed: float = 0.1
+    """Largest share of judgements that may come to nothing; more stops the stage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairConfig:
+    """How two responses are compared (the paper's helpful reward model: four judgements with A and B swapped, and only
+    pairs whose mean scores differ by more than 1 are kept)."""
+
+    judgements: int = 4
+    """Even: half of them show the second response first."""
+    min_gap: float = 1.0
+    """A response is preferred if its mean score is higher by more than this."""
+    length_control: bool = True
+    """Take out of the score differences what the lengths explain (after arXiv 2404.04475)."""
+
+    def __post_init__(self) -> None:
+        if self.judgements < 2 or self.judgements % 2:
+            raise ConfigError(f"judgements is {self.judgements}; half of them swap the responses: use 2, 4, 6, ...")
+
+
+def judge_faults(judge: JudgeConfig) -> list[str]:
+    """Every fault of `judge`, as sentences."""
+    faults = []
+    if not judge.url.startswith(("http://", "https://")) or judge.url.endswith("/chat/completions"):
+        faults.append(f"judge.url is {judge.url!r}; it is the API's root, such as http://host:8000/v1")
+    if not judge.model:
+        faults.append("judge.model is empty; it is the name under which the server knows the judge (GET /v1/models)")
+    if judge.token_file is not None and not judge.token_file.is_file():
+        faults.append(f"judge.token_file: {judge.token_file} does not exist; it holds the server's bearer token")
+    if not 0 < judge.timeout_seconds < math.inf:
+        faults.append(f"judge.timeout_seconds is {judge.timeout_seconds}; it must be above 0")
+    for name, least in (("retries", 0), ("concurrency", 1), ("max_new_tokens", 1)):
+        if getattr(judge, name) < least:
+            faults.append(f"judge.{name} is {getattr(judge, name)}; it must be at least {least}")
+    if not 0 <= judge.temperature < math.inf:
+        faults.append(f"judge.temperature is {judge.temperature}; it must be 0 or more")
+    if not 0 <= judge.max_failed <= 1:
+        faults.append(f"judge.max_failed is {judge.max_failed}; it is a share between 0 and 1")
+    return faults

@@ -41,3 +41,11 @@ class MismatchError(UserError, RuntimeError):
 
 class DivergedError(UserError, RuntimeError):
     """Too many optimizer steps in a row had no finite gradient: the policy cannot be trained further."""
+
+
+class JudgeError(UserError, RuntimeError):
+    """The server that judges cannot be used: names its URL, and shows an answer that made no sense."""
+
+
+class EmptyStageError(UserError, ValueError):
+    """A stage has nothing to hand on; carries the report that says where everything went."""

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -116,6 +117,18 @@ def test_what_a_killed_writer_left_is_not_taken(tmp_path, tokenizer):
     (partial / "tokens.bin").write_bytes(b"1234")
     assert build(tmp_path, [file], tokenizer) == folder
     assert len(open_cache(folder)) == 1 and not partial.exists()
+
+
+def test_of_two_writers_at_once_one_writes_and_the_other_takes_it(tmp_path, tokenizer):
+    file = write(tmp_path / "a.jsonl", *(("q", str(number)) for number in range(600)))
+    told = []
+    with ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(build, tmp_path, [file], tokenizer, on_progress=lambda done, total: told.append(done))
+            for _ in range(2)
+        ]
+        first, second = (future.result() for future in futures)
+    assert first == second and told == [500]
 
 
 def test_a_malformed_line_leaves_nothing_behind(tmp_path, tokenizer):

@@ -8,28 +8,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_r1.config.evaluation import EvaluateConfig
-from megatron_r1.config.shape import hf_files
-from megatron_r1.data.jsonl import read_problems
-from megatron_r1.data.template import PromptRoom, encode_prompt
-from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_r1.errors import ConfigError
+from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.observe.metrics import JsonLines, plain_json, write_json
 from megatron_r1.observe.progress import duration
+from megatron_r1.pipeline.sampling import (
+    SamplingProgress,
+    given_problems,
+    model_folder,
+    running_engines,
+    sample_and_grade,
+    with_room,
+)
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.format import extract_answer
-from megatron_r1.rollout.collect import Group, collect
-from megatron_r1.rollout.server import start_engines
+from megatron_r1.rollout.collect import Group
 from megatron_r1.stages.scores import answer_classes, bootstrap_interval, consensus, pass_at_k
 from megatron_r1.types import Problem, Reward
 
@@ -41,9 +42,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate and write results.json and samples.jsonl to config.out. Returns what results.json holds."""
     begun = time.perf_counter()
     config.out.mkdir(parents=True, exist_ok=True)
-    folder = _hf_folder(config)
+    folder = model_folder(config.model, config.out / "model")
     tokenizer = load_tokenizer(folder)
-    problems, num_left_out = _problems(config, tokenizer)
+    given = given_problems(config.data, of_each_task=TASK_PROBLEMS)
+    given = given[: config.limit] if config.limit else given
+    problems = with_room(given, template=config.data.template, rollout=config.rollout, tokenizer=tokenizer)
+    num_left_out = len(given) - len(problems)
     print(
         f"{config.model}: {len(problems)} problems x {config.samples} samples, temperature "
         f"{config.rollout.sampling.temperature}, top-p {config.rollout.sampling.top_p}"
@@ -51,7 +55,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         flush=True,
     )
     with Scorer(config.rewards, programs=[problem for problem in problems if problem.grader == "code"]) as scorer:
-        groups, rewards, seconds = _sample(config, folder, tokenizer, problems, scorer)
+        with running_engines(config.rollout, folder=folder, run_dir=config.out, seed=config.seed) as engines:
+            scorer.check_started()
+            graded = sample_and_grade(
+                engines,
+                problems,
+                num_samples=config.samples,
+                template=config.data.template,
+                rollout=config.rollout,
+                tokenizer=tokenizer,
+                scorer=scorer,
+                progress=SamplingProgress(len(problems)),
+                seed=config.seed,
+            )
+        groups, rewards = graded.groups, graded.rewards
         records = [
             _problem_record(config, scorer, problem, group, of_group)
             for problem, group, of_group in zip(problems, groups, rewards, strict=True)
@@ -77,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "truncated": float(np.mean([c.finish_reason == "length" for group in groups for c in group])),
         "length_mean": float(np.mean([len(c.token_ids) for group in groups for c in group])),
         "grading": dataclasses.asdict(counts),
-        "seconds": {"sampling": seconds, "all": time.perf_counter() - begun},
+        "seconds": {"sampling": graded.seconds, "all": time.perf_counter() - begun},
         "manifest": _manifest(config, folder),
     }
     write_json(config.out / "results.json", results)
@@ -99,93 +116,6 @@ def describe(results: dict[str, Any]) -> str:
         f"{duration(results['seconds']['all'])}"
     )
     return "\n".join(lines)
-
-
-def _hf_folder(config: EvaluateConfig) -> Path:
-    """The model as a folder that vLLM serves: itself, or the export of a torch_dist checkpoint."""
-    from megatron_r1.weights.convert import ConvertOptions, convert
-    from megatron_r1.weights.torch_dist_metadata import is_torch_dist
-
-    if not is_torch_dist(config.model):
-        return hf_files(config.model)
-    exported = config.out / "model"
-    print(f"exporting {config.model} to {exported}", flush=True)
-    convert(config.model, exported, ConvertOptions(target="hf", precision="keep"))
-    return exported
-
-
-def _problems(config: EvaluateConfig, tokenizer: Tokenizer) -> tuple[list[Problem], int]:
-    """The problems in their order, and how many more had prompts that were too long."""
-    room = PromptRoom(
-        template=config.data.template,
-        tokenizer=tokenizer,
-        max_new_tokens=config.rollout.sampling.max_new_tokens,
-        max_model_len=config.rollout.max_model_len,
-    )
-    if config.data.files:
-        given: Sequence[Problem] = read_problems(config.data.files)
-    else:
-        from megatron_r1.data.tasks import TaskProblems, parse_task
-
-        tasks = [
-            TaskProblems(parse_task(line), seed=config.data.seed, size=TASK_PROBLEMS) for line in config.data.tasks
-        ]
-        given = list(itertools.chain.from_iterable(tasks))
-    given = given[: config.limit] if config.limit else given
-    usable = [problem for problem in given if room(problem)]
-    if not usable:
-        raise ConfigError(
-            f"none of the {len(given)} problems leaves room for an answer; lower rollout.sampling.max_new_tokens or "
-            "raise rollout.max_model_len"
-        )
-    return usable, len(given) - len(usable)
-
-
-def _sample(
-    config: EvaluateConfig, folder: Path, tokenizer: Tokenizer, problems: Sequence[Problem], scorer: Scorer
-) -> tuple[Sequence[Group], list[list[Reward]], float]:
-    sampling = config.rollout.sampling
-    stops = tuple(dict.fromkeys((*tokenizer.eos_ids, *sampling.stop_token_ids)))
-    prompts = [
-        encode_prompt(
-            problem,
-            template=config.data.template,
-            tokenizer=tokenizer,
-            max_new_tokens=sampling.max_new_tokens,
-            max_model_len=config.rollout.max_model_len,
-        ).tolist()
-        for problem in problems
-    ]
-    graded: dict[int, list[Future[Reward]]] = {}
-    begun = told = time.monotonic()
-
-    def grade(index: int, group: Group) -> None:
-        nonlocal told
-        graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
-        now = time.monotonic()
-        if now - told > 10 or len(graded) == len(problems):
-            told = now
-            left = (now - begun) / len(graded) * (len(problems) - len(graded))
-            print(f"  {len(graded)}/{len(problems)} problems  left {duration(left)}", flush=True)
-
-    engines = start_engines(config.rollout, model_path=folder, run_dir=config.out, seed=config.seed)
-    try:
-        scorer.check_started()
-        begun = told = time.monotonic()
-        collected = collect(
-            engines,
-            prompts,
-            group_size=config.samples,
-            sampling=dataclasses.replace(sampling, stop_token_ids=stops),
-            seed=config.seed,
-            on_group=grade,
-            decode=tokenizer.decode,
-        )
-    finally:
-        for engine in engines:
-            engine.stop()
-    rewards = [[future.result() for future in graded[index]] for index in range(len(problems))]
-    return collected.groups, rewards, collected.seconds
 
 
 def _problem_record(

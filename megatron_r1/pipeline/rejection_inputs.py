@@ -53,8 +53,12 @@ def read_inputs(config: RejectionConfig) -> RejectionInputs:
         given = given[: config.num_problems]
     owner = {problem.id: overlap_of(problem.messages, index) for problem in given}
     clean = [problem for problem in given if owner[problem.id] is None]
-    different = list({normalised_text(problem): problem for problem in reversed(clean)}.values())[::-1]
-    problems = with_room(different, template=config.data.template, rollout=config.rollout, tokenizer=tokenizer)
+    different: dict[str, Problem] = {}
+    for problem in clean:
+        different.setdefault(normalised_text(problem), problem)
+    problems = with_room(
+        list(different.values()), template=config.data.template, rollout=config.rollout, tokenizer=tokenizer
+    )
     counts = {
         "given": len(given),
         "contaminated": len(given) - len(clean),

@@ -141,9 +141,7 @@ def test_problems_that_overlap_repeat_or_are_left_out_are_counted(run, files):
 
 def test_every_sample_is_on_file_with_its_verdict(run):
     samples = lines(run["folder"] / "samples.jsonl")
-    assert Counter(sample["problem"] for sample in samples) == dict.fromkeys(
-        ("seven", "eight", "words", "unlikely"), 24
-    )
+    assert list(dict.fromkeys(sample["problem"] for sample in samples)) == ["seven", "eight", "words", "unlikely"]
     assert [sample["sample"] for sample in samples] == list(range(SAMPLES)) * 4
     for sample in samples:
         whole = re.fullmatch(r"<think>(3\+|4-)</think><answer>[789]</answer>", sample["text"])

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if command in ("help", "-h", "--help") else 2
 
 
-def parse(words: Sequence[str]) -> StageConfig:
+def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
     """RECIPE and its overrides as a configuration. Raises ConfigError for an unknown recipe; tyro exits on an unknown
     field."""
     if not words or words[0].startswith("-"):

@@ -21,6 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from megatron_r1.config import ModelShape, RunConfig, load_shape
+from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.parameters import bytes_per_rank, count_parameters
 from megatron_r1.recipes import RECIPES
@@ -95,13 +96,23 @@ def doctor(words: Sequence[str]) -> int:
     print(describe_machine(machine))
     print(describe_extras(machine, read_extras()))
     name = words[0] if words else "quickstart"
-    config = RECIPES[name]()
+    config = _largest(name)
     needs = recipe_needs(config, machine)
     print(describe_needs(name, needs))
     missing = [need for need in needs if not need.met]
     verdict = f"{name} can run here" if not missing else f"{name} cannot run here: {missing[0].what}"
     print(f"\n{verdict}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
     return 1 if missing else 0
+
+
+def _largest(name: str) -> RunConfig:
+    """The recipe's reinforcement learning, which needs most: trainers and servers at once."""
+    recipe = RECIPES[name]()
+    stages = list(stages_of(recipe).values()) if isinstance(recipe, PipelineConfig) else [recipe]
+    found = [stage for stage in stages if isinstance(stage, RunConfig)]
+    if not found:
+        raise ConfigError(f"doctor looks at reinforcement learning, and {name} has none; take another recipe")
+    return found[0]
 
 
 def look() -> Machine:

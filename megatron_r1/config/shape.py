@@ -78,6 +78,8 @@ class ModelShape:
     num_mtp_layers: int
     fp8_block: int | None = None
     """Side of the square blocks that share a scale, if the folder's linear weights are FP8 (e4m3); else None."""
+    reward_head: bool = False
+    """One value a token instead of a distribution over the vocabulary (transformers' ...ForSequenceClassification)."""
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether decoder layer `layer` (from 0; MTP layers follow the decoder's) has routed experts."""
@@ -144,7 +146,19 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         moe=_moe_shape(read, architecture),
         num_mtp_layers=read.count("num_nextn_predict_layers") if architecture == "deepseek_v3" else 0,
         fp8_block=_fp8_block(read),
+        reward_head=_has_reward_head(read),
     )
+
+
+def _has_reward_head(read: _Reader) -> bool:
+    """Whether the folder is a reward model's: a classifier with one label."""
+    architectures = read.raw.get("architectures")
+    if not isinstance(architectures, list) or not str(architectures[:1]).endswith("ForSequenceClassification']"):
+        return False
+    labels = read.raw.get("num_labels", len(read.raw.get("id2label") or {}))
+    if labels != 1:
+        read.refuse(f"num_labels is {_short(labels)}; a reward model has one")
+    return True
 
 
 class _Reader:

@@ -9,7 +9,6 @@ from typing import Literal
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.errors import ConfigError
 
-
 TINY_WORLD_FILES = (
     "base", "cold_start", "other", "problems", "scenarios", "helpful_pairs", "harmless_pairs", "held_out",
 )  # fmt: skip

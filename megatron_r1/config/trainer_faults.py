@@ -38,6 +38,8 @@ def bound_faults(
 def weight_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
     """Whether the folders that a stage starts from hold weights that it can take."""
     faults: list[str] = []
+    if shape.reward_head:
+        faults.append(f"model.path: {model.path} is a reward model; this stage needs one that writes text")
     if shape.fp8_block is not None:
         faults.append(
             f"model.path: {model.path} is FP8, and rollouts would start in FP8; take a folder with the same tokenizer "

@@ -29,7 +29,7 @@ def read_problems(paths: Sequence[Path]) -> tuple[Problem, ...]:
     for path in map(Path, paths):
         prefix = path.stem if stems.count(path.stem) == 1 else str(path)
         count = len(problems)
-        for number, line in _numbered_lines(path):
+        for number, line in numbered_lines(path):
             problem = _read_line(line, where=f"{path}, line {number}", default_id=f"{prefix}:{number}")
             if problem.id in first_line:
                 raise DataError(f"{path}, line {number}: id {problem.id!r} was used at {first_line[problem.id]}")
@@ -40,7 +40,8 @@ def read_problems(paths: Sequence[Path]) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of a UTF-8 file's lines. DataError if it cannot be read."""
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
@@ -53,7 +54,8 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     return enumerate(lines, start=1)
 
 
-def _read_line(line: str, *, where: str, default_id: str) -> Problem:
+def read_object(line: str, where: str, content: str) -> dict[str, Any]:
+    """The JSON object of a line. DataError (naming `where` and what the object should hold) if it is none."""
     if not line.strip():
         raise DataError(f"{where}: empty line; expected a JSON object")
     try:
@@ -61,14 +63,19 @@ def _read_line(line: str, *, where: str, default_id: str) -> Problem:
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with question and answer")
+        raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with {content}")
+    return row
+
+
+def _read_line(line: str, *, where: str, default_id: str) -> Problem:
+    row = read_object(line, where, "question and answer")
     grader = row.get("grader", "math")
     if grader not in GRADERS:
         raise DataError(f"{where}: grader {grader!r}; expected one of {', '.join(GRADERS)}")
     return Problem(
         id=_text(row, "id", where, default=default_id),
         domain=_text(row, "domain", where, default="math"),
-        messages=_read_messages(row, where),
+        messages=read_messages(row, where),
         answer=None if grader == "code" else _read_answer(row, where),
         grader=grader,
         metadata={"tests": _read_tests(row, where)} if grader == "code" else {},
@@ -76,7 +83,8 @@ def _read_line(line: str, *, where: str, default_id: str) -> Problem:
     )
 
 
-def _read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The turns of a line with `question` or `messages`; the last one is the user's."""
     if ("question" in row) == ("messages" in row):
         found = ", ".join(sorted(row)) or "nothing"
         raise DataError(f"{where}: has {found}; expected exactly one of question and messages")

@@ -111,8 +111,8 @@ def character_tokenizer(folder: Path | str, *, phrases: Sequence[str] = ()) -> T
     """Write the embedded default's tokenizer into `folder` and load it.
 
     One token per printable ASCII character and newline, one per tag of the answer's structure, one for each of
-    `phrases`, and <pad>, <eos>, <unk>. The tags are ordinary tokens, not special ones, so engines that hide special tokens still
-    show them.
+    `phrases`, and <pad>, <eos>, <unk>. The tags are ordinary tokens, not special ones, so engines that hide special
+    tokens still show them.
     """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Rules

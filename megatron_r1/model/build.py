@@ -43,12 +43,14 @@ def _build_chunk(
         max_sequence_length=shape.max_positions,
         pre_process=first,
         post_process=last,
-        share_embeddings_and_output_weights=shape.tie_embeddings,
+        share_embeddings_and_output_weights=shape.tie_embeddings and not shape.reward_head,
         position_embedding_type="rope",
         rotary_base=shape.rope.theta,
         mtp_block_spec=mtp_spec(config, transformer_engine=transformer_engine, vp_stage=stage) if last else None,
         vp_stage=stage,
     )
+    if shape.reward_head and last:
+        model.add_reward_head()
     model.real_vocab_size = shape.vocab_size
     model.logprob_chunk_tokens = chunk_tokens
     if shape.mla is None and shape.rope.kind == "llama3":

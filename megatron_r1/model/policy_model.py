@@ -1,4 +1,4 @@
-"""Megatron's GPTModel whose last stage returns logprobs and entropies instead of logits.
+"""Megatron's GPTModel whose last stage returns logprobs and entropies instead of logits, or values.
 
 Only the output side differs: the vocabulary projection runs in bounded chunks (logprob.py), and multi-token-prediction
 layers give logprobs of their own so that the caller weighs their loss like any other.
@@ -10,9 +10,11 @@ layers give logprobs of their own so that the caller weighs their loss like any 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -36,17 +38,41 @@ class TokenScores:
     mtp_weights: tuple[torch.Tensor, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class TokenValues:
+    """A reward model's results: `values` f32[1, S], one for each token of this context-parallel rank."""
+
+    values: torch.Tensor
+
+
 class PolicyModel(GPTModel):
-    """GPTModel with `labels`: TokenScores on the last pipeline stage; without: logits [B, S, V / tp]."""
+    """GPTModel with `labels`: TokenScores on the last pipeline stage; without: logits [B, S, V / tp].
+
+    With a reward head (add_reward_head) it gives TokenValues.
+    """
 
     real_vocab_size: int = 0
     logprob_chunk_tokens: int = 1024
     temperature: float = 1.0
     train_mtp: bool = False
+    output_layer: ColumnParallelLinear
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Not a class attribute: that would hide the module of this name.
+        self.reward_head: torch.nn.Linear | None = None
+
+    def add_reward_head(self) -> None:
+        """Replace the vocabulary's projection by one value, 0 at first. Every tensor-parallel rank has all of it."""
+        self.output_layer = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.reward_head = torch.nn.Linear(self.config.hidden_size, 1, bias=False, dtype=self.config.params_dtype)
+        torch.nn.init.zeros_(self.reward_head.weight)
 
     def _postprocess(self, hidden_states: torch.Tensor, labels: torch.Tensor | None, **call: object):
         if not self.post_process:
             return hidden_states
+        if self.reward_head is not None:
+            return TokenValues(self._values(self.reward_head, hidden_states))
         if labels is None:
             logits, _ = self.output_layer(hidden_states, weight=self._head_weight_or_none())
             return logits.transpose(0, 1).contiguous()
@@ -74,6 +100,15 @@ class PolicyModel(GPTModel):
 
     def _head_weight_or_none(self) -> torch.Tensor | None:
         return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+
+    def _values(self, head: torch.nn.Linear, hidden_S1H: torch.Tensor) -> torch.Tensor:
+        """hidden [S (/ tp when sequence parallel), 1, H] -> f32[1, S], the same on every tensor-parallel rank."""
+        if self.config.sequence_parallel:
+            # Every rank computes all values, so each takes its own part of the gradient instead of a sum.
+            hidden_S1H = gather_from_sequence_parallel_region(
+                hidden_S1H, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+            )
+        return head(hidden_S1H.squeeze(1)).squeeze(-1).float().unsqueeze(0)
 
     def _score(self, hidden_S1H: torch.Tensor, labels_1S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden [S (/ tp when sequence parallel), 1, H], labels i64[1, S] -> logprobs, entropy f32[1, S]."""

@@ -48,6 +48,15 @@ SFT_COLUMNS = (
     Column(title="valid.", key="validation_loss", width=8, spec=".4f"),
 )
 
+PAIR_COLUMNS = (
+    Column(title="loss", key="pair_loss", width=8, spec=".4f"),
+    Column(title="right", key="pair_accuracy", width=8, spec=".1%"),
+    Column(title="margin", key="margin", width=8, spec=".2f"),
+    Column(title="grad", key="grad_norm", width=8, spec=".2f"),
+    Column(title="lr", key="lr", width=9, spec=".1e"),
+    Column(title="tokens/s", key="tokens_per_second", width=10, spec=",.0f"),
+)
+
 
 class Progress:
     """Prints one line per finished step, or per `every` steps. Close it, or use it as a context manager."""

@@ -6,17 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_r1.config.rejection import RejectionConfig, validate_rejection
+from megatron_r1.config.reward_model import RewardModelConfig, validate_reward_model
 from megatron_r1.config.schema import RunConfig, StageConfig
 from megatron_r1.config.sft import SFTRunConfig, validate_sft
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.tiny_world import TINY_WORLD_FILES, TinyWorldConfig, validate_tiny_world
 from megatron_r1.config.validate import validate
 from megatron_r1.pipeline.launch import Ranks
-from megatron_r1.planning.summary import describe, describe_rejection, describe_sft
+from megatron_r1.planning.summary import describe, describe_rejection, describe_reward_model, describe_sft
 
 OUTPUTS: dict[type, tuple[str, ...]] = {
     RunConfig: ("policy",),
     SFTRunConfig: ("model",),
+    RewardModelConfig: ("model",),
     RejectionConfig: ("kept.jsonl",),
     TinyWorldConfig: tuple(f"{name}.jsonl" for name in TINY_WORLD_FILES),
 }
@@ -30,6 +32,8 @@ def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:
         return validate(config, folder=folder)
     if isinstance(config, SFTRunConfig):
         return validate_sft(config, folder=folder)
+    if isinstance(config, RewardModelConfig):
+        return validate_reward_model(config, folder=folder)
     if isinstance(config, TinyWorldConfig):
         return validate_tiny_world(config, folder=folder)
     assert isinstance(config, RejectionConfig)
@@ -44,13 +48,15 @@ def summary_of(config: StageConfig, shape: ModelShape | None) -> str:
         return describe(config, shape)
     if isinstance(config, SFTRunConfig):
         return describe_sft(config, shape)
+    if isinstance(config, RewardModelConfig):
+        return describe_reward_model(config, shape)
     assert isinstance(config, RejectionConfig)
     return describe_rejection(config, shape)
 
 
 def ranks_of(config: StageConfig) -> Ranks | None:
     """The trainer ranks that the stage runs on; None for a stage of one process without a trainer."""
-    if not isinstance(config, RunConfig | SFTRunConfig):
+    if not isinstance(config, RunConfig | SFTRunConfig | RewardModelConfig):
         return None
     return Ranks(
         world_size=config.parallel.world_size, threads=config.train.threads_per_rank, cpu=config.device == "cpu"
@@ -68,6 +74,10 @@ def loop_of(config: StageConfig) -> Callable[..., dict[str, Any]]:
         from megatron_r1.pipeline.sft import run_sft
 
         return run_sft
+    if isinstance(config, RewardModelConfig):
+        from megatron_r1.pipeline.reward_model import run_reward_model
+
+        return run_reward_model
     if isinstance(config, TinyWorldConfig):
         from megatron_r1.pipeline.tiny_world import make_tiny_world
 

@@ -78,14 +78,13 @@ def with_room(
 
 @contextmanager
 def running_engines(rollout: RolloutConfig, *, folder: Path, run_dir: Path, seed: int) -> Iterator[tuple[Engine, ...]]:
-    """rollout.num_engines servers of `folder`, each on its own GPUs; stopped at the end, however it ends."""
-    size = rollout.tensor_parallel
-    devices: Sequence[str | None] = rollout.devices
-    if rollout.device == "cuda" and not devices:
+    """rollout.num_engines servers of `folder`, stopped at the end, however it ends. Several have GPUs of their own: those
+    of rollout.devices, or the first of this host; a single one sees the GPUs that this process sees."""
+    devices: Sequence[str | None] = rollout.devices if rollout.device == "cuda" else ()
+    if rollout.device == "cuda" and rollout.num_engines > 1 and not devices:
+        size = rollout.tensor_parallel
         starts = range(0, rollout.num_engines * size, size)
         devices = [",".join(map(str, range(start, start + size))) for start in starts]
-    if rollout.device == "cpu":
-        devices = ()
     engines = start_engines(rollout, model_path=folder, run_dir=run_dir, seed=seed, visible_devices=devices)
     try:
         yield engines

@@ -26,7 +26,8 @@ class ParameterCount:
 
 def count_parameters(shape: ModelShape) -> ParameterCount:
     hidden, vocab = shape.hidden_size, shape.vocab_size
-    embedding = vocab * hidden * (1 if shape.tie_embeddings else 2)
+    head = hidden if shape.reward_head else 0 if shape.tie_embeddings else vocab * hidden
+    embedding = vocab * hidden + head
     dense, routed, active = embedding + hidden, 0, embedding + hidden
     for layer in range(shape.num_layers):
         fixed, experts, used = _layer(shape, shape.is_moe_layer(layer))

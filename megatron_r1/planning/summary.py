@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from megatron_r1.config.rejection import RejectionConfig
+from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.schema import OptimizerConfig, RunConfig, TrainerStage
 from megatron_r1.config.sft import SFTRunConfig
 from megatron_r1.config.shape import ModelShape
@@ -33,6 +34,19 @@ def describe_sft(config: SFTRunConfig, shape: ModelShape) -> str:
             *_model_and_trainer(config, config.optimizer, shape),
             f"data: {len(data.files)} file(s), {data.epochs} epoch(s), batches of {data.batch_sequences} examples, at "
             f"most {data.max_tokens:,} tokens each, {data.loss.replace('_', ' ')}, reader {data.reader}",
+            f"run folder: {config.run_dir}",
+        ]
+    )
+
+
+def describe_reward_model(config: RewardModelConfig, shape: ModelShape) -> str:
+    """Reward model training, in derived numbers; plain text. `shape`: of the model that it starts from."""
+    data, shape = config.data, dataclasses.replace(shape, reward_head=True, num_mtp_layers=0)
+    return "\n".join(
+        [
+            *_model_and_trainer(config, config.optimizer, shape),
+            f"data: {len(data.files)} file(s), {data.epochs} epoch(s), batches of {data.batch_pairs} pairs, judged by "
+            f"the {data.part}",
             f"run folder: {config.run_dir}",
         ]
     )

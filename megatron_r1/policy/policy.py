@@ -23,7 +23,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.model.build import build_model_chunks
-from megatron_r1.model.policy_model import TokenScores
+from megatron_r1.model.policy_model import TokenScores, TokenValues
 from megatron_r1.model.transformer_config import PARAMETER_DTYPE, transformer_config
 from megatron_r1.policy.batch import DeviceBatch, to_device
 from megatron_r1.policy.optimizer import build_optimizer, learning_rate, step_if_finite
@@ -45,7 +45,7 @@ class LossOutput:
     sums: Mapping[str, torch.Tensor]
 
 
-LossFunction = Callable[[TokenScores, DeviceBatch], LossOutput]
+LossFunction = Callable[[TokenScores, DeviceBatch], LossOutput] | Callable[[TokenValues, DeviceBatch], LossOutput]
 
 
 class Policy:
@@ -159,7 +159,7 @@ class Policy:
     @torch.no_grad()
     def logprobs(self, rows: Sequence[PackedMicrobatch]) -> list[np.ndarray]:
         """Logprob of each row's labels, f32[S] for each of this data-parallel rank's rows, the same on all its ranks
-        (position j holds label j: unpack with data.packing)."""
+        (position j holds label j: unpack with data.packing). A reward model gives the value at position j instead."""
         for chunk in self.chunks:
             chunk.eval()
         outputs = self._run(rows, None, forward_only=True)
@@ -167,7 +167,7 @@ class Policy:
         start = 0
         if outputs and parallel_state.get_tensor_model_parallel_rank() == 0:
             for row, scored in zip(rows, outputs, strict=True):
-                flat[start + scored["positions"].to(self.device)] = scored["logprobs"].float()
+                flat[start + scored["positions"].to(self.device)] = scored["tokens"].float()
                 start += row.num_tokens
         self._sum_over_model_ranks(flat)
         return [part.cpu().numpy() for part in flat.split([row.num_tokens for row in rows])]
@@ -260,12 +260,12 @@ def _forward_step(
         loss_mask=batch.token_weight,
     )
 
-    def finish(scores: TokenScores) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def finish(scores: TokenScores | TokenValues) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         # Megatron would divide by the number of tokens; our weights have done so already.
         no_tokens = torch.zeros((), dtype=torch.int, device=batch.labels.device)
         if loss is None:
-            scored = {"logprobs": scores.logprobs.squeeze(0), "positions": batch.positions}
-            return scores.logprobs.new_zeros(()), no_tokens, scored
+            tokens = (scores.values if isinstance(scores, TokenValues) else scores.logprobs).squeeze(0)
+            return tokens.new_zeros(()), no_tokens, {"tokens": tokens, "positions": batch.positions}
         result = loss(scores, batch)
         sums = {"loss": result.loss.detach(), "tokens": batch.loss_mask.sum(), **result.sums}
         return result.loss, no_tokens, sums

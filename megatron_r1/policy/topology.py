@@ -7,7 +7,7 @@ import math
 import os
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -67,11 +67,16 @@ def data_parallel() -> tuple[int, int]:
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
 
+def gather_over_data(value: T) -> list[T]:
+    """The (picklable) value of every rank that holds different data, in their order; the same on all of them."""
+    parts: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
+    dist.all_gather_object(parts, value, group=parallel_state.get_data_parallel_group())
+    return parts
+
+
 def sum_over_data(value: float) -> float:
     """The sum of a number over the ranks that hold different data; the same float on all of them."""
-    parts: list[float | None] = [None] * parallel_state.get_data_parallel_world_size()
-    dist.all_gather_object(parts, value, group=parallel_state.get_data_parallel_group())
-    return math.fsum(part for part in parts if part is not None)
+    return math.fsum(gather_over_data(value))
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:

@@ -32,7 +32,7 @@ def quickstart() -> RunConfig:
         model=ModelConfig(path=TINY_V3, initialise="random"),
         parallel=ParallelConfig(world_size=2, expert=2),
         train=TrainConfig(dtype="fp32", tokens_per_microbatch=8192),
-        optimizer=OptimizerConfig(lr=4e-5, min_lr=1e-5, warmup_steps=3, schedule="cosine"),
+        optimizer=OptimizerConfig(lr=6e-5, min_lr=1e-5, warmup_steps=3, schedule="cosine"),
         data=DataConfig(tasks=(TWO_DIGIT_ADDITION,), template="plain", holdout=200, validation=100),
         rollout=RolloutConfig(
             device="cpu",
@@ -47,11 +47,11 @@ def quickstart() -> RunConfig:
         ),
         rewards=RewardConfig(num_workers=1),
         grpo=GRPOConfig(
-            steps=100, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=10, target_accuracy=0.95
+            steps=60, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=10, target_accuracy=0.95
         ),
         sft=SFTConfig(
-            steps=650,
-            batch_size=32,
+            steps=600,
+            batch_size=64,
             noise=0.7,
             optimizer=OptimizerConfig(lr=2e-3, min_lr=2e-4, warmup_steps=20, schedule="cosine"),
         ),

@@ -163,26 +163,34 @@ def save_hf_folder(
     *,
     shard_bytes: int = 4 << 30,
     extra: Mapping[str, object] | None = None,
+    config_changes: Mapping[str, object] | None = None,
 ) -> None:
     """Write the stream as a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
 
     Everything but weights (config.json, tokenizer, chat template, generation config) is copied from `source`. The
     folder appears under its name only when it is whole: it is written beside it and renamed. `extra` goes to
-    megatron_r1.json inside the folder (step, lineage). Raises FileExistsError if the target exists and is not empty,
-    CheckpointError if it cannot be written (then nothing is left of it).
+    megatron_r1.json inside the folder (step, lineage); `config_changes` replace fields of config.json. Raises
+    FileExistsError if the target exists and is not empty, CheckpointError if it cannot be written (then nothing is
+    left of it).
     """
     partial = target.with_name(target.name + ".partial")
     if dist.get_rank() == 0 and target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} exists and is not empty; choose another folder or remove it")
     try:
-        _save(stream, source, target, partial, shard_bytes, extra or {})
+        _save(stream, source, target, partial, shard_bytes, extra or {}, config_changes or {})
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"{target}: cannot be written: {error}; make room, or choose another disk") from error
 
 
 def _save(
-    stream: WeightStream, source: Path, target: Path, partial: Path, shard_bytes: int, extra: Mapping[str, object]
+    stream: WeightStream,
+    source: Path,
+    target: Path,
+    partial: Path,
+    shard_bytes: int,
+    extra: Mapping[str, object],
+    config_changes: Mapping[str, object],
 ) -> None:
     is_writer = dist.get_rank() == 0
     if is_writer:
@@ -206,6 +214,9 @@ def _save(
     for file in source.iterdir():
         if file.is_file() and not file.name.startswith(("model", "pytorch_model", "megatron_r1")):
             shutil.copy2(file, partial / file.name)
+    if config_changes:
+        fields = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+        _write_json(partial / "config.json", fields | dict(config_changes))
     _write_json(partial / "megatron_r1.json", dict(extra))
     if target.exists():
         target.rmdir()

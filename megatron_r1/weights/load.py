@@ -22,14 +22,14 @@ def load_weights(tensors: Mapping[str, LocalTensor], folder: Path) -> int:
     """Copy the folder's weights into this rank's tensors (cast to their dtype). Returns bytes read.
 
     Raises CheckpointError naming the tensor if one is missing or has another shape than config.json promises.
-    MTP layers that the folder lacks keep their initial values.
+    MTP layers and a reward head that the folder lacks keep their initial values.
     """
     shape = load_shape(folder)
     reader = open_checkpoint(folder, shape)
     try:
         for name, local in tensors.items():
             entry = local.entry
-            if name.startswith("mtp.") and not all(hf in reader.tensors for hf in entry.hf):
+            if name.startswith(("mtp.", "reward_head.")) and not all(hf in reader.tensors for hf in entry.hf):
                 continue
             for hf_name, expected in zip(entry.hf, entry.hf_shapes, strict=True):
                 info = reader.tensors.get(hf_name)

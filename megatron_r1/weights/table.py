@@ -47,7 +47,9 @@ def build_table(shape: ModelShape) -> list[Entry]:
     for layer in range(shape.num_layers):
         entries += _layer(shape, f"decoder.layers.{layer}", f"model.layers.{layer}", shape.is_moe_layer(layer))
     entries.append(Entry("decoder.final_layernorm.weight", ("model.norm.weight",), ((hidden,),)))
-    if not shape.tie_embeddings:
+    if shape.reward_head:
+        entries.append(Entry("reward_head.weight", ("score.weight",), ((1, hidden),)))
+    elif not shape.tie_embeddings:
         entries.append(_vocabulary(shape, "output_layer.weight", "lm_head.weight", "shared_head.head"))
     for index in range(shape.num_mtp_layers):
         entries += _mtp(shape, index)

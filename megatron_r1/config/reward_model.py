@@ -1,0 +1,110 @@
+"""The configuration of reward model training. Defaults are the paper's helpful reward model's (arXiv 2501.12948 v2,
+appendix B.2: 66k pairs, batches of 256, learning rate 6e-6, one epoch, at most 8,192 tokens)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_r1.config.run_folder import folder_faults
+from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.trainer_faults import (
+    bound_faults,
+    optimizer_faults,
+    parallel_faults,
+    row_faults,
+    train_faults,
+    weight_faults,
+)
+from megatron_r1.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairDataConfig:
+    """jsonl files of preference pairs (docs/reward_models.md)."""
+
+    files: tuple[Path, ...] = ()
+    template: Literal["r1_zero", "chat", "plain"] = "chat"
+    """How the turns before the answer become a prompt; the policy's own."""
+    part: Literal["answer", "response"] = "answer"
+    """What is judged: the final answer only (helpfulness), or thought and answer (harmlessness)."""
+    max_tokens: int = 8192
+    """Longest prompt and response together; pairs with a longer one are left out and counted."""
+    batch_pairs: int = 256
+    epochs: int = 1
+    validation: int = 512
+    """Pairs kept apart, for accuracy before and after, and for the scale of the values."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModelConfig:
+    """`model` gets a head of one value and is trained on pairs; the result is a Hugging Face folder,
+    `run_dir`/model."""
+
+    name: str
+    run_dir: Path
+    model: ModelConfig
+    data: PairDataConfig
+    seed: int = 0
+    if_exists: Literal["refuse", "archive"] = "refuse"
+    """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(tokens_per_microbatch=8192))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=6e-6, min_lr=6e-6))
+    save_dtype: Literal["fp32", "bf16"] = "bf16"
+    """Of the exported weights."""
+    max_skipped_steps: int = 4
+    """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
+
+
+AT_LEAST: dict[str, float] = {
+    "seed": 0,
+    "max_skipped_steps": 0,
+    "data.max_tokens": 2,
+    "data.batch_pairs": 1,
+    "data.epochs": 1,
+    "data.validation": 1,
+    "data.seed": 0,
+    "train.threads_per_rank": 1,
+    "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip_grad": 0,
+}
+
+
+def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> ModelShape:
+    """The shape of the model that is started from, if the configuration is sound. Raises ConfigError listing every
+    fault."""
+    faults: list[str] = []
+    shape: ModelShape | None = None
+    try:
+        shape = load_shape(config.model.path)
+    except ConfigError as error:
+        faults += error.faults
+    if shape is not None:
+        faults += weight_faults(config.model, shape)
+        if config.data.max_tokens > shape.max_positions:
+            faults.append(
+                f"data.max_tokens is {config.data.max_tokens}; the model has max_position_embeddings = "
+                f"{shape.max_positions}"
+            )
+    if config.model.train_mtp:
+        faults.append("model.train_mtp is True; a reward model predicts no tokens: leave it out")
+    faults += bound_faults(config, AT_LEAST, ("train.collective_timeout_seconds",))
+    faults += parallel_faults(config.parallel, shape)
+    faults += train_faults(config.train, config.parallel, config.model, shape)
+    # A token is added that stands for the value's place.
+    faults += row_faults(config.train, config.data.max_tokens + 1, "data.max_tokens + 1")
+    faults += optimizer_faults(config.optimizer)
+    if not config.data.files:
+        faults.append("data.files is empty; name at least one jsonl file of preference pairs")
+    faults += [f"data.files: {file} does not exist" for file in config.data.files if not file.is_file()]
+    if folder:
+        faults += folder_faults(config)
+    if faults or shape is None:
+        raise ConfigError(faults)
+    return shape

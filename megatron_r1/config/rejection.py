@@ -182,6 +182,11 @@ def _sampling_faults(config: RejectionConfig, shape: ModelShape | None) -> list[
             f"rollout.max_model_len is {rollout.max_model_len}; the model has max_position_embeddings = "
             f"{shape.max_positions}"
         )
+    if rollout.devices and len(rollout.devices) != rollout.num_engines:
+        faults.append(
+            f"rollout.devices has {len(rollout.devices)} entries; give one for each of rollout.num_engines = "
+            f"{rollout.num_engines} servers, such as 4,5,6,7, or none"
+        )
     if rollout.num_engines < 1 or config.rewards.num_workers < 1:
         faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
     return faults

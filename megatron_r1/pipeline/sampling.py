@@ -78,8 +78,8 @@ def with_room(
 
 @contextmanager
 def running_engines(rollout: RolloutConfig, *, folder: Path, run_dir: Path, seed: int) -> Iterator[tuple[Engine, ...]]:
-    """rollout.num_engines servers of `folder`, stopped at the end, however it ends. Several have GPUs of their own: those
-    of rollout.devices, or the first of this host; a single one sees the GPUs that this process sees."""
+    """rollout.num_engines servers of `folder`, stopped at the end, however it ends. Several have GPUs of their own:
+    those of rollout.devices, or the first of this host; a single one sees the GPUs that this process sees."""
     devices: Sequence[str | None] = rollout.devices if rollout.device == "cuda" else ()
     if rollout.device == "cuda" and rollout.num_engines > 1 and not devices:
         size = rollout.tensor_parallel

@@ -64,6 +64,7 @@ def test_a_sound_configuration_has_no_faults(tmp_path):
         ({"judge": JudgeConfig(url="http://h/v1", model="m", token_file=NOWHERE)}, "judge.token_file"),
         ({"judge": JudgeConfig(url="http://h/v1", model="m", timeout_seconds=0)}, "judge.timeout_seconds is 0"),
         ({"judge": JudgeConfig(url="http://h/v1", model="m", max_failed=2)}, "judge.max_failed is 2"),
+        ({"rollout": RolloutConfig(devices=("0", "1"))}, "rollout.devices has 2 entries"),
         ({"rollout": RolloutConfig(max_model_len=64, sampling=SamplingConfig(max_new_tokens=64))}, "leave room"),
         ({"rollout": RolloutConfig(max_model_len=4096, sampling=SamplingConfig(max_new_tokens=64))}, "max_position"),
         (

@@ -24,7 +24,7 @@ from megatron_r1.recipes import RECIPES
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 run PIPELINE [--from STAGE] [--until STAGE] [--only STAGE] [--dry-run] [--STAGE.FIELD VALUE ...]
-       megatron-r1 evaluate --model FOLDER --out FOLDER --data.files FILE ... [--FIELD VALUE ...]
+       megatron-r1 evaluate --model FOLDER --run-dir FOLDER --data.files FILE ... [--FIELD VALUE ...]
        megatron-r1 doctor [RECIPE]
        megatron-r1 recipes
 
@@ -94,9 +94,11 @@ def _evaluate(words: list[str]) -> int:
     config = tyro.cli(EvaluateConfig, args=words, prog="megatron-r1 evaluate")
     validate_evaluation(config)
     from megatron_r1.pipeline.evaluate import describe, evaluate
+    from megatron_r1.pipeline.folder import prepare_folder
 
-    print(describe(evaluate(config)))
-    print(f"results: {config.out / 'results.json'}")
+    with prepare_folder(config).lock:
+        print(describe(evaluate(config)))
+    print(f"results: {config.run_dir / 'results.json'}")
     return 0
 
 

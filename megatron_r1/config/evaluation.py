@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from megatron_r1.config.gym_tasks import task_faults
+from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.errors import ConfigError
@@ -21,9 +23,12 @@ class EvaluateConfig:
     """`megatron-r1 evaluate`: sample each problem several times and grade."""
 
     model: Path
-    """Hugging Face folder, or a torch_dist checkpoint (exported to `out` first)."""
-    out: Path
-    """Folder for results.json, samples.jsonl and the servers' logs; it must not exist, or be empty."""
+    """Hugging Face folder, or a torch_dist checkpoint (exported to `run_dir` first)."""
+    name: str = "evaluation"
+    run_dir: Path
+    """Folder for results.json, samples.jsonl and the servers' logs."""
+    if_exists: Literal["refuse", "archive"] = "refuse"
+    """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
     data: DataConfig = field(default_factory=DataConfig)
     """Tasks or files; `holdout` and `validation` mean nothing here."""
     limit: int = 0
@@ -39,8 +44,9 @@ class EvaluateConfig:
     rewards: RewardConfig = field(default_factory=RewardConfig)
 
 
-def validate_evaluation(config: EvaluateConfig) -> ModelShape:
-    """The model's shape. Raises ConfigError listing every fault."""
+def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> ModelShape:
+    """The model's shape. Raises ConfigError listing every fault. `folder`: whether run_dir may be used is looked at
+    too."""
     faults: list[str] = []
     shape = None
     try:
@@ -74,8 +80,8 @@ def validate_evaluation(config: EvaluateConfig) -> ModelShape:
         )
     if rollout.num_engines < 1 or config.rewards.num_workers < 1:
         faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        faults.append(f"out: {config.out} exists and is not empty; choose another folder")
+    if folder:
+        faults += folder_faults(config)
     if faults or shape is None:
         raise ConfigError(faults)
     return shape

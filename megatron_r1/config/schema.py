@@ -105,6 +105,9 @@ class DataConfig:
     seed: int = 0
     holdout: int = 100
     """Problems kept apart for accuracy before and after; never sampled for training."""
+    holdout_files: tuple[Path, ...] = ()
+    """jsonl files of problems to judge by instead; `holdout` then means nothing. Training problems with the same
+    questions are passed over and counted."""
     validation: int = 0
     """Further problems kept apart, for accuracy during training and for grpo.target_accuracy."""
 
@@ -150,9 +153,28 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceConfig:
+    """A reward model that scores what no rule can (paper, section 2.3.3), served by vLLM beside the rollouts.
+
+    Its server is like the rollout servers but for what is said here. The score is the model's value, less the mean and
+    divided by the standard deviation that it had on its validation pairs."""
+
+    name: str
+    """Of this part of the reward, such as helpful."""
+    model: Path
+    """Folder that a reward model stage made; its tokenizer is the policy's."""
+    domains: tuple[str, ...]
+    """The problems that it scores, by their domain."""
+    weight: float = 1.0
+    tensor_parallel: int = 1
+    devices: str = ""
+    """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig:
-    """Total = accuracy_weight * accuracy + format_weight * format + language_weight * language (paper, sections 2.2.2
-    and 2.3.2)."""
+    """Total = accuracy_weight * accuracy + format_weight * format + language_weight * language + the reward models'
+    scores by their weights (paper, sections 2.2.2, 2.3.2 and 2.3.3). A problem has the parts that apply to it."""
 
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
@@ -160,6 +182,10 @@ class RewardConfig:
     """Of the language-consistency reward; 0 does not compute it. The paper adds it with weight 1 in R1's first RL."""
     language: str = "en"
     """ISO 639-1 code of the language that thoughts should be in, for problems that do not name one themselves."""
+    record_language: bool = False
+    """Compute the language-consistency reward even where its weight is 0."""
+    preferences: tuple[PreferenceConfig, ...] = ()
+    """Reward models, for problems with grader "preference" and any others of their domains."""
     num_workers: int = 4
     """Worker processes that grade answers, and programs that run at once."""
     timeout_seconds: float = 5.0
@@ -198,6 +224,8 @@ class GRPOConfig:
     """Greedy accuracy on the validation problems every N steps (0: never)."""
     target_accuracy: float = 0.0
     """If > 0, stop early once an evaluation (every eval_every steps) reaches this."""
+    preference_from_step: int = 0
+    """Problems with grader "preference" are drawn from this step on (paper: in the last 400 of 1,700)."""
     save_every: int = 0
     """Export a Hugging Face folder every N steps (0: at the end only)."""
     rollouts_logged_per_step: int = 16

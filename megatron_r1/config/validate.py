@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import RunConfig
-from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
     optimizer_faults,
@@ -56,6 +56,7 @@ AT_LEAST: dict[str, float] = {
     "grpo.max_skipped_steps": 0,
     "grpo.eval_every": 0,
     "grpo.save_every": 0,
+    "grpo.preference_from_step": 0,
     "grpo.rollouts_logged_per_step": 0,
     "sft.steps": 0,
     "sft.batch_size": 1,
@@ -96,6 +97,7 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
     faults += _rollout_faults(config, shape)
     faults += _grpo_faults(config)
     faults += _data_faults(config)
+    faults += _preference_faults(config)
     if folder:
         faults += folder_faults(config)
     if faults or shape is None:
@@ -160,12 +162,46 @@ def _grpo_faults(config: RunConfig) -> list[str]:
     return faults
 
 
+def _preference_faults(config: RunConfig) -> list[str]:
+    faults: list[str] = []
+    used = {"accuracy", "format", "language", "length"}
+    own = _tokenizer(config.model.path)
+    for number, preference in enumerate(config.rewards.preferences):
+        field = f"rewards.preferences[{number}]"
+        if not preference.name or preference.name in used:
+            faults.append(
+                f"{field}.name is {preference.name!r}; it must be a name that no other part of the reward has"
+            )
+        used.add(preference.name)
+        if not preference.domains:
+            faults.append(f"{field}.domains is empty; name the domains of the problems that it scores")
+        if preference.tensor_parallel < 1 or not 0 <= preference.weight < math.inf:
+            faults.append(f"{field}: tensor_parallel must be at least 1 and weight at least 0")
+        found = _tokenizer(preference.model)
+        if found is None:
+            faults.append(f"{field}.model: {preference.model} has no tokenizer.json; it must be a reward model stage's")
+        elif found != own:
+            faults.append(
+                f"{field}.model: {preference.model} has another tokenizer than model.path "
+                f"{config.model.path}; train the reward model from a model of the policy's family"
+            )
+    return faults
+
+
+def _tokenizer(folder: Path) -> bytes | None:
+    file = hf_files(folder) / "tokenizer.json"
+    return file.read_bytes() if file.is_file() else None
+
+
 def _data_faults(config: RunConfig) -> list[str]:
     data, faults = config.data, []
     if bool(data.tasks) == bool(data.files):
         faults.append("data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files")
     faults += task_faults(data.tasks)
-    faults += [f"data.files: {file} does not exist" for file in data.files if not Path(file).is_file()]
+    named = {"data.files": data.files, "data.holdout_files": data.holdout_files}
+    faults += [
+        f"{name}: {file} does not exist" for name, files in named.items() for file in files if not file.is_file()
+    ]
     if config.sft.steps and not 0 <= config.sft.noise <= 1:
         faults.append(f"sft.noise is {config.sft.noise}; it is a share between 0 and 1")
     return faults

@@ -1,9 +1,8 @@
 """Problems from jsonl files, one object a line, strictly: a line that is not a problem stops the run.
 
 A line has `question` (text) or `messages` (chat turns, the last one the user's), and `answer` (text or
-number; in GSM8K's style only what follows the last `####` counts). Optional: id, grader ("math" or "exact"),
-domain, language. Other keys are ignored. Left out: programming problems, whose tests need the sandboxed
-grader.
+number; in GSM8K's style only what follows the last `####` counts). Optional: id, grader ("math", "exact", "code"
+with `tests`, or "preference", which has no answer), domain, language. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from megatron_r1.errors import DataError
 from megatron_r1.types import Message, Problem
 
-GRADERS = ("math", "exact", "code")
+GRADERS = ("math", "exact", "code", "preference")
 ROLES = ("system", "user", "assistant")
 
 
@@ -76,7 +75,7 @@ def _read_line(line: str, *, where: str, default_id: str) -> Problem:
         id=_text(row, "id", where, default=default_id),
         domain=_text(row, "domain", where, default="math"),
         messages=read_messages(row, where),
-        answer=None if grader == "code" else _read_answer(row, where),
+        answer=None if grader in ("code", "preference") else _read_answer(row, where),
         grader=grader,
         metadata={"tests": _read_tests(row, where)} if grader == "code" else {},
         language=_text(row, "language", where) if "language" in row else None,

@@ -37,6 +37,8 @@ class ProblemSplit:
     usable: Callable[[Problem], bool] | None = None
     num_unusable: int = 0
     """Of the files' problems; procedural ones are looked at when they are drawn."""
+    num_overlapping: int = 0
+    """Of the files' problems, those whose question is one of holdout_files'."""
 
     def coding_problems(self) -> list[Problem]:
         """The files' problems that programs are to solve (reasoning-gym's tasks have none)."""
@@ -85,10 +87,19 @@ def load_problems(config: DataConfig, usable: Callable[[Problem], bool] | None =
         if len(set(config.tasks)) < len(tasks):
             raise ConfigError(f"data.tasks: a line is listed twice in {list(config.tasks)}; list each once")
         sources = tuple(TaskProblems(task, seed=config.seed, size=config.task_size) for task in tasks)
+    given = read_problems(config.holdout_files) if config.holdout_files else ()
+    given_texts = frozenset(map(normalised_text, given))
     split = split_problems(
-        sources, holdout=config.holdout, validation=config.validation, seed=config.seed, usable=usable
+        sources,
+        holdout=0 if given else config.holdout,
+        validation=config.validation,
+        seed=config.seed,
+        usable=usable,
+        given_texts=given_texts,
     )
-    return dataclasses.replace(split, num_unusable=num_unusable)
+    overlapping = [p for p in sources[0] if normalised_text(p) in given_texts] if config.files else []
+    held_out = tuple(problem for problem in given if usable is None or usable(problem)) or split.held_out
+    return dataclasses.replace(split, held_out=held_out, num_unusable=num_unusable, num_overlapping=len(overlapping))
 
 
 def split_problems(
@@ -98,8 +109,11 @@ def split_problems(
     seed: int,
     validation: int = 0,
     usable: Callable[[Problem], bool] | None = None,
+    given_texts: frozenset[str] = frozenset(),
 ) -> ProblemSplit:
     """Hold out `holdout`, then `validation` problems with pairwise different normalised questions, drawn with `seed`.
+    Problems without a right answer (grader "preference") are not drawn; those with `given_texts` are neither drawn nor
+    trained on.
 
     ConfigError when there are not that many different questions, or when no other question is left.
     """
@@ -108,14 +122,15 @@ def split_problems(
     order = np.random.default_rng([HELD_OUT_STREAM, seed]).permutation(len(whole))
     for problem in _problems_in_order(whole, order):
         text = normalised_text(problem)
-        if text in chosen or not (usable is None or usable(problem)):
+        if text in chosen or text in given_texts or not (usable is None or usable(problem)):
             continue
         if len(chosen) == holdout + validation:  # the first question that is left for training: the split is done
             kept = tuple(chosen.values())
             return dataclasses.replace(
-                whole, held_out=kept[:holdout], validation=kept[holdout:], kept_texts=frozenset(chosen)
+                whole, held_out=kept[:holdout], validation=kept[holdout:], kept_texts=frozenset(chosen) | given_texts
             )
-        chosen[text] = problem
+        if problem.grader != "preference":
+            chosen[text] = problem
     raise ConfigError(
         f"data.holdout: {holdout} (and data.validation {validation}) of {len(chosen)} different questions leaves none "
         f"to train on; expected at most {max(len(chosen) - 1, 0)} together; lower them or give more data"

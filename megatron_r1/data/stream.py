@@ -7,7 +7,7 @@ sharding over ranks; one rank draws and hands the problems on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,17 +26,22 @@ class ProblemStream:
         self._position = 0
         self._order = self._epoch_order()
 
-    def take(self, count: int) -> list[Problem]:
-        """The next `count` problems."""
+    def take(self, count: int, wanted: Callable[[Problem], bool] = lambda problem: True) -> list[Problem]:
+        """The next `count` problems that are `wanted`; others are passed over until the next epoch.
+
+        DataError if a whole epoch has none."""
         problems: list[Problem] = []
+        started = self.epoch
         while len(problems) < count:
             if self._position == len(self._order):
+                if self.epoch > started and not problems:
+                    raise DataError("none of the training problems may be drawn at this step; see preference_from_step")
                 self.epoch += 1
                 self._position = 0
                 self._order = self._epoch_order()
             problem = self.split.problem(int(self._order[self._position]))
             self._position += 1
-            if self.split.is_trainable(problem):
+            if self.split.is_trainable(problem) and wanted(problem):
                 problems.append(problem)
         return problems
 

@@ -39,10 +39,10 @@ TASK_PROBLEMS = 100
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate and write results.json and samples.jsonl to config.out. Returns what results.json holds."""
+    """Evaluate and write results.json, summary.json and samples.jsonl to config.run_dir, which is there. Returns what
+    results.json holds."""
     begun = time.perf_counter()
-    config.out.mkdir(parents=True, exist_ok=True)
-    folder = model_folder(config.model, config.out / "model")
+    folder = model_folder(config.model, config.run_dir / "model")
     tokenizer = load_tokenizer(folder)
     given = given_problems(config.data, of_each_task=TASK_PROBLEMS)
     given = given[: config.limit] if config.limit else given
@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         flush=True,
     )
     with Scorer(config.rewards, programs=[problem for problem in problems if problem.grader == "code"]) as scorer:
-        with running_engines(config.rollout, folder=folder, run_dir=config.out, seed=config.seed) as engines:
+        with running_engines(config.rollout, folder=folder, run_dir=config.run_dir, seed=config.seed) as engines:
             scorer.check_started()
             graded = sample_and_grade(
                 engines,
@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             for problem, group, of_group in zip(problems, groups, rewards, strict=True)
         ]
         counts = scorer.counts()
-    with JsonLines(config.out / "samples.jsonl") as file:
+    with JsonLines(config.run_dir / "samples.jsonl") as file:
         for problem, group, of_group in zip(problems, groups, rewards, strict=True):
             for number, (completion, reward) in enumerate(zip(group, of_group, strict=True)):
                 file.write(
@@ -97,7 +97,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "seconds": {"sampling": graded.seconds, "all": time.perf_counter() - begun},
         "manifest": _manifest(config, folder),
     }
-    write_json(config.out / "results.json", results)
+    write_json(config.run_dir / "results.json", results)
+    scores = {name: score["mean"] for name, score in results["scores"].items()}
+    summary = {"accuracy": scores["pass@1"], **scores, "length": results["length_mean"]}
+    write_json(config.run_dir / "summary.json", summary)
     return results
 
 

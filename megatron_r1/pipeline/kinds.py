@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from megatron_r1.config.evaluation import EvaluateConfig, validate_evaluation
 from megatron_r1.config.rejection import RejectionConfig, validate_rejection
 from megatron_r1.config.reward_model import RewardModelConfig, validate_reward_model
 from megatron_r1.config.schema import RunConfig, StageConfig
@@ -13,13 +14,20 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.tiny_world import TINY_WORLD_FILES, TinyWorldConfig, validate_tiny_world
 from megatron_r1.config.validate import validate
 from megatron_r1.pipeline.launch import Ranks
-from megatron_r1.planning.summary import describe, describe_rejection, describe_reward_model, describe_sft
+from megatron_r1.planning.summary import (
+    describe,
+    describe_model,
+    describe_rejection,
+    describe_reward_model,
+    describe_sft,
+)
 
 OUTPUTS: dict[type, tuple[str, ...]] = {
     RunConfig: ("policy",),
     SFTRunConfig: ("model",),
     RewardModelConfig: ("model",),
     RejectionConfig: ("kept.jsonl",),
+    EvaluateConfig: ("results.json",),
     TinyWorldConfig: tuple(f"{name}.jsonl" for name in TINY_WORLD_FILES),
 }
 """What a stage leaves in its run folder for later stages."""
@@ -34,6 +42,8 @@ def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:
         return validate_sft(config, folder=folder)
     if isinstance(config, RewardModelConfig):
         return validate_reward_model(config, folder=folder)
+    if isinstance(config, EvaluateConfig):
+        return validate_evaluation(config, folder=folder)
     if isinstance(config, TinyWorldConfig):
         return validate_tiny_world(config, folder=folder)
     assert isinstance(config, RejectionConfig)
@@ -50,6 +60,8 @@ def summary_of(config: StageConfig, shape: ModelShape | None) -> str:
         return describe_sft(config, shape)
     if isinstance(config, RewardModelConfig):
         return describe_reward_model(config, shape)
+    if isinstance(config, EvaluateConfig):
+        return f"{describe_model(config.name, shape)}\nrun folder: {config.run_dir}"
     assert isinstance(config, RejectionConfig)
     return describe_rejection(config, shape)
 
@@ -78,6 +90,10 @@ def loop_of(config: StageConfig) -> Callable[..., dict[str, Any]]:
         from megatron_r1.pipeline.reward_model import run_reward_model
 
         return run_reward_model
+    if isinstance(config, EvaluateConfig):
+        from megatron_r1.pipeline.evaluate import evaluate
+
+        return evaluate
     if isinstance(config, TinyWorldConfig):
         from megatron_r1.pipeline.tiny_world import make_tiny_world
 

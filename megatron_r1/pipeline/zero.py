@@ -37,10 +37,11 @@ from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, ro
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.rollout.server import Engine, start_engines
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.collector import Collector
-from megatron_r1.stages.evaluate import greedy_accuracy
+from megatron_r1.stages.evaluate import greedy_scores
 from megatron_r1.stages.grpo import ASIDE, Loop, train_grpo
 from megatron_r1.stages.sft import train_sft
 from megatron_r1.types import RolloutGroup, StepResult, TrainingSequence
@@ -61,6 +62,8 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
     split = load_problems(config.data, room)
     if split.num_unusable:
         say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
+    if split.num_overlapping:
+        say(f"{split.num_overlapping} of {len(split)} problems ask what a held-out one asks and are passed over")
     layout = row_layout(config, tokenizer.pad_id)
     seconds: dict[str, float] = {}
     model = dataclasses.replace(config.model, train_mtp=False)
@@ -74,14 +77,20 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         seconds["warm_up"] = time.perf_counter() - begun
     base = model.path
     made: list[Scorer] = []
-    on_rank_zero(lambda: made.append(Scorer(config.rewards, programs=split.coding_problems())))
-    scorer = made[0] if made else None
+    judges: list[RewardModelServer] = []
+
+    def make_scorer() -> None:
+        judges.extend(start_reward_models(config))
+        made.append(Scorer(config.rewards, programs=split.coding_problems(), preferences=judges))
+
     engines: Sequence[Engine] = ()
     try:
+        on_rank_zero(make_scorer)
+        scorer = made[0] if made else None
         say(f"starting {config.rollout.num_engines} vLLM server(s) on {base}")
         marked = time.perf_counter()
         policy, engines = _policy_and_engines(config, shape, device, model, say)
-        on_rank_zero(lambda: scorer.check_started() if scorer is not None else None)
+        on_rank_zero(lambda: _wait_for_graders(scorer, judges))
         seconds["start"] = time.perf_counter() - marked
         sync = WeightSync(
             config.rollout,
@@ -101,7 +110,9 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
     finally:
         for engine in engines:
             engine.stop()
-        if scorer is not None:
+        for judge in judges:
+            judge.close()
+        for scorer in made:
             scorer.close()
     summary["seconds_total"] = time.perf_counter() - begun
     if dist.get_rank() == 0:
@@ -211,6 +222,28 @@ def _warm_up(
     dist.barrier()
 
 
+def start_reward_models(config: RunConfig) -> list[RewardModelServer]:
+    """The servers of config.rewards.preferences, starting. Stops all if one cannot be started."""
+    servers: list[RewardModelServer] = []
+    try:
+        for preference in config.rewards.preferences:
+            server = RewardModelServer(preference, config.rollout, run_dir=config.run_dir)
+            servers.append(server)
+            server.engine.start()
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return servers
+
+
+def _wait_for_graders(scorer: Scorer | None, judges: Sequence[RewardModelServer]) -> None:
+    if scorer is not None:
+        scorer.check_started()
+    for judge in judges:
+        judge.engine.wait_ready()
+
+
 class _Run:
     """GRPO of one run: what the loop calls, and the files that it fills."""
 
@@ -240,9 +273,9 @@ class _Run:
         config, held_out = self.config, split.held_out
         self.push(0)
         marked = time.perf_counter()
-        before = greedy_accuracy(self.collector, held_out)
+        before = greedy_scores(self.collector, held_out)
         seconds["evaluate"] = time.perf_counter() - marked
-        say(f"held-out greedy accuracy before GRPO: {before:.1%} of {len(held_out)} problems")
+        say(f"held-out greedy accuracy before GRPO: {before['accuracy']:.1%} of {len(held_out)} problems")
         with ExitStack() as files:
             if self.is_writer:
                 self.metrics = files.enter_context(JsonLines(config.run_dir / "metrics.jsonl"))
@@ -253,7 +286,7 @@ class _Run:
                 collector=self.collector,
                 push=self.push,
                 on_step=self.on_step,
-                evaluate=lambda: greedy_accuracy(self.collector, split.validation),
+                evaluate=lambda: greedy_scores(self.collector, split.validation)["accuracy"],
                 save=self.save,
                 decode=self.tokenizer.decode,
             )
@@ -272,14 +305,16 @@ class _Run:
                 raise
         self.save(steps, last=True)
         marked = time.perf_counter()
-        after = greedy_accuracy(self.collector, held_out)
+        after = greedy_scores(self.collector, held_out)
         seconds["evaluate"] += time.perf_counter() - marked
         grpo_seconds = sum(value for phase, value in self.seconds.items() if phase not in ASIDE)
         for phase, value in self.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + value
         return {
-            "accuracy_before": before,
-            "accuracy_after": after,
+            "accuracy_before": before["accuracy"],
+            "accuracy_after": after["accuracy"],
+            "held_out_before": before,
+            "held_out_after": after,
             "steps": steps,
             "seconds": seconds,
             "tokens_per_second": self.tokens / max(grpo_seconds, 1e-9),

@@ -57,7 +57,7 @@ def describe_rejection(config: RejectionConfig, shape: ModelShape) -> str:
     rollout = config.rollout
     return "\n".join(
         [
-            _model(config.name, shape),
+            describe_model(config.name, shape),
             f"sampling: {rollout.num_engines} server(s), TP{rollout.tensor_parallel}, {rollout.dtype}, "
             f"{rollout.device}; {config.samples} samples a problem, at most {config.keep_per_problem} kept",
             f"run folder: {config.run_dir}",
@@ -65,7 +65,8 @@ def describe_rejection(config: RejectionConfig, shape: ModelShape) -> str:
     )
 
 
-def _model(name: str, shape: ModelShape) -> str:
+def describe_model(name: str, shape: ModelShape) -> str:
+    """A model in one line."""
     count = count_parameters(shape)
     mtp = f", {_short(count.mtp)} more in MTP layers" if count.mtp else ""
     return f"{name}: {shape.architecture}, {_short(count.total)} parameters, {_short(count.active)} active a token{mtp}"
@@ -85,7 +86,7 @@ def _model_and_trainer(config: TrainerStage, optimizer: OptimizerConfig, shape: 
     fp32, distributed = config.train.dtype == "fp32", optimizer.distributed
     rank_bytes = bytes_per_rank(shape, parallel, fp32=fp32, distributed_optimizer=distributed)
     return [
-        _model(config.name, shape),
+        describe_model(config.name, shape),
         f"trainer: {parallel.world_size} rank(s), {used}, data parallel {parallel.data}, {config.train.dtype}; "
         f"{rank_bytes / 2**30:.3g} GiB a rank for weights, gradients and optimizer",
     ]

@@ -2,7 +2,7 @@
 2.2.2).
 
 Cheap verdicts are reached here; everything else goes to the grading pool, so that grading overlaps
-generation. Left out: preference parts.
+generation. Reward models are somebody else's to run: a Preference is asked for its score.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from typing import Protocol
 
-from megatron_r1.config.schema import RewardConfig
+from megatron_r1.config.schema import PreferenceConfig, RewardConfig
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.code_grader import CodeGrader
 from megatron_r1.rewards.format import extract_answer, format_score
@@ -22,6 +23,14 @@ from megatron_r1.types import Problem, Reward
 
 INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
 """An integer in its one canonical spelling."""
+
+
+class Preference(Protocol):
+    """A reward model, wherever it runs."""
+
+    @property
+    def config(self) -> PreferenceConfig: ...
+    def submit(self, problem: Problem, response: str) -> Future[float]: ...
 
 
 class Scorer:
@@ -34,13 +43,23 @@ class Scorer:
         *,
         graders: tuple[str, ...] = ("math", "reasoning_gym"),
         programs: Sequence[Problem] = (),
+        preferences: Sequence[Preference] = (),
     ) -> None:
         """`programs` are the coding problems to come: their tests are checked and the sandbox is opened now.
+        `preferences` score the problems of their domains.
 
         DataError for tests that are malformed, ConfigError where this machine has no sandbox that is allowed."""
         self.config = config
         self._programs = CodeGrader(config, programs) if programs else None
-        if config.language_weight and "language" not in graders:
+        self._preferences = tuple(preferences)
+        self._weights = {
+            "accuracy": config.accuracy_weight,
+            "format": config.format_weight,
+            "language": config.language_weight,
+            **{preference.config.name: preference.config.weight for preference in preferences},
+        }
+        self._needs_language = bool(config.language_weight) or config.record_language
+        if self._needs_language and "language" not in graders:
             graders = (*graders, "language")
         self._pool = GradingPool(
             num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, graders=graders
@@ -53,16 +72,24 @@ class Scorer:
         self.close()
 
     def submit(self, problem: Problem, response: str) -> Future[Reward]:
-        """Start scoring one response; `.result()` is its Reward with parts accuracy and format, each 0 or 1, and, if it
-        has a weight, language, the share of the thought's words in the problem's language.
+        """Start scoring one response; `.result()` is its Reward with those parts that apply: accuracy (unless only
+        reward models score the problem) and format, each 0 or 1; language, the share of the thought's words in the
+        problem's language, if it is asked for; and the scores of the reward models for the problem's domain.
 
         DataError for a problem whose grader is unknown or has no reference answer to compare with.
         """
         parts = {"format": format_score(response)}
         answer = extract_answer(response)
-        waiting: dict[str, Future[Verdict]] = {}
-        quick = None if problem.grader == "code" else _quick_verdict(problem, answer)
-        if problem.grader == "code":
+        waiting: dict[str, Future[Verdict] | Future[float]] = {}
+        by_rule = problem.grader not in ("code", "preference")
+        quick = _quick_verdict(problem, answer) if by_rule else None
+        for preference in self._preferences:
+            if problem.domain in preference.config.domains:
+                waiting[preference.config.name] = preference.submit(problem, response)
+        if problem.grader == "preference":
+            if not waiting:
+                raise DataError(f"problem {problem.id}: no reward model scores domain {problem.domain!r}")
+        elif problem.grader == "code":
             waiting["accuracy"] = self._submit_program(problem, answer)
         elif quick is None and answer is not None:
             waiting["accuracy"] = self._pool.submit(
@@ -70,7 +97,7 @@ class Scorer:
             )
         else:
             parts["accuracy"] = float(bool(quick))
-        if self.config.language_weight:
+        if self._needs_language:
             language = problem.language or self.config.language
             waiting["language"] = self._pool.submit("language", response, reference=language)
         return self._when_done(parts, waiting)
@@ -94,13 +121,15 @@ class Scorer:
         if self._programs is not None:
             self._programs.close()
 
-    def _when_done(self, parts: dict[str, float], waiting: Mapping[str, Future[Verdict]]) -> Future[Reward]:
+    def _when_done(
+        self, parts: dict[str, float], waiting: Mapping[str, Future[Verdict] | Future[float]]
+    ) -> Future[Reward]:
         """The reward of `parts` and of the verdicts that are still being reached."""
         future: Future[Reward] = Future()
         left = set(waiting)
         lock = threading.Lock()
 
-        def take(name: str, graded: Future[Verdict]) -> None:
+        def take(name: str, graded: Future[Verdict] | Future[float]) -> None:
             with lock:
                 if graded.cancelled():
                     future.cancel()
@@ -108,8 +137,10 @@ class Scorer:
                     if not future.done():
                         future.set_exception(error)
                 else:
-                    verdict = graded.result()
-                    parts[name] = verdict.score if name == "language" else float(verdict.correct)
+                    found = graded.result()
+                    if isinstance(found, Verdict):
+                        found = found.score if name == "language" else float(found.correct)
+                    parts[name] = found
                 left.discard(name)
                 if not left and not future.done():
                     future.set_result(self._reward(parts))
@@ -121,14 +152,8 @@ class Scorer:
         return future
 
     def _reward(self, parts: Mapping[str, float]) -> Reward:
-        config = self.config
-        weights = {
-            "accuracy": config.accuracy_weight,
-            "format": config.format_weight,
-            "language": config.language_weight,
-        }
-        ordered = {name: parts[name] for name in weights if name in parts}
-        return Reward(total=sum(weights[name] * part for name, part in ordered.items()), parts=ordered)
+        ordered = {name: parts[name] for name in self._weights if name in parts}
+        return Reward(total=sum(self._weights[name] * part for name, part in ordered.items()), parts=ordered)
 
 
 def _quick_verdict(problem: Problem, answer: str | None) -> bool | None:

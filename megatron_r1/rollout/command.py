@@ -35,8 +35,11 @@ DeepSeek-V3 gives them (logprobs off by 1); its plain PyTorch version agrees wit
 VLLM_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def server_command(config: RolloutConfig, *, model_path: Path, host: str, port: int, seed: int) -> list[str]:
-    """The command line of one server. It holds no secret: other users can read it."""
+def server_command(
+    config: RolloutConfig, *, model_path: Path, host: str, port: int, seed: int, reward_model: bool = False
+) -> list[str]:
+    """The command line of one server. It holds no secret: other users can read it. `reward_model`: it gives one value
+    for a text (/pooling) instead of more text, and keeps the weights that it was started with."""
     flags: dict[str, str | int | float] = {
         "--model": str(model_path),
         "--host": host,
@@ -47,17 +50,19 @@ def server_command(config: RolloutConfig, *, model_path: Path, host: str, port: 
         "--max-model-len": config.max_model_len,
         "--max-num-seqs": config.max_num_seqs,
         "--gpu-memory-utilization": config.memory_fraction,
-        "--weight-transfer-config": json.dumps({"backend": config.sync}),
         "--middleware": "megatron_r1.rollout.auth.TokenMiddleware",
-        "--logprobs-mode": "processed_logprobs",
-        "--generation-config": "vllm",
     }
-    switches = [
-        "--enable-prefix-caching",
-        "--enable-scale-out",  # /inference/v1/generate: token ids in, token ids and weight versions out
-        "--disable-log-stats",
-        "--disable-uvicorn-access-log",
-    ]
+    switches = ["--disable-log-stats", "--disable-uvicorn-access-log"]
+    if reward_model:
+        flags |= {"--runner": "pooling", "--convert": "classify"}
+    else:
+        flags |= {
+            "--weight-transfer-config": json.dumps({"backend": config.sync}),
+            "--logprobs-mode": "processed_logprobs",
+            "--generation-config": "vllm",
+        }
+        # Scale-out is /inference/v1/generate: token ids in, token ids and weight versions out.
+        switches += ["--enable-prefix-caching", "--enable-scale-out"]
     if config.device == "cpu":
         # Prompts must not be split over steps: with per-request seeds vLLM 0.32 then rewinds a CPU random
         # generator, which raises and kills the engine.

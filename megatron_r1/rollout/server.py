@@ -73,14 +73,19 @@ class Engine:
         seed: int = 0,
         host: str = "127.0.0.1",
         visible_devices: str | None = None,
+        name: str = "",
+        reward_model: bool = False,
     ) -> None:
+        """`name`: of its log file, vllm-`index` if empty. `reward_model`: see command.server_command."""
         self.config = config
         self.model_path = Path(model_path)
         self.index = index
+        self.name = name or f"vllm-{index}"
+        self.reward_model = reward_model
         self.seed = seed
         self.host = host
         self.visible_devices = visible_devices
-        self.log_path = Path(run_dir) / "logs" / f"vllm-{index}.log"
+        self.log_path = Path(run_dir) / "logs" / f"{self.name}.log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self.starts = 0
         self.failures = 0
@@ -97,7 +102,7 @@ class Engine:
         running.
         """
         if self.alive():
-            raise EngineError(f"vllm-{self.index} is already running (process {self.pid}); stop it first.")
+            raise EngineError(f"{self.name} is already running (process {self.pid}); stop it first.")
         self.starts += 1
         self.log_begin = self.log_path.stat().st_size if self.log_path.exists() else 0
         self.port = free_port(self.host)
@@ -105,7 +110,12 @@ class Engine:
         self.private_dir = private_directory()
         self.client = EngineClient(f"http://{self.host}:{self.port}", token=self.token, config=self.config)
         command = server_command(
-            self.config, model_path=self.model_path, host=self.host, port=self.port, seed=self.seed
+            self.config,
+            model_path=self.model_path,
+            host=self.host,
+            port=self.port,
+            seed=self.seed,
+            reward_model=self.reward_model,
         )
         environment = server_environment(
             self.config,
@@ -139,10 +149,10 @@ class Engine:
                 born.set()
             process.wait()
 
-        threading.Thread(target=own_process, name=f"vllm-{self.index}", daemon=True).start()
+        threading.Thread(target=own_process, name=f"{self.name}", daemon=True).start()
         born.wait()
         if failure:
-            raise EngineError(f"vllm-{self.index} could not be started: {failure[0]}") from failure[0]
+            raise EngineError(f"{self.name} could not be started: {failure[0]}") from failure[0]
 
     def wait_ready(self, progress: Callable[[str], None] | None = None) -> float:
         """Block until the server answers; returns the seconds waited.
@@ -163,12 +173,12 @@ class Engine:
                 tail = self.log_tail()
                 self.stop()
                 raise EngineError(
-                    f"rollout.start_timeout_seconds: vllm-{self.index} did not answer within "
+                    f"rollout.start_timeout_seconds: {self.name} did not answer within "
                     f"{self.config.start_timeout_seconds:.0f} s; raise it, or see {self.log_path}:\n{tail}"
                 )
             if progress is not None and time.monotonic() - told > 5:
                 told = time.monotonic()
-                progress(f"vllm-{self.index} starting, {waited:.0f} s")
+                progress(f"{self.name} starting, {waited:.0f} s")
             time.sleep(POLL_SECONDS)
         return time.monotonic() - begun
 
@@ -200,9 +210,7 @@ class Engine:
         tail = self.log_tail()
         found = [remedy for sign, remedy in REMEDIES.items() if sign in tail.lower()]
         remedy = found[0] if found else "read the log from its first error on"
-        return EngineError(
-            f"vllm-{self.index} {what} (exit code {code}). Remedy: {remedy}. {self.log_path} ends:\n{tail}"
-        )
+        return EngineError(f"{self.name} {what} (exit code {code}). Remedy: {remedy}. {self.log_path} ends:\n{tail}")
 
     def log_tail(self) -> str:
         """The last lines of the log, led by the last exception of a child process if it is further up."""

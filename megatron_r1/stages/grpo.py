@@ -74,7 +74,11 @@ def train_grpo(
     timer = PhaseTimer()
     for step in range(config.steps):
         with timer.phase("rollout"):
-            problems = loop.stream.take(config.prompts_per_step)
+            early = step < config.preference_from_step
+            problems = loop.stream.take(
+                config.prompts_per_step,
+                lambda problem: not (early and problem.grader == "preference"),  # noqa: B023 - called at once
+            )
             rollout = loop.collector.collect(problems, group_size=config.group_size, seed=step_seed(seed, step))
         groups = rollout.groups
         with timer.phase("packing"):
@@ -210,7 +214,7 @@ def step_metrics(results: Sequence[StepResult], groups: Sequence[RolloutGroup]) 
     rewards = [reward for group in groups for reward in group.rewards]
     completions = [completion for group in groups for completion in group.completions]
     names = sorted({name for reward in rewards for name in reward.parts})
-    parts = {name: float(np.mean([reward.parts[name] for reward in rewards])) for name in names}
+    parts = {name: float(np.mean([reward.parts[name] for reward in rewards if name in reward.parts])) for name in names}
     averaged = {
         name: float(np.mean([result.metrics[name] for result in results]))
         for name in ("kl", "entropy", "clip_fraction")

@@ -166,7 +166,7 @@ def test_a_signal_ends_every_process_of_a_run(tmp_path):
 def test_the_trained_policy_is_evaluated_from_a_megatron_checkpoint(run, tmp_path):
     tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
     subprocess.run([sys.executable, tool, "hf-to-megatron", run["folder"] / "policy", tmp_path / "policy"], check=True)
-    words = ["--model", tmp_path / "policy", "--out", tmp_path / "out", "--data.template", "plain", "--data.seed", "3"]
+    words = ["--model", tmp_path / "policy", "--run-dir", tmp_path / "out", "--data.template", "plain", "--data.seed", "3"]
     words += ["--data.tasks", "basic_arithmetic:min_terms=2,max_terms=2,min_digits=1,max_digits=2,operators=+"]
     words += [
         "--limit",

@@ -1,0 +1,100 @@
+"""Reward models beside the rollouts: one vLLM server each, asked for the value of a response."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from megatron_r1.config import RolloutConfig
+from megatron_r1.config.schema import PreferenceConfig
+from megatron_r1.config.shape import load_shape
+from megatron_r1.data.preferences import JudgedEncoder
+from megatron_r1.data.tokenizer import load_tokenizer
+from megatron_r1.errors import ConfigError, EngineError
+from megatron_r1.rollout.server import Engine
+from megatron_r1.types import Problem
+
+REQUESTS_AT_ONCE = 64
+
+
+class RewardModelServer:
+    """A reward model and its server. Start it with `engine.start()`, wait with `engine.wait_ready()`, close it."""
+
+    def __init__(self, config: PreferenceConfig, rollout: RolloutConfig, *, run_dir: Path) -> None:
+        """Raises ConfigError for a folder that is no reward model stage's."""
+        self.config = config
+        if not load_shape(config.model).reward_head:
+            raise ConfigError(
+                f"rewards.preferences: {config.model} has no reward head; it must be the model of a reward model stage"
+            )
+        self.scale = read_scale(config.model)
+        self.encoder = JudgedEncoder(
+            template=self.scale["template"], tokenizer=load_tokenizer(config.model), part=self.scale["part"]
+        )
+        self.engine = Engine(
+            dataclasses.replace(rollout, tensor_parallel=config.tensor_parallel, num_engines=1, devices=()),
+            model_path=config.model,
+            run_dir=run_dir,
+            name=f"reward-{config.name}",
+            visible_devices=config.devices or None,
+            reward_model=True,
+        )
+        self._pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix=f"reward-{config.name}")
+        self._restart = threading.Lock()
+
+    def submit(self, problem: Problem, response: str) -> Future[float]:
+        """Start scoring one response; the result is in standard deviations from the mean of the validation pairs.
+
+        EngineError past the restarts of the server."""
+        return self._pool.submit(self._score, problem, response)
+
+    def value(self, token_ids: Sequence[int]) -> float:
+        """The model's value of a prompt and judged response, as it is. EngineError if the server fails."""
+        # Without its activation, which would squash the value into (0, 1).
+        body = {"input": [list(map(int, token_ids))], "task": "classify", "use_activation": False}
+        body["model"] = str(self.config.model)
+        answer = self.engine.client.request("POST", "/pooling", body)
+        try:
+            (value,) = answer["data"][0]["data"]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EngineError(f"{self.engine.name}: expected one value, got {answer!r:.300}") from error
+        return float(value)
+
+    def _score(self, problem: Problem, response: str) -> float:
+        token_ids = self.encoder.encode(problem.messages, response, where=problem.id).tolist()
+        # What is longer than the server takes is judged by its end, as the value is the last token's.
+        token_ids = token_ids[-(self.engine.config.max_model_len - 1) :]
+        starts = self.engine.starts
+        try:
+            value = self.value(token_ids)
+        except EngineError:
+            with self._restart:
+                if self.engine.starts == starts:  # nobody else has restarted it meanwhile
+                    self.engine.restart()
+            value = self.value(token_ids)
+        return (value - self.scale["value_mean"]) / self.scale["value_std"]
+
+    def close(self) -> None:
+        """Stop the server; scores that were not reached are abandoned."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.engine.stop()
+
+
+def read_scale(folder: Path) -> dict:
+    """What a reward model stage wrote beside its weights. ConfigError if it is not there or incomplete."""
+    file = folder / "megatron_r1.json"
+    try:
+        scale = json.loads(file.read_text(encoding="utf-8"))
+        missing = {"part", "template", "value_mean", "value_std"} - set(scale)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"rewards.preferences: {file} cannot be read ({error}); it must be a reward model stage's"
+        ) from error
+    if missing or not scale["value_std"] > 0:
+        wrong = ", ".join(sorted(missing)) or "a value_std above 0"
+        raise ConfigError(f"rewards.preferences: {file} lacks {wrong}; it must be a reward model stage's")
+    return scale

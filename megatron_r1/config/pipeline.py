@@ -60,10 +60,8 @@ def stages_of(pipeline: PipelineConfig) -> dict[str, StageConfig]:
 
 def parent_of(path: Path, run_dir: Path) -> tuple[str, Path] | None:
     """(stage, path within its folder) if `path` lies in a stage's folder of the pipeline in `run_dir`."""
-    if not path.is_relative_to(run_dir) or path == run_dir:
-        return None
-    first, *rest = path.relative_to(run_dir).parts
-    return first, Path(*rest)
+    parts = path.relative_to(run_dir).parts if path.is_relative_to(run_dir) else ()
+    return (parts[0], Path(*parts[1:])) if len(parts) > 1 else None
 
 
 def _stage_in(path: Path) -> str | None:

@@ -38,7 +38,7 @@ def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Option
     chosen = choose(stages, options)
     if "RANK" in os.environ and options.only and not options.dry_run and PARENT_VARIABLE in os.environ:
         return run_here(stages[options.only])
-    _check_all(pipeline, stages, chosen)
+    check_all(pipeline, stages, chosen)
     if options.dry_run:
         for name in chosen:
             print(f"[{name}]\n{describe_fields(stages[name])}")
@@ -103,7 +103,7 @@ def _run_chosen(
     return 0
 
 
-def _check_all(pipeline: PipelineConfig, stages: Mapping[str, StageConfig], chosen: Sequence[str]) -> None:
+def check_all(pipeline: PipelineConfig, stages: Mapping[str, StageConfig], chosen: Sequence[str]) -> None:
     """Raises ConfigError with the faults of all chosen stages; what an earlier stage will make counts as present."""
 
     def stand_in(path: Path) -> Path:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, validate
+from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.chain import check_all
 from megatron_r1.recipes import RECIPES
 
 MOE = {
@@ -370,10 +372,19 @@ def test_a_run_folder_that_is_a_file_is_refused(sound, if_exists):
     assert fault.startswith("run_dir:") and "is a file" in fault
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if isinstance(RECIPES[name](), RunConfig)])
 def test_recipes_lack_nothing_but_their_model_and_data(name, tmp_path):
     config = dataclasses.replace(RECIPES[name](), run_dir=tmp_path)
     assert all("does not exist" in fault for fault in faults_of(config))
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if isinstance(RECIPES[name](), PipelineConfig)])
+def test_pipelines_lack_nothing_but_their_models_and_data(name):
+    stages = stages_of(RECIPES[name]())
+    try:
+        check_all(RECIPES[name](), stages, list(stages))
+    except ConfigError as error:
+        assert all("does not exist" in fault for fault in error.faults)
 
 
 def test_the_error_survives_being_sent_to_another_process():

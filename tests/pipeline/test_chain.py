@@ -1,0 +1,95 @@
+"""A pipeline from the command line: stages in order, none run twice for nothing, none lost by a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SMALL = ("--data.base", "320", "--data.cold-start", "64", "--data.held-out", "20", "--data.problems", "100")
+
+
+def start(folder, *words):
+    command = [sys.executable, "-m", "megatron_r1", "run", "r1_tiny", "--run-dir", str(folder), *SMALL, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(folder, *words):
+    process = start(folder, *words)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def weights(folder, stage):
+    return manifest(folder)["stages"][stage]["outputs"]["model"]["content"]
+
+
+def wait_for(file, process):
+    deadline = time.monotonic() + 120
+    while not (file.exists() and file.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert file.exists()
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A pipeline that was killed in the middle of its second stage, then started again."""
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    process = start(folder, "--until", "base")
+    wait_for(folder / "base" / "metrics.jsonl", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = manifest(folder)
+    status, output = run(folder, "--until", "base")
+    return {"folder": folder, "before": before, "status": status, "output": output}
+
+
+def test_a_killed_pipeline_goes_on_with_the_stage_that_it_was_in(killed):
+    assert killed["status"] == 0, killed["output"]
+    states = {name: record["state"] for name, record in killed["before"]["stages"].items()}
+    assert states == {"data": "done", "base": "running"}
+    assert "[1/2] data: up to date" in killed["output"]
+    assert "[2/2] base: done" in killed["output"]
+    assert (killed["folder"] / "base.1" / "metrics.jsonl").exists()  # what the killed run had written
+
+
+def test_the_report_is_written(killed):
+    page = (killed["folder"] / "report.html").read_text()
+    assert "2 of 14 stages done" in page and "validation loss" in page
+
+
+def test_it_makes_what_a_run_without_a_kill_makes(killed, tmp_path):
+    # Somewhere else, so that nothing of the killed one can be taken; and no stage depends on where it runs.
+    status, output = run(tmp_path / "run", "--until", "base")
+    assert status == 0, output
+    assert weights(tmp_path / "run", "base") == weights(killed["folder"], "base")
+    # A stage whose inputs are unchanged is not run again; one with another configuration is.
+    status, output = run(tmp_path / "run", "--until", "base")
+    assert "[2/2] base: up to date" in output and status == 0
+    status, output = run(tmp_path / "run", "--until", "data", "--data.pairs", "50")
+    assert "[1/1] data: done" in output and status == 0, output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--only", "nowhere"), "--only nowhere: no stage is called so; there are data, base"),
+        (("--from", "base", "--until", "data"), "--until data comes before --from base"),
+        (("--only", "base", "--until", "base"), "--only names one stage"),
+        (("--until",), "--until needs the name of a stage"),
+        (("--only", "student"), "student.model.path:"),
+        (("--base.data.epochs", "0", "--second-sft.data.epochs", "0"), "second_sft.data.epochs is 0"),
+    ],
+)
+def test_a_wrong_choice_is_said_before_anything_runs(tmp_path, words, said):
+    status, output = run(tmp_path / "run", *words)
+    assert status == 2
+    assert said in output
+    assert not (tmp_path / "run" / "data").exists()

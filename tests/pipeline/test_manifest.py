@@ -1,0 +1,101 @@
+"""When a stage is up to date, by its configuration and by the content of what it reads and writes."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from megatron_r1.config.evaluation import EvaluateConfig
+from megatron_r1.config.schema import DataConfig
+from megatron_r1.errors import DataError
+from megatron_r1.pipeline.manifest import Manifest
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A finished stage: what it read, what it wrote."""
+    (tmp_path / "made" / "model").mkdir(parents=True)
+    (tmp_path / "made" / "model" / "config.json").write_text("{}")
+    (tmp_path / "problems.jsonl").write_text("one\n")
+    config = EvaluateConfig(
+        run_dir=tmp_path / "score",
+        model=tmp_path / "made" / "model",
+        data=DataConfig(files=(tmp_path / "problems.jsonl",)),
+    )
+    config.run_dir.mkdir()
+    manifest = Manifest(tmp_path, "test")
+    manifest.begin("score", config)
+    (config.run_dir / "results.json").write_text('{"scores": 1}')
+    (config.run_dir / "summary.json").write_text('{"accuracy": 0.5}')
+    manifest.finish("score", config, seconds=1.0, status=0)
+    return config
+
+
+def current(stage, tmp_path):
+    return Manifest(tmp_path, "test").is_current("score", stage)
+
+
+def test_a_finished_stage_is_current(stage, tmp_path):
+    assert current(stage, tmp_path)
+
+
+def test_a_stage_that_never_ran_is_not(stage, tmp_path):
+    assert not Manifest(tmp_path, "test").is_current("other", stage)
+
+
+@pytest.mark.parametrize("fields", [{"samples": 3}, {"seed": 1}, {"limit": 2}])
+def test_another_configuration_is_not(stage, tmp_path, fields):
+    assert not current(dataclasses.replace(stage, **fields), tmp_path)
+
+
+def test_name_and_what_to_do_with_old_folders_are_no_part_of_the_computation(stage, tmp_path):
+    assert current(dataclasses.replace(stage, name="renamed", if_exists="archive"), tmp_path)
+
+
+def test_a_changed_input_file_is_noticed(stage, tmp_path):
+    (tmp_path / "problems.jsonl").write_text("two\n")
+    assert not current(stage, tmp_path)
+
+
+def test_an_input_that_was_only_touched_is_the_same(stage, tmp_path):
+    os.utime(tmp_path / "problems.jsonl", (1, 1))
+    assert current(stage, tmp_path)
+
+
+def test_a_file_more_in_an_input_folder_is_noticed(stage, tmp_path):
+    (tmp_path / "made" / "model" / "more.safetensors").write_bytes(b"x")
+    assert not current(stage, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_an_output_that_is_not_what_the_stage_left_is_noticed(stage, tmp_path, how):
+    results = stage.run_dir / "results.json"
+    results.write_text('{"scores": 2}') if how == "changed" else results.unlink()
+    assert not current(stage, tmp_path)
+
+
+def test_a_stage_that_began_again_or_failed_is_not_current(stage, tmp_path):
+    manifest = Manifest(tmp_path, "test")
+    manifest.begin("score", stage)
+    assert not current(stage, tmp_path)
+    manifest.finish("score", stage, seconds=1.0, status=3)
+    assert not current(stage, tmp_path)
+    assert Manifest(tmp_path, "test").record("score")["exit_status"] == 3
+
+
+def test_the_record_says_what_was_made_of_what(stage, tmp_path):
+    record = json.loads((tmp_path / "manifest.json").read_text())["stages"]["score"]
+    assert record["state"] == "done" and record["metrics"] == {"accuracy": 0.5}
+    assert record["inputs"]["model"]["stage"] == "made"
+    assert record["inputs"]["data.files[0]"]["stage"] is None
+    assert record["config"]["samples"] == 16
+    assert record["code"]["version"]
+    assert len(record["outputs"]["results.json"]["content"]) == 64
+
+
+def test_a_damaged_manifest_is_said_and_kept(stage, tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="manifest.json: not valid JSON"):
+        Manifest(tmp_path, "test")
+    assert (tmp_path / "manifest.json").read_text() == "{"

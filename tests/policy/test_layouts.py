@@ -8,27 +8,31 @@ import numpy as np
 import pytest
 import torch
 from oracles import all_logits, random_sequences, save_model
-from ranks import run_ranks
+from ranks import Results, run_launches
 
 pytestmark = pytest.mark.timeout(1200)
-ONE = ["one"]
-TWO = ["tp2", "ep2", "pp2", "vpp2", "cp2", "tp2ep2"]
-FOUR = ["tp2pp2ep2"]
+RANKS = {1: ["one"], 2: ["tp2", "ep2", "pp2", "vpp2", "cp2", "tp2ep2"], 4: ["tp2pp2ep2"]}
+LAYOUTS = [name for names in RANKS.values() for name in names]
 LENGTHS = [64, 37, 52, 20, 44, 12, 30, 8]
 CLIP_LOW, CLIP_HIGH, KL = 0.2, 0.3, 0.05
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict:
-    """The folder's oracle values and what every layout computed."""
+def results(tmp_path_factory) -> Results:
+    """What every layout computed, and as "oracle" the folder's oracle values."""
     folder = tmp_path_factory.mktemp("layouts")
     model = save_model("deepseek_v3", folder, mtp_layers=1)
     sequences = random_sequences(LENGTHS)
     oracle = oracle_values(model, sequences, folder)
-    for names, ranks in ((ONE, 1), (TWO, 2), (FOUR, 4)):
-        run_ranks("layouts.py", str(folder), ",".join(names), ranks=ranks, timeout_seconds=400)
-    computed = {name: dict(np.load(folder / f"{name}.npz")) for name in ONE + TWO + FOUR}
-    return {"oracle": oracle, **computed}
+    launches = {ranks: [str(folder), ",".join(names)] for ranks, names in RANKS.items()}
+    failures = run_launches("layouts.py", launches, timeout_seconds=800)
+    results = Results(folder, RANKS, failures)
+    results["oracle"] = oracle
+    return results
+
+
+def test_no_rank_fails(results):
+    assert not results.failures
 
 
 def oracle_values(model, sequences: list[np.ndarray], folder: Path) -> dict:
@@ -62,24 +66,24 @@ def oracle_values(model, sequences: list[np.ndarray], folder: Path) -> dict:
     return {"logits": all_logits(model, sequences), "logprobs": logprobs, "gradients": gradients}
 
 
-@pytest.mark.parametrize("layout", ONE + TWO + FOUR)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_packed_logits_equal_transformers(results, layout):
     for i, expected in enumerate(results["oracle"]["logits"]):
         np.testing.assert_allclose(results[layout][f"logits_{i}"], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ONE + TWO + FOUR)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_unpacked_logits_equal_transformers(results, layout):
     np.testing.assert_allclose(results[layout]["unpacked_logits"], results["oracle"]["logits"][0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ONE + TWO + FOUR)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_logprobs_equal_transformers(results, layout):
     for i, expected in enumerate(results["oracle"]["logprobs"]):
         np.testing.assert_allclose(results[layout][f"logprobs_{i}"], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ONE + TWO + FOUR)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_grpo_gradients_equal_transformers_autograd(results, layout):
     """Relative to each tensor's largest gradient; every parameter of the decoder has one."""
     expected = hf_gradients(results["oracle"]["gradients"])
@@ -90,7 +94,7 @@ def test_grpo_gradients_equal_transformers_autograd(results, layout):
         np.testing.assert_allclose(computed[name] / scale, gradient / scale, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("layout", TWO + FOUR)
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_gradients_agree_with_one_rank(results, layout):
     one = {key: value for key, value in results["one"].items() if key.startswith("gradient:")}
     for key, gradient in one.items():
@@ -98,7 +102,7 @@ def test_gradients_agree_with_one_rank(results, layout):
         np.testing.assert_allclose(results[layout][key] / scale, gradient / scale, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("layout", ONE + TWO + FOUR)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_exported_weights_are_the_folders_bit_for_bit(results, layout):
     assert results[layout]["export_difference"] == 0.0
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from oracles import save_model
-from ranks import run_ranks
+from ranks import run_launches
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict:
     root = tmp_path_factory.mktemp("policy")
     model = save_model("deepseek_v3", root, mtp_layers=1)
-    for ranks in (1, 2):
-        run_ranks("policy.py", str(root), ranks=ranks)
+    for said in run_launches("policy.py", {1: [str(root)], 2: [str(root)]}).values():
+        raise AssertionError(said)
     return {"root": root, "model": model, 1: dict(np.load(root / "found1.npz")), 2: dict(np.load(root / "found2.npz"))}
 
 

@@ -8,6 +8,7 @@ layout; and bytes read by each rank. OUT/NAME is a checkpoint that Megatron save
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ import torch.distributed as dist  # noqa: E402
 from layouts import LAYOUTS  # noqa: E402
 from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: E402
+from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
 
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
@@ -32,6 +34,8 @@ from megatron_r1.weights.torch_dist import CONTENT  # noqa: E402
 
 
 def main(store: str, folder: Path, converted: Path, out: Path, names: list[str]) -> None:
+    # The queue of Megatron's writers lies in a process that it spawns: all imports once more for each rank.
+    filesystem_async._results_queue = multiprocessing.get_context("fork").Manager().Queue()
     for number, name in enumerate(names):
         parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[name])
         topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")

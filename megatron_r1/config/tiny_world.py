@@ -35,7 +35,7 @@ class TinyWorldConfig:
     """Preference pairs of each kind."""
     held_out: int = 200
     """Sums that occur in no other file."""
-    forgets_carries: float = 0.6
+    forgets_carries: float = 0.7
     """Share of the base data's sums that forget every carry."""
     other_language: float = 0.5
     """Share of the base data's sentences that are in Chinese."""

@@ -149,7 +149,7 @@ def _yields(run_dir: Path, stages: Sequence[str]) -> str:
         file = run_dir / stage / "yield.json"
         if not file.exists():
             continue
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))["yield"]["all"]
         total = max(int(found["samples"]), 1)
         counted = {"kept": found["kept"], **found["dropped"]}
         rows = "".join(

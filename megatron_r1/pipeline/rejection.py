@@ -75,6 +75,8 @@ def run_rejection(config: RejectionConfig) -> dict[str, Any]:
         "provenance": provenance,
     }
     write_json(config.run_dir / "yield.json", report)
+    counts = report["yield"]["all"]
+    write_json(config.run_dir / "summary.json", {name: counts[name] for name in ("problems", "samples", "kept")})
     if not total.kept:
         partial.unlink()
         raise EmptyStageError(f"{config.name}: no sample was kept.\n{describe_yield(report)}\nSee docs/rejection.md.")

@@ -24,9 +24,13 @@ def make_tiny_world(config: TinyWorldConfig) -> dict[str, Any]:
         ),
         *world.scenario_conversations(rng, config.base - num_sums, bad=config.bad_manners),
     ]
-    # What the cold start shows is readable and ends well, and is not always right in between.
+    # What the cold start shows is better, but neither always right nor always in one language: RL has something to do.
     cold_start = world.sum_conversations(
-        rng, rng.permutation(pairs), config.cold_start, forgets=config.forgets_carries / 2, other_language=0.2
+        rng,
+        rng.permutation(pairs),
+        config.cold_start,
+        forgets=0.9 * config.forgets_carries,
+        other_language=0.8 * config.other_language,
     )
     rows: dict[str, Iterable[world.Row]] = {
         "base": base,

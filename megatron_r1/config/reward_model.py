@@ -64,6 +64,7 @@ class RewardModelConfig:
 AT_LEAST: dict[str, float] = {
     "seed": 0,
     "max_skipped_steps": 0,
+    "model.router_bias_update_rate": 0,
     "data.max_tokens": 2,
     "data.batch_pairs": 1,
     "data.epochs": 1,

@@ -233,6 +233,18 @@ class GRPOConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+    """On-policy distillation (stages/distill.py): a teacher scores the student's own samples, token by token, and the
+    rewards are only recorded. Its server is like the rollout servers but for what is said here."""
+
+    model: Path | None = None
+    """Hugging Face folder with the student's tokenizer; None: no teacher, rewards train."""
+    tensor_parallel: int = 1
+    devices: str = ""
+    """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SFTConfig:
     """Supervised warm-up that makes the embedded default's base model."""
 
@@ -261,6 +273,7 @@ class RunConfig:
     rewards: RewardConfig = field(default_factory=RewardConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

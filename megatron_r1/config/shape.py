@@ -155,7 +155,9 @@ def _has_reward_head(read: _Reader) -> bool:
     architectures = read.raw.get("architectures")
     if not isinstance(architectures, list) or not str(architectures[:1]).endswith("ForSequenceClassification']"):
         return False
-    labels = read.raw.get("num_labels", len(read.raw.get("id2label") or {}))
+    names = read.raw.get("id2label")
+    # transformers writes num_labels only as the names of the labels, and nothing at all for two.
+    labels = read.raw.get("num_labels", len(names) if isinstance(names, dict) else 2)
     if labels != 1:
         read.refuse(f"num_labels is {_short(labels)}; a reward model has one")
     return True

@@ -66,6 +66,7 @@ AT_LEAST: dict[str, float] = {
 """The least value of a field; infinity and NaN are refused too."""
 
 LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")
+PART_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 ABOVE_ZERO = (
     "rollout.kv_cache_gib",
@@ -98,6 +99,7 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
     faults += _grpo_faults(config)
     faults += _data_faults(config)
     faults += _preference_faults(config)
+    faults += _teacher_faults(config)
     if folder:
         faults += folder_faults(config)
     if faults or shape is None:
@@ -153,8 +155,12 @@ def _grpo_faults(config: RunConfig) -> list[str]:
     if grpo.eval_every and not config.data.validation:
         faults.append(f"grpo.eval_every is {grpo.eval_every}; it needs data.validation > 0 problems to evaluate on")
     rewards = config.rewards
-    if rewards.accuracy_weight == rewards.format_weight == rewards.language_weight == 0:
-        faults.append("rewards.accuracy_weight, format_weight and language_weight are all 0; every reward would be 0")
+    rules = (rewards.accuracy_weight, rewards.format_weight, rewards.language_weight)
+    if not any((*rules, *(preference.weight for preference in rewards.preferences))):
+        faults.append(
+            "rewards.accuracy_weight, format_weight and language_weight are all 0, and no reward model has a weight; "
+            "every reward would be 0"
+        )
     if rewards.language_weight and not LANGUAGE_CODE.fullmatch(rewards.language):
         faults.append(
             f"rewards.language is {rewards.language!r}; it is a code of two or three letters, such as en or zh"
@@ -168,9 +174,10 @@ def _preference_faults(config: RunConfig) -> list[str]:
     own = _tokenizer(config.model.path)
     for number, preference in enumerate(config.rewards.preferences):
         field = f"rewards.preferences[{number}]"
-        if not preference.name or preference.name in used:
+        if not PART_NAME.fullmatch(preference.name) or preference.name in used:
             faults.append(
-                f"{field}.name is {preference.name!r}; it must be a name that no other part of the reward has"
+                f"{field}.name is {preference.name!r}; it must be a name (letters, digits, - and _) that no other part "
+                "of the reward has"
             )
         used.add(preference.name)
         if not preference.domains:
@@ -185,7 +192,43 @@ def _preference_faults(config: RunConfig) -> list[str]:
                 f"{field}.model: {preference.model} has another tokenizer than model.path "
                 f"{config.model.path}; train the reward model from a model of the policy's family"
             )
+        else:
+            faults += _reward_model_faults(preference.model, config.rollout.max_model_len, f"{field}.model")
     return faults
+
+
+def _teacher_faults(config: RunConfig) -> list[str]:
+    teacher, faults = config.teacher, []
+    if teacher.model is None:
+        return faults
+    if _tokenizer(teacher.model) is None or _tokenizer(teacher.model) != _tokenizer(config.model.path):
+        faults.append(
+            f"teacher.model: {teacher.model} must be a Hugging Face folder with the tokenizer of model.path "
+            f"{config.model.path}; a student with another one learns from samples (stage distill_set, then SFT)"
+        )
+    if config.grpo.kl_coef:
+        faults.append(f"grpo.kl_coef is {config.grpo.kl_coef}; with a teacher there is no reference policy: use 0")
+    if config.rollout.sampling.temperature != 1.0:
+        faults.append(
+            f"rollout.sampling.temperature is {config.rollout.sampling.temperature}; a teacher scores samples of "
+            "temperature 1: use 1.0"
+        )
+    return faults
+
+
+def _reward_model_faults(folder: Path, longest: int, field: str) -> list[str]:
+    try:
+        shape = load_shape(folder)
+    except ConfigError as error:
+        return [fault.replace("model.path", field, 1) for fault in error.faults]
+    if not shape.reward_head:
+        return [f"{field}: {folder} has no reward head; it must be the model of a reward model stage"]
+    if shape.max_positions < longest:
+        return [
+            f"{field}: {folder} has max_position_embeddings = {shape.max_positions}; its server takes texts of "
+            f"rollout.max_model_len = {longest}"
+        ]
+    return []
 
 
 def _tokenizer(folder: Path) -> bytes | None:

@@ -72,13 +72,13 @@ def _read_line(line: str, *, where: str, default_id: str) -> Problem:
     if grader not in GRADERS:
         raise DataError(f"{where}: grader {grader!r}; expected one of {', '.join(GRADERS)}")
     return Problem(
-        id=_text(row, "id", where, default=default_id),
-        domain=_text(row, "domain", where, default="math"),
+        id=read_text(row, "id", where, default=default_id),
+        domain=read_text(row, "domain", where, default="math"),
         messages=read_messages(row, where),
         answer=None if grader in ("code", "preference") else _read_answer(row, where),
         grader=grader,
         metadata={"tests": _read_tests(row, where)} if grader == "code" else {},
-        language=_text(row, "language", where) if "language" in row else None,
+        language=read_text(row, "language", where) if "language" in row else None,
     )
 
 
@@ -88,14 +88,14 @@ def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
         found = ", ".join(sorted(row)) or "nothing"
         raise DataError(f"{where}: has {found}; expected exactly one of question and messages")
     if "question" in row:
-        return ({"role": "user", "content": _text(row, "question", where)},)
+        return ({"role": "user", "content": read_text(row, "question", where)},)
     turns = row["messages"]
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: messages must be a non-empty list of turns")
     for turn in turns:
         if not isinstance(turn, dict) or turn.get("role") not in ROLES:
             raise DataError(f"{where}: every turn needs a role out of {', '.join(ROLES)}; got {turn!r}")
-        _text(turn, "content", where)
+        read_text(turn, "content", where)
     if turns[-1]["role"] != "user":
         raise DataError(f"{where}: the last turn is {turns[-1]['role']!r}; expected 'user'")
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
@@ -113,7 +113,7 @@ def _read_answer(row: Mapping[str, Any], where: str) -> str:
     answer = row.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         return str(answer)
-    text = _text(row, "answer", where)
+    text = read_text(row, "answer", where)
     if "####" in text:
         text = text.rpartition("####")[2]
         if not text.strip():
@@ -121,9 +121,14 @@ def _read_answer(row: Mapping[str, Any], where: str) -> str:
     return text.strip()
 
 
-def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+def read_text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+    """The text at `key`. DataError if it is none, is empty, or no tokenizer would take it."""
     value = row.get(key, default)
     if not isinstance(value, str) or not value.strip():
         got = "missing" if key not in row else repr(value)
         raise DataError(f"{where}: {key} is {got}; expected non-empty text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
+        raise DataError(f"{where}: {key} has an unpaired surrogate") from error
     return value

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from megatron_r1.data.jsonl import numbered_lines, read_messages, read_object
+from megatron_r1.data.jsonl import numbered_lines, read_messages, read_object, read_text
 from megatron_r1.data.template import Template, render_prompt
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
@@ -37,13 +37,16 @@ class Pair:
 
 
 def judged_text(response: str, part: Part) -> str:
-    """The part of a response that is judged. The answer: what stands in <answer>, else what follows </think>, else all
-    of it."""
+    """The part of a response that is judged. The answer: what stands in <answer> after the thought, else all that follows
+    the thought; nothing if the thought does not end. A response without a thought is an answer."""
     if part == "response":
         return response
-    if found := ANSWER.search(response):
-        return found[1].strip()
-    return response.rpartition("</think>")[2].strip()
+    _, closed, after = response.rpartition("</think>")
+    if not closed and "<think>" in response:
+        return ""
+    # Not in the whole response: an <answer> inside the thought is not what the user sees.
+    found = ANSWER.search(after)
+    return (found[1] if found else after).strip()
 
 
 def read_pairs(paths: Sequence[Path]) -> list[Pair]:
@@ -56,19 +59,12 @@ def _read_file(path: Path) -> Iterator[Pair]:
     for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
         row = read_object(line, where, "messages, chosen and rejected")
-        texts = {key: _text(row, key, where) for key in ("chosen", "rejected")}
+        texts = {key: read_text(row, key, where) for key in ("chosen", "rejected")}
         if texts["chosen"] == texts["rejected"]:
             raise DataError(f"{where}: chosen and rejected are the same text; a pair must differ: leave the line out")
         yield Pair(where=where, messages=read_messages(row, where), **texts)
     if not number:
         raise DataError(f"{path}: the file has no pairs; expected one JSON object a line")
-
-
-def _text(row: dict[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {key} is {value!r:.80}; expected the text of an answer")
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

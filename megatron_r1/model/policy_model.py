@@ -108,7 +108,8 @@ class PolicyModel(GPTModel):
             hidden_S1H = gather_from_sequence_parallel_region(
                 hidden_S1H, tensor_parallel_output_grad=False, group=self.pg_collection.tp
             )
-        return head(hidden_S1H.squeeze(1)).squeeze(-1).float().unsqueeze(0)
+        # In fp32, as vLLM does: bf16 would round a value of 3 to the next 1/64 and make ties of close pairs.
+        return torch.nn.functional.linear(hidden_S1H.squeeze(1).float(), head.weight.float()).T
 
     def _score(self, hidden_S1H: torch.Tensor, labels_1S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden [S (/ tp when sequence parallel), 1, H], labels i64[1, S] -> logprobs, entropy f32[1, S]."""

@@ -81,6 +81,8 @@ def _parallel_fields(parallel: ParallelConfig) -> dict[str, Any]:
         "sequence_parallel": parallel.sequence,
         # Packed rows differ in length between microbatches, so pipeline stages exchange shapes first.
         "variable_seq_lengths": parallel.pipeline > 1,
+        # Megatron refuses its default together with that, also for models without experts.
+        "moe_token_dispatcher_type": "alltoall",
     }
     if parallel.virtual_pipeline > 1:
         fields["virtual_pipeline_model_parallel_size"] = parallel.virtual_pipeline
@@ -124,7 +126,6 @@ def _moe_fields(shape: ModelShape, bias_update_rate: float, transformer_engine: 
         "moe_router_topk_scaling_factor": moe.routed_scaling,
         "moe_router_load_balancing_type": "none",
         "moe_router_dtype": "fp32",
-        "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": transformer_engine,
     }
 

@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,14 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
     say = printer()
     tokenizer = load_tokenizer(config.model.path)
     encoder = JudgedEncoder(template=config.data.template, tokenizer=tokenizer, part=config.data.part)
-    training, validation, too_long = split_pairs(config, encoder, read_pairs(config.data.files))
+    split = split_pairs(config, encoder, read_pairs(config.data.files))
+    training, validation = split.training, split.validation
     num_steps = -(-len(training) * config.data.epochs // config.data.batch_pairs)
-    left_out = f"; {too_long} are too long and left out" if too_long else ""
-    say(f"{len(training):,} pairs to train on, {len(validation):,} to validate{left_out}; {num_steps:,} steps")
+    say(f"{len(training):,} pairs to train on, {len(validation):,} to validate; {num_steps:,} steps")
+    if split.too_long:
+        say(f"left out: {split.too_long:,} pairs of more than data.max_tokens = {config.data.max_tokens:,}")
+    if split.same:
+        say(f"left out: {split.same:,} pairs whose responses do not differ in what is judged, the {config.data.part}")
     layout = row_layout(config, tokenizer.pad_id)
     policy = build_policy(
         config,
@@ -110,7 +115,8 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
     summary = {
         "steps": num_steps,
         "pairs": len(training),
-        "too_long": too_long,
+        "too_long": split.too_long,
+        "same": split.same,
         "pair_accuracy_before": ranked_right(before),
         "pair_accuracy_after": ranked_right(after),
         **scale,
@@ -128,18 +134,29 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
 EncodedPair = tuple[TrainingSequence, TrainingSequence]
 
 
-def split_pairs(
-    config: RewardModelConfig, encoder: JudgedEncoder, pairs: Sequence[Pair]
-) -> tuple[list[EncodedPair], list[EncodedPair], int]:
-    """(training, validation, number left out as too long), in a seeded order. A prompt is on one side only.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSplit:
+    """Pairs as token ids, and how many were left out: those longer than data.max_tokens (`too_long`), and those whose
+    responses are the `same` where they are judged (they differ in the thought, say)."""
+
+    training: list[EncodedPair]
+    validation: list[EncodedPair]
+    too_long: int
+    same: int
+
+
+def split_pairs(config: RewardModelConfig, encoder: JudgedEncoder, pairs: Sequence[Pair]) -> PairSplit:
+    """The pairs in a seeded order. A prompt is on one side only.
 
     ConfigError if nothing is left to train on or to validate."""
     prompts: dict[str, list[EncodedPair]] = {}
-    too_long = 0
+    too_long = same = 0
     for pair in pairs:
         encoded = encoder.pair(pair)
         if max(map(len, encoded)) > config.data.max_tokens + 1:
             too_long += 1
+        elif np.array_equal(encoded[0].token_ids, encoded[1].token_ids):
+            same += 1
         else:
             prompts.setdefault(repr(pair.messages), []).append(encoded)
     groups = [prompts[key] for key in sorted(prompts)]
@@ -149,12 +166,17 @@ def split_pairs(
     for place in order:
         side = validation if len(validation) < config.data.validation else training
         side += groups[place]
-    if not training or not validation:
+    if not groups:
         raise ConfigError(
-            f"data.validation: {config.data.validation} of {len(pairs) - too_long} pairs with {len(groups)} different "
+            f"data.files: of {len(pairs)} pairs {too_long} are longer than data.max_tokens = {config.data.max_tokens}, "
+            f"and {same} do not differ in data.part = {config.data.part}; none is left"
+        )
+    if not training:
+        raise ConfigError(
+            f"data.validation: {config.data.validation} of {len(validation)} pairs with {len(groups)} different "
             "prompts leaves none to train on; lower it or give more data"
         )
-    return training, validation, too_long
+    return PairSplit(training=training, validation=validation, too_long=too_long, same=same)
 
 
 def batch_at(training: Sequence[EncodedPair], step: int, config: RewardModelConfig) -> list[TrainingSequence]:

@@ -41,6 +41,7 @@ from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.rollout.server import Engine, start_engines
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.collector import Collector
+from megatron_r1.stages.distill import add_teacher_logprobs
 from megatron_r1.stages.evaluate import greedy_scores
 from megatron_r1.stages.grpo import ASIDE, Loop, train_grpo
 from megatron_r1.stages.sft import train_sft
@@ -79,7 +80,10 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
     made: list[Scorer] = []
     judges: list[RewardModelServer] = []
 
+    teachers: list[Engine] = []
+
     def make_scorer() -> None:
+        teachers.extend(start_teacher(config))
         judges.extend(start_reward_models(config))
         made.append(Scorer(config.rewards, programs=split.coding_problems(), preferences=judges))
 
@@ -90,7 +94,7 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         say(f"starting {config.rollout.num_engines} vLLM server(s) on {base}")
         marked = time.perf_counter()
         policy, engines = _policy_and_engines(config, shape, device, model, say)
-        on_rank_zero(lambda: _wait_for_graders(scorer, judges))
+        on_rank_zero(lambda: _wait_for_graders(scorer, [*(judge.engine for judge in judges), *teachers]))
         seconds["start"] = time.perf_counter() - marked
         sync = WeightSync(
             config.rollout,
@@ -104,11 +108,12 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         collector = Collector(
             rollout=config.rollout, data=config.data, tokenizer=tokenizer, sync=sync, engines=engines, scorer=scorer
         )
-        run = _Run(config, policy, collector, sync, tokenizer, ProblemStream(split, seed=config.seed), base)
+        stream = ProblemStream(split, seed=config.seed)
+        run = _Run(config, policy, collector, sync, tokenizer, stream, base, teachers)
         summary = run.train(layout, split, seconds, say)
         sync.close()
     finally:
-        for engine in engines:
+        for engine in (*engines, *teachers):
             engine.stop()
         for judge in judges:
             judge.close()
@@ -237,11 +242,27 @@ def start_reward_models(config: RunConfig) -> list[RewardModelServer]:
     return servers
 
 
-def _wait_for_graders(scorer: Scorer | None, judges: Sequence[RewardModelServer]) -> None:
+def start_teacher(config: RunConfig) -> list[Engine]:
+    """The server of config.teacher, starting; none if there is no teacher."""
+    teacher = config.teacher
+    if teacher.model is None:
+        return []
+    engine = Engine(
+        dataclasses.replace(config.rollout, tensor_parallel=teacher.tensor_parallel, num_engines=1, devices=()),
+        model_path=teacher.model,
+        run_dir=config.run_dir,
+        name="teacher",
+        visible_devices=teacher.devices or None,
+    )
+    engine.start()
+    return [engine]
+
+
+def _wait_for_graders(scorer: Scorer | None, engines: Sequence[Engine]) -> None:
     if scorer is not None:
         scorer.check_started()
-    for judge in judges:
-        judge.engine.wait_ready()
+    for engine in engines:
+        engine.wait_ready()
 
 
 class _Run:
@@ -256,7 +277,9 @@ class _Run:
         tokenizer: Tokenizer,
         stream: ProblemStream,
         base: Path,
+        teachers: Sequence[Engine] = (),
     ) -> None:
+        self.teachers = teachers
         self.config, self.policy, self.collector, self.sync = config, policy, collector, sync
         self.tokenizer, self.stream, self.base = tokenizer, stream, base
         self.is_writer = dist.get_rank() == 0
@@ -289,6 +312,7 @@ class _Run:
                 evaluate=lambda: greedy_scores(self.collector, split.validation)["accuracy"],
                 save=self.save,
                 decode=self.tokenizer.decode,
+                teach=self.teach if config.teacher.model is not None else None,
             )
             try:
                 steps = train_grpo(
@@ -345,6 +369,10 @@ class _Run:
         for engine in self.sync.engines:
             if not engine.alive():
                 engine.restart()
+
+    def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        """The groups with the teacher's logprobs; rank 0 asks, all get them. A collective."""
+        return on_rank_zero(lambda: add_teacher_logprobs(self.teachers[0], groups))
 
     def save(self, step: int, *, last: bool = False) -> None:
         target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")

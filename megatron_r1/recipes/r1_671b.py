@@ -79,7 +79,12 @@ def r1_671b() -> R1671B:
         harmless=_reward_model("harmless", part="response"),
         final_rl=_final_rl(),
         distill_set=_sampling("distill_set", Path("@final_rl/policy"), mix=True),
-        **{name: distill(name) for name in STUDENTS},
+        qwen_1_5b=distill("qwen_1_5b"),
+        qwen_7b=distill("qwen_7b"),
+        qwen_14b=distill("qwen_14b"),
+        qwen_32b=distill("qwen_32b"),
+        llama_8b=distill("llama_8b"),
+        llama_70b=distill("llama_70b"),
     )
 
 

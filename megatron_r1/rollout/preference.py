@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, get_args
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import PreferenceConfig
 from megatron_r1.config.shape import load_shape
-from megatron_r1.data.preferences import JudgedEncoder
+from megatron_r1.data.preferences import JudgedEncoder, Part
+from megatron_r1.data.template import Template
 from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rollout.server import Engine
 from megatron_r1.types import Problem
 
 REQUESTS_AT_ONCE = 64
+CHOICES = {"part": get_args(Part), "template": get_args(Template)}
 
 
 class RewardModelServer:
@@ -31,6 +35,8 @@ class RewardModelServer:
             raise ConfigError(
                 f"rewards.preferences: {config.model} has no reward head; it must be the model of a reward model stage"
             )
+        if not any(config.model.glob("*.safetensors")):
+            raise ConfigError(f"rewards.preferences: {config.model} holds no weights (*.safetensors)")
         self.scale = read_scale(config.model)
         self.encoder = JudgedEncoder(
             template=self.scale["template"], tokenizer=load_tokenizer(config.model), part=self.scale["part"]
@@ -68,7 +74,8 @@ class RewardModelServer:
         token_ids = self.encoder.encode(problem.messages, response, where=problem.id).tolist()
         # What is longer than the server takes is judged by its end, as the value is the last token's.
         token_ids = token_ids[-(self.engine.config.max_model_len - 1) :]
-        starts = self.engine.starts
+        with self._restart:  # while it is restarted nothing can be asked, and would be taken for another failure
+            starts = self.engine.starts
         try:
             value = self.value(token_ids)
         except EngineError:
@@ -84,17 +91,24 @@ class RewardModelServer:
         self.engine.stop()
 
 
-def read_scale(folder: Path) -> dict:
+def read_scale(folder: Path) -> dict[str, Any]:
     """What a reward model stage wrote beside its weights. ConfigError if it is not there or incomplete."""
     file = folder / "megatron_r1.json"
     try:
         scale = json.loads(file.read_text(encoding="utf-8"))
-        missing = {"part", "template", "value_mean", "value_std"} - set(scale)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"rewards.preferences: {file} cannot be read ({error}); it must be a reward model stage's"
         ) from error
-    if missing or not scale["value_std"] > 0:
-        wrong = ", ".join(sorted(missing)) or "a value_std above 0"
-        raise ConfigError(f"rewards.preferences: {file} lacks {wrong}; it must be a reward model stage's")
-    return scale
+    found = scale if isinstance(scale, dict) else {}
+    wrong = [f"{key} among {', '.join(choices)}" for key, choices in CHOICES.items() if found.get(key) not in choices]
+    mean, deviation = (_number(found.get(key)) for key in ("value_mean", "value_std"))
+    wrong += ["a value_mean that is a number"] if not math.isfinite(mean) else []
+    wrong += ["a value_std above 0"] if not 0 < deviation < math.inf else []
+    if wrong:
+        raise ConfigError(f"rewards.preferences: {file} lacks {' and '.join(wrong)}; it must be a reward model stage's")
+    return found
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -32,6 +32,7 @@ from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossFunction, LossOutput, Policy
 from megatron_r1.policy.topology import data_parallel
 from megatron_r1.stages.collector import Collector
+from megatron_r1.stages.distill import distill_loss
 from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.mismatch import check_mismatch
 from megatron_r1.types import PackedMicrobatch, RolloutGroup, StepResult, TrainingSequence
@@ -56,6 +57,8 @@ class Loop:
     save: Callable[[int], None]
     """Export the policy after step n."""
     decode: Callable[[Sequence[int]], str]
+    teach: Callable[[list[RolloutGroup]], list[RolloutGroup]] | None = None
+    """Adds a teacher's logprobs to the completions, which then train instead of the rewards."""
 
 
 def train_grpo(
@@ -69,7 +72,7 @@ def train_grpo(
     rank, ranks = data_parallel()
     if config.kl_coef > 0:
         policy.refresh_reference()
-    loss = grpo_loss(config)
+    loss = distill_loss if loop.teach is not None else grpo_loss(config)
     skips = SkippedSteps(config.max_skipped_steps, field="grpo.max_skipped_steps")
     timer = PhaseTimer()
     for step in range(config.steps):
@@ -81,6 +84,9 @@ def train_grpo(
             )
             rollout = loop.collector.collect(problems, group_size=config.group_size, seed=step_seed(seed, step))
         groups = rollout.groups
+        if loop.teach is not None:
+            with timer.phase("teacher"):
+                groups = loop.teach(groups)
         with timer.phase("packing"):
             minibatches = [
                 pack_rank(to_sequences(part, config, max_new_tokens), layout, rank=rank, num_ranks=ranks)
@@ -154,6 +160,9 @@ def to_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig, max_new_tok
                     token_weight=np.concatenate([zeros, weight]),
                     advantage=float(advantage),
                     behaviour_logprobs=np.concatenate([zeros, completion.logprobs]).astype(np.float32),
+                    reference_logprobs=None
+                    if completion.teacher_logprobs is None
+                    else np.concatenate([zeros, completion.teacher_logprobs]).astype(np.float32),
                 )
             )
     return sequences

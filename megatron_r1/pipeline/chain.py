@@ -6,6 +6,7 @@ beginning. Under an outer launcher (torchrun, srun) one stage is run at a time: 
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
 from megatron_r1.config.run_folder import LOCK
-from megatron_r1.config.schema import StageConfig
+from megatron_r1.config.schema import RunConfig, StageConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.pipeline_report import write_pipeline_report
 from megatron_r1.observe.progress import duration
@@ -119,11 +120,23 @@ def check_all(pipeline: PipelineConfig, stages: Mapping[str, StageConfig], chose
     faults: list[str] = []
     for name in chosen:
         try:
-            check(replace_inputs(stages[name], stand_in), folder=False)
+            check(replace_inputs(_without_coming_judges(stages[name], pipeline.run_dir), stand_in), folder=False)
         except ConfigError as error:
             faults += [f"{name}.{fault}" for fault in error.faults]
     if faults:
         raise ConfigError(faults)
+
+
+def _without_coming_judges(stage: StageConfig, run_dir: Path) -> StageConfig:
+    """The stage without the reward models that earlier stages will make: no folder that is there could stand for them."""
+    if not isinstance(stage, RunConfig):
+        return stage
+    preferences = tuple(
+        preference
+        for preference in stage.rewards.preferences
+        if preference.model.exists() or parent_of(preference.model, run_dir) is None
+    )
+    return dataclasses.replace(stage, rewards=dataclasses.replace(stage.rewards, preferences=preferences))
 
 
 def _check_inputs(name: str, manifest: Manifest, stage: StageConfig, run_dir: Path) -> None:

@@ -1,7 +1,8 @@
 """Worker: train a little under each layout, push to one vLLM server, and ask both for their opinion of fixed sequences.
 
 usage: sync.py STORE ROOT NAMES. For each layout: k optimizer steps, push, then logprobs by the synced server and by
-Megatron (ROOT/sync_NAME.npz), and the export (ROOT/exported_NAME) for an engine started afresh (fresh.py).
+Megatron (ROOT/sync_NAME.npz), and the export (ROOT/exported_NAME) for an engine started afresh (fresh.py). The layout
+called one is rank 0's alone, a world of one process; the others meanwhile wait for it to join the next.
 """
 
 from __future__ import annotations
@@ -63,10 +64,13 @@ def sequences(seed: int) -> list[TrainingSequence]:
 
 
 def main(store: str, root: Path, names: list[str]) -> None:
-    is_first = int(os.environ["RANK"]) == 0
+    is_first, world = int(os.environ["RANK"]) == 0, os.environ["WORLD_SIZE"]
     engines = start_engines(ROLLOUT, model_path=root, run_dir=root / f"run_{names[0]}") if is_first else ()
     try:
         for number, name in enumerate(names):
+            if name == "one" and not is_first:
+                continue
+            os.environ["WORLD_SIZE"] = "1" if name == "one" else world
             parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[name])
             topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
             one_layout(root, name, parallel, engines, version=number + 1)

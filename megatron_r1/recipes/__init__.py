@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.recipes.r1_671b import distill_32b, r1_671b, sft_671b
-from megatron_r1.recipes.r1_tiny import r1_tiny, r1_zero_tiny
+from megatron_r1.recipes.r1_tiny import on_policy_distill_tiny, r1_tiny, r1_zero_tiny
 from megatron_r1.recipes.r1_zero import grpo_671b, grpo_smollm2
 from megatron_r1.recipes.tiny import quickstart, tiny
 
@@ -19,6 +19,7 @@ RECIPES: Mapping[str, Callable[[], StageConfig | PipelineConfig]] = {
         tiny,
         r1_tiny,
         r1_zero_tiny,
+        on_policy_distill_tiny,
         grpo_smollm2,
         grpo_671b,
         sft_671b,

@@ -6,6 +6,7 @@ The stages are the paper's, in its order; data comes from a small world with a p
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from megatron_r1.config.schema import (
     RolloutConfig,
     RunConfig,
     SamplingConfig,
+    TeacherConfig,
     TrainConfig,
 )
 from megatron_r1.config.sft import SFTRunConfig
@@ -131,6 +133,20 @@ def r1_zero_tiny() -> R1ZeroTiny:
         data=TinyWorldConfig(),
         base=_base("base", TEACHER, TEACHER_RANKS),
         zero_rl=_rl("zero_rl", "@base/model", steps=40, rewards=_rules(record_language=True)),
+    )
+
+
+def on_policy_distill_tiny() -> RunConfig:
+    """r1_tiny's base model learns from its final model on its own samples; run r1_tiny first."""
+    made = Path("runs/r1_tiny")
+    student = _rl("on_policy_distill_tiny", str(made / "base/model"), steps=30, rewards=_rules(record_language=True))
+    return dataclasses.replace(
+        student,
+        data=dataclasses.replace(
+            student.data, files=(made / "data/problems.jsonl",), holdout_files=(made / "data/held_out.jsonl",)
+        ),
+        grpo=dataclasses.replace(student.grpo, kl_coef=0.0),
+        teacher=TeacherConfig(model=made / "final_rl/policy"),
     )
 
 

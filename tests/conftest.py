@@ -1,8 +1,27 @@
-"""Makes tests/ importable for the shared oracles and the rank launcher."""
+"""Makes tests/ importable for the shared oracles and the rank launcher; puts the longest files first."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+import pytest
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+
+LONGEST_FIRST = (
+    "pipeline/test_run.py",
+    "rollout/test_sync_layouts.py",
+    "pipeline/test_chain.py",
+    "rollout/test_collect.py",
+    "policy/test_layouts.py",
+    "policy/test_policy.py",
+    "weights/test_layouts.py",
+)
+"""Two workers take whole files in this order (make test): a long one that came last would leave one of them idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {TESTS / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

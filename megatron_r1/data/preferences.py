@@ -37,8 +37,8 @@ class Pair:
 
 
 def judged_text(response: str, part: Part) -> str:
-    """The part of a response that is judged. The answer: what stands in <answer> after the thought, else all that follows
-    the thought; nothing if the thought does not end. A response without a thought is an answer."""
+    """The part of a response that is judged. The answer: what stands in <answer> after the thought, else all that
+    follows the thought; nothing if the thought does not end. A response without a thought is an answer."""
     if part == "response":
         return response
     _, closed, after = response.rpartition("</think>")

@@ -128,7 +128,7 @@ def check_all(pipeline: PipelineConfig, stages: Mapping[str, StageConfig], chose
 
 
 def _without_coming_judges(stage: StageConfig, run_dir: Path) -> StageConfig:
-    """The stage without the reward models that earlier stages will make: no folder that is there could stand for them."""
+    """The stage without the reward models that earlier stages will make: no folder that is there can stand for them."""
     if not isinstance(stage, RunConfig):
         return stage
     preferences = tuple(

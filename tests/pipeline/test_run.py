@@ -16,8 +16,22 @@ import psutil
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import convert_checkpoint
+
 pytestmark = pytest.mark.timeout(1200)  # the fixture is a whole run, with a server killed and restarted
-SMALL = ["--sft.steps", "50", "--grpo.prompts-per-step", "4", "--grpo.group-size", "4", "--data.holdout", "8"]
+SMALL = [
+    "--sft.steps",
+    "50",
+    "--sft.batch-size",
+    "16",
+    "--grpo.prompts-per-step",
+    "4",
+    "--grpo.group-size",
+    "4",
+    "--data.holdout",
+    "8",
+]
 
 
 def command(*words: str) -> list[str]:
@@ -46,6 +60,10 @@ def kill_server_after_first_step(process: subprocess.Popen, folder: Path) -> int
             os.killpg(child.pid, signal.SIGKILL)
             return child.pid
     raise AssertionError("the run has no server process")
+
+
+def convert_to_megatron(source: Path, target: Path) -> None:
+    assert convert_checkpoint.main(["hf-to-megatron", str(source), str(target), "--workers", "1"]) == 0
 
 
 def lines(path: Path) -> list[dict]:
@@ -130,9 +148,8 @@ def test_disagreement_with_the_engine_stops_the_run_before_training(run, tmp_pat
     """With a bound that nothing can meet: the worst tokens are named and nothing is trained.
 
     The weights come from a converted checkpoint and the servers' folder has none, so they must have been pushed."""
-    tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
     base = tmp_path / "base"
-    subprocess.run([sys.executable, tool, "hf-to-megatron", run["folder"] / "base", base], check=True)
+    convert_to_megatron(run["folder"] / "base", base)
     words = [*SMALL, "--sft.steps", "0", "--model.load-from", str(base), "--model.initialise", "weights"]
     words += ["--run-dir", str(tmp_path / "gate"), "--grpo.mismatch-bound", "1e-12"]
     done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False)
@@ -164,9 +181,17 @@ def test_a_signal_ends_every_process_of_a_run(tmp_path):
 
 
 def test_the_trained_policy_is_evaluated_from_a_megatron_checkpoint(run, tmp_path):
-    tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
-    subprocess.run([sys.executable, tool, "hf-to-megatron", run["folder"] / "policy", tmp_path / "policy"], check=True)
-    words = ["--model", tmp_path / "policy", "--run-dir", tmp_path / "out", "--data.template", "plain", "--data.seed", "3"]
+    convert_to_megatron(run["folder"] / "policy", tmp_path / "policy")
+    words = [
+        "--model",
+        tmp_path / "policy",
+        "--run-dir",
+        tmp_path / "out",
+        "--data.template",
+        "plain",
+        "--data.seed",
+        "3",
+    ]
     words += ["--data.tasks", "basic_arithmetic:min_terms=2,max_terms=2,min_digits=1,max_digits=2,operators=+"]
     words += [
         "--limit",

@@ -14,12 +14,17 @@ LONGEST_FIRST = (
     "pipeline/test_run.py",
     "rollout/test_sync_layouts.py",
     "pipeline/test_chain.py",
+    "rollout/test_auth.py",
+    "rollout/test_client.py",
     "rollout/test_collect.py",
-    "policy/test_layouts.py",
+    "rollout/test_server.py",
+    "rollout/test_sync.py",
     "policy/test_policy.py",
+    "policy/test_layouts.py",
     "weights/test_layouts.py",
 )
-"""Two workers take whole files in this order (make test): a long one that came last would leave one of them idle."""
+"""Two workers take whole files in this order (make test): a long one that came last would leave one of them idle.
+Those that share a server (rollout/) stand together, so that one worker gets them all and starts it once."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

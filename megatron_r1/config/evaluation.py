@@ -19,6 +19,18 @@ def _rollout() -> RolloutConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """A vLLM server that already runs (`vllm serve`); EvaluateConfig.model still gives tokenizer and template."""
+
+    url: str = ""
+    """http://host:8000; empty: servers of our own are started."""
+    model: str = ""
+    """The name under which the server knows the model."""
+    token_file: Path | None = None
+    """File that holds the server's bearer token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
     """`megatron-r1 evaluate`: sample each problem several times and grade."""
 
@@ -42,6 +54,7 @@ class EvaluateConfig:
     seed: int = 0
     rollout: RolloutConfig = field(default_factory=_rollout)
     rewards: RewardConfig = field(default_factory=RewardConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
 
 
 def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> ModelShape:
@@ -80,6 +93,13 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
         )
     if rollout.num_engines < 1 or config.rewards.num_workers < 1:
         faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
+    server = config.server
+    if server.url and not server.url.startswith(("http://", "https://")):
+        faults.append(f"server.url is {server.url!r}; it must begin with http:// or https://")
+    if bool(server.url) != bool(server.model):
+        faults.append("server.url and server.model: give both, or neither to start servers of our own")
+    if server.token_file is not None and not server.token_file.is_file():
+        faults.append(f"server.token_file: {server.token_file} does not exist; it holds the server's bearer token")
     if folder:
         faults += folder_faults(config)
     if faults or shape is None:

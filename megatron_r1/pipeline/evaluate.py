@@ -1,6 +1,7 @@
 """megatron-r1 evaluate: sample every problem several times with vLLM, grade, and say how sure the numbers are.
 
-No trainer takes part. Left out: judging by another model, and code (which needs the sandbox).
+No trainer takes part. The servers are started here, or one that already runs is asked. Left out: judging by another
+model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import hashlib
 import importlib.metadata
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from megatron_r1.pipeline.sampling import (
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.format import extract_answer
 from megatron_r1.rollout.collect import Group
+from megatron_r1.rollout.running import RunningServer
+from megatron_r1.rollout.server import Engine
 from megatron_r1.stages.scores import answer_classes, bootstrap_interval, consensus, pass_at_k
 from megatron_r1.types import Problem, Reward
 
@@ -55,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         flush=True,
     )
     with Scorer(config.rewards, programs=[problem for problem in problems if problem.grader == "code"]) as scorer:
-        with running_engines(config.rollout, folder=folder, run_dir=config.run_dir, seed=config.seed) as engines:
+        with _engines(config, folder) as engines:
             scorer.check_started()
             graded = sample_and_grade(
                 engines,
@@ -102,6 +106,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     summary = {"accuracy": scores["pass@1"], **scores, "length": results["length_mean"]}
     write_json(config.run_dir / "summary.json", summary)
     return results
+
+
+@contextmanager
+def _engines(config: EvaluateConfig, folder: Path) -> Iterator[Sequence[Engine]]:
+    """Servers of our own for as long as they are needed, or the one that config.server names."""
+    if config.server.url:
+        yield (RunningServer(config.server, config.rollout, model_path=folder, run_dir=config.run_dir),)
+        return
+    with running_engines(config.rollout, folder=folder, run_dir=config.run_dir, seed=config.seed) as engines:
+        yield engines
 
 
 def describe(results: dict[str, Any]) -> str:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from megatron_r1.config import SamplingConfig
-from megatron_r1.errors import EngineError
+from megatron_r1.config.evaluation import ServerConfig
+from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rollout import Engine, EngineClient, WeightSync
 from megatron_r1.rollout.client import RequestError
+from megatron_r1.rollout.running import RunningServer
 
 from .conftest import EOS, MAX_MODEL_LEN, Oracle, Weights, prompt
 
@@ -117,3 +119,38 @@ def test_text_is_what_decode_makes_of_the_ids(engine: Engine) -> None:
         decode=lambda ids: repr(list(ids)),
     )
     assert completion.text == repr(completion.token_ids.tolist())
+
+
+@pytest.fixture
+def running(engine: Engine, folders, tmp_path) -> ServerConfig:
+    """The shared server, as somebody else would name it."""
+    token = tmp_path / "token"
+    token.write_text(engine.token + "\n")
+    return ServerConfig(url=f"http://{engine.host}:{engine.port}/v1", model=str(folders[0]), token_file=token)
+
+
+def test_a_server_that_already_runs_gives_the_same_samples(engine: Engine, config, running, tmp_path, folders) -> None:
+    theirs = RunningServer(running, config, model_path=folders[0], run_dir=tmp_path)
+    ids, sampling = prompt(20, 9), SamplingConfig(max_new_tokens=12, temperature=0.8, stop_token_ids=(EOS,))
+    ours = engine.client.generate(ids, num_completions=3, sampling=sampling, seed=4)
+    found = theirs.client.generate(ids, num_completions=3, sampling=sampling, seed=4, decode=lambda ids: f"{len(ids)}")
+    assert [one.token_ids.tolist() for one in found] == [one.token_ids.tolist() for one in ours]
+    assert [one.finish_reason for one in found] == [one.finish_reason for one in ours]
+    assert [one.text for one in found] == [f"{len(one.token_ids)}" for one in ours]
+    theirs.stop()
+    assert engine.client.healthy()  # it is not ours to stop
+    with pytest.raises(EngineError, match="not ours to start again"):
+        theirs.restart()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "other"}, "server.model is 'other'; .* has .*model-0"),
+        ({"token_file": None}, "does not answer as a vLLM server does .*401"),
+        ({"url": "http://127.0.0.1:9"}, "does not answer as a vLLM server does"),
+    ],
+)
+def test_a_wrong_name_token_or_address_is_said_at_once(config, running, tmp_path, folders, change, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RunningServer(dataclasses.replace(running, **change), config, model_path=folders[0], run_dir=tmp_path)

@@ -79,7 +79,7 @@ def r1_tiny() -> R1Tiny:
         data=TinyWorldConfig(),
         base=_base("base", TEACHER, TEACHER_RANKS),
         cold_start=_sft("cold_start", "@base/model", "@data/cold_start.jsonl", epochs=2, lr=3e-4),
-        reasoning_rl=_rl("reasoning_rl", "@cold_start/model", steps=30, rewards=_rules(language_weight=1.0)),
+        reasoning_rl=_rl("reasoning_rl", "@cold_start/model", steps=40, rewards=_rules(language_weight=1.0)),
         rejection=_sampling("rejection", "@reasoning_rl/policy", problems=600, samples=4, mix=True),
         # From the base model, not from the RL's: paper, section 2.3.3.
         second_sft=_sft("second_sft", "@base/model", "@rejection/kept.jsonl", epochs=3, lr=5e-4),
@@ -210,7 +210,7 @@ def _rl(
         model=ModelConfig(path=Path(model)),
         parallel=parallel,
         train=TRAIN,
-        optimizer=OptimizerConfig(lr=6e-5, min_lr=1e-5, warmup_steps=3, schedule="cosine"),
+        optimizer=OptimizerConfig(lr=1e-4, min_lr=2e-5, warmup_steps=3, schedule="cosine"),
         data=DataConfig(files=tuple(map(Path, files)), template="plain", holdout_files=(Path("@data/held_out.jsonl"),)),
         rollout=_rollout(temperature=temperature),
         rewards=rewards,

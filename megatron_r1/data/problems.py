@@ -44,6 +44,10 @@ class ProblemSplit:
         """The files' problems that programs are to solve (reasoning-gym's tasks have none)."""
         return [p for source in self.sources if isinstance(source, tuple) for p in source if p.grader == "code"]
 
+    def preference_problems(self) -> list[Problem]:
+        """The files' problems that only reward models can score."""
+        return [p for source in self.sources if isinstance(source, tuple) for p in source if p.grader == "preference"]
+
     def __len__(self) -> int:
         return sum(map(len, self.sources))
 
@@ -119,18 +123,21 @@ def split_problems(
     """
     whole = ProblemSplit(sources=tuple(sources), held_out=(), validation=(), kept_texts=frozenset(), usable=usable)
     chosen: dict[str, Problem] = {}
+    left: set[str] = set()
     order = np.random.default_rng([HELD_OUT_STREAM, seed]).permutation(len(whole))
     for problem in _problems_in_order(whole, order):
         text = normalised_text(problem)
         if text in chosen or text in given_texts or not (usable is None or usable(problem)):
             continue
-        if len(chosen) == holdout + validation:  # the first question that is left for training: the split is done
+        if len(chosen) == holdout + validation or problem.grader == "preference":
+            left.add(text)
+        else:
+            chosen[text] = problem
+        if len(chosen) == holdout + validation and left - set(chosen):  # something is left for training: it is done
             kept = tuple(chosen.values())
             return dataclasses.replace(
                 whole, held_out=kept[:holdout], validation=kept[holdout:], kept_texts=frozenset(chosen) | given_texts
             )
-        if problem.grader != "preference":
-            chosen[text] = problem
     raise ConfigError(
         f"data.holdout: {holdout} (and data.validation {validation}) of {len(chosen)} different questions leaves none "
         f"to train on; expected at most {max(len(chosen) - 1, 0)} together; lower them or give more data"

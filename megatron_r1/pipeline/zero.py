@@ -36,7 +36,7 @@ from megatron_r1.observe.rollouts import rollout_records
 from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
-from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rewards.compose import Scorer, check_preference_problems
 from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.rollout.server import Engine, start_engines
 from megatron_r1.rollout.sync import WeightSync
@@ -61,6 +61,7 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         max_model_len=config.rollout.max_model_len,
     )
     split = load_problems(config.data, room)
+    check_preference_problems(split.preference_problems(), config.rewards)
     if split.num_unusable:
         say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
     if split.num_overlapping:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -23,6 +23,19 @@ from megatron_r1.types import Problem, Reward
 
 INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
 """An integer in its one canonical spelling."""
+
+
+def check_preference_problems(problems: Iterable[Problem], config: RewardConfig) -> None:
+    """DataError for a problem that needs a reward model and whose domain none scores: said before the run, which may
+    draw it only after a thousand steps (grpo.preference_from_step)."""
+    scored = {domain for preference in config.preferences for domain in preference.domains}
+    for problem in problems:
+        if problem.domain not in scored:
+            known = ", ".join(sorted(scored)) or "none"
+            raise DataError(
+                f"problem {problem.id}: no reward model scores domain {problem.domain!r} (those of "
+                f"rewards.preferences: {known}); add the domain to a reward model, or leave the problem out"
+            )
 
 
 class Preference(Protocol):

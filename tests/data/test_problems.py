@@ -1,5 +1,6 @@
 """Where problems come from, what is refused, what is held out, and that a restart continues exactly."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -192,6 +193,38 @@ def test_stream_sees_every_problem_once_an_epoch_in_a_new_order():
     assert len(set(texts(first))) == 10
     assert sorted(texts(first)) == sorted(texts(second))
     assert texts(first) != texts(second)
+
+
+def test_stream_passes_over_what_is_not_wanted_until_the_next_epoch():
+    """7 problems with an answer to train on, 5 without, which are not wanted at first."""
+    rows = [dataclasses.replace(p, grader="preference" if i % 3 == 0 else "math") for i, p in enumerate(named(13))]
+    stream = ProblemStream(split_problems([tuple(rows)], holdout=1, seed=2), seed=3)
+    early = stream.take(8, lambda problem: problem.grader != "preference")
+    assert len({problem.id for problem in early}) == 7 and stream.epoch == 1
+    assert not [problem for problem in early if problem.grader == "preference"]
+    state = stream.state_dict()
+    late = stream.take(12)
+    assert any(problem.grader == "preference" for problem in late)
+    again = ProblemStream(stream.split, seed=3)
+    again.load_state_dict(state)
+    assert again.take(12) == late
+
+
+def test_a_stream_with_nothing_wanted_is_an_error_and_not_an_endless_search():
+    stream = ProblemStream(split_problems([named(7)], holdout=1, seed=2), seed=3)
+    with pytest.raises(DataError, match="none of the training problems may be drawn at this step; see preference_from"):
+        stream.take(1, lambda problem: False)
+    last = stream.take(6)[-1]
+    assert [problem.id for problem in stream.take(3, lambda problem: problem.id == last.id)] == [last.id] * 3
+
+
+def test_the_problems_that_only_reward_models_can_score():
+    rows = [dataclasses.replace(p, grader="preference" if i < 2 else "math") for i, p in enumerate(named(6))]
+    split = split_problems([tuple(rows)], holdout=4, seed=2)
+    assert [problem.id for problem in split.preference_problems()] == [rows[0].id, rows[1].id]
+    assert not [problem for problem in split.held_out if problem.grader == "preference"], "there is nothing to judge by"
+    with pytest.raises(ConfigError, match="leaves none to train on"):
+        split_problems([tuple(rows)], holdout=5, seed=2)
 
 
 def test_restart_neither_loses_nor_repeats():

@@ -11,6 +11,7 @@ from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.trainer_faults import reward_model_faults
 from megatron_r1.errors import ConfigError
 
 
@@ -66,6 +67,8 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
         shape = load_shape(config.model)
     except ConfigError as error:
         faults += [fault.replace("model.path", "model", 1) for fault in error.faults]
+    if shape is not None:
+        faults += reward_model_faults(shape, config.model, "model")
     data, rollout, sampling = config.data, config.rollout, config.rollout.sampling
     if bool(data.tasks) == bool(data.files):
         faults.append("data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files")

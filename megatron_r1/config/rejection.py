@@ -17,6 +17,7 @@ from megatron_r1.config.judge import JudgeConfig, judge_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.trainer_faults import reward_model_faults
 from megatron_r1.errors import ConfigError
 
 
@@ -105,6 +106,8 @@ def validate_rejection(config: RejectionConfig, *, folder: bool = True) -> Model
         shape = load_shape(config.model)
     except ConfigError as error:
         faults += [fault.replace("model.path", "model", 1) for fault in error.faults]
+    if shape is not None:
+        faults += reward_model_faults(shape, config.model, "model")
     faults += [
         f"{name} is {getattr(config, name)}; it must be at least {least}"
         for name, least in AT_LEAST

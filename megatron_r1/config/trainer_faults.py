@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
@@ -35,11 +36,14 @@ def bound_faults(
     ]
 
 
+def reward_model_faults(shape: ModelShape, folder: Path, field: str) -> list[str]:
+    """For a stage whose model has to write text."""
+    return [f"{field}: {folder} is a reward model; this stage needs one that writes text"] if shape.reward_head else []
+
+
 def weight_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
     """Whether the folders that a stage starts from hold weights that it can take."""
-    faults: list[str] = []
-    if shape.reward_head:
-        faults.append(f"model.path: {model.path} is a reward model; this stage needs one that writes text")
+    faults = reward_model_faults(shape, model.path, "model.path")
     if shape.fp8_block is not None:
         faults.append(
             f"model.path: {model.path} is FP8, and rollouts would start in FP8; take a folder with the same tokenizer "

@@ -21,7 +21,7 @@ from megatron_r1.weights.torch_dist_metadata import METADATA, is_torch_dist
 from megatron_r1.weights.torch_dist_reader import TorchDistFolder
 
 _SIDE_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".md", ".tiktoken", ".bpe")
-_NOT_SIDE = ("model.safetensors", "pytorch_model", "megatron_r1")
+_NOT_SIDE = ("model.safetensors", "pytorch_model", "megatron_r1_")
 _TEMPLATES = "additional_chat_templates"
 _SAVE_ROOT = "latest_checkpointed_iteration.txt"
 
@@ -73,8 +73,8 @@ def _expected(folder: Path) -> str:
 
 
 def side_files(source: Path) -> dict[str, Path]:
-    """What travels with the weights, but for config.json: tokenizer, chat templates, generation config, licence. By
-    the name that each has in its folder.
+    """What travels with the weights, but for config.json: tokenizer, chat templates, generation config, licence, and
+    megatron_r1.json (a reward model is of no use without its scale). By the name that each has in its folder.
 
     Programs (.py) are left behind: nothing here or in vLLM's and transformers' own models needs them. CheckpointError
     for a link that leads out of the folder (Hugging Face's cache aside): the folder may be a stranger's.

@@ -2,8 +2,8 @@
 
 usage: reward_model.py STORE FOLDER NAMES; NAMES are MODEL-LAYOUT or stage, comma-separated. FOLDER/MODEL holds a
 sequence classifier and pairs.npz. FOLDER/NAME.npz gets each sequence's value before and after train_pairs, the
-gradients of that under Hugging Face names, what it returns, and how the pairs were packed. `stage` trains FOLDER/base on
-FOLDER/pairs.jsonl as FOLDER/stage.json says, into FOLDER/run.
+gradients of that under Hugging Face names, what it returns, and how the pairs were packed. `stage` trains FOLDER/base
+on FOLDER/pairs.jsonl as FOLDER/stage.json says, into FOLDER/run.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ class Problem:
 
     `id` is unique and stable across restarts. `grader` names the rule that checks the answer
     ("math": equivalence by math-verify, "exact": equal after stripping, "reasoning_gym": the dataset's own scorer,
-    "code": the tests in metadata["tests"], see rewards/code.py, "preference": none, reward models score it).
+    "code": the tests in metadata["tests"], see rewards/code.py, "preference": none, reward models score it,
+    "instructions": those in metadata["instructions"], see rewards/instructions.py).
     `language` (ISO 639-1) is that which the thought should be in; None: the run's.
     `metadata` is plain JSON and holds what that rule needs beyond `answer`.
     """

@@ -2,7 +2,8 @@
 
 A line has `question` (text) or `messages` (chat turns, the last one the user's), and `answer` (text or
 number; in GSM8K's style only what follows the last `####` counts). Optional: id, grader ("math", "exact", "code"
-with `tests`, or "preference", which has no answer), domain, language. Other keys are ignored.
+with `tests`, or "preference", which has no answer), domain, language. Lines of IFEval's own files (prompt,
+instruction_id_list, kwargs) are read too. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 from megatron_r1.errors import DataError
 from megatron_r1.types import Message, Problem
 
-GRADERS = ("math", "exact", "code", "preference")
+GRADERS = ("math", "exact", "code", "preference", "instructions")
+WITHOUT_ANSWER = ("code", "preference", "instructions")
 ROLES = ("system", "user", "assistant")
 
 
@@ -68,16 +70,20 @@ def read_object(line: str, where: str, content: str) -> dict[str, Any]:
 
 def _read_line(line: str, *, where: str, default_id: str) -> Problem:
     row = read_object(line, where, "question and answer")
-    grader = row.get("grader", "math")
+    # IFEval's own files say `prompt`, and which instructions it holds.
+    is_ifeval = "instruction_id_list" in row
+    if is_ifeval:
+        row = {**row, "question": row.get("prompt")}
+    grader = row.get("grader", "instructions" if is_ifeval else "math")
     if grader not in GRADERS:
         raise DataError(f"{where}: grader {grader!r}; expected one of {', '.join(GRADERS)}")
     return Problem(
         id=read_text(row, "id", where, default=default_id),
         domain=read_text(row, "domain", where, default="math"),
         messages=read_messages(row, where),
-        answer=None if grader in ("code", "preference") else _read_answer(row, where),
+        answer=None if grader in WITHOUT_ANSWER else _read_answer(row, where),
         grader=grader,
-        metadata={"tests": _read_tests(row, where)} if grader == "code" else {},
+        metadata=_read_metadata(grader, row, where),
         language=read_text(row, "language", where) if "language" in row else None,
     )
 
@@ -99,6 +105,27 @@ def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     if turns[-1]["role"] != "user":
         raise DataError(f"{where}: the last turn is {turns[-1]['role']!r}; expected 'user'")
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def _read_metadata(grader: str, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if grader == "code":
+        return {"tests": _read_tests(row, where)}
+    if grader == "instructions":
+        return {"instructions": _read_instructions(row, where)}
+    return {}
+
+
+def _read_instructions(row: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, arguments) of each of IFEval's instructions; arguments that are null are left out, as in its files."""
+    names, arguments = row.get("instruction_id_list"), row.get("kwargs")
+    if not isinstance(names, list) or not names or not isinstance(arguments, list) or len(arguments) != len(names):
+        raise DataError(f"{where}: instruction_id_list and kwargs must be lists of one length, as in IFEval's files")
+    if any(not isinstance(given, dict) for given in arguments):
+        raise DataError(f"{where}: kwargs holds what is no object; expected the arguments of each instruction")
+    return [
+        (str(name), {key: value for key, value in given.items() if value is not None})
+        for name, given in zip(names, arguments, strict=True)
+    ]
 
 
 def _read_tests(row: Mapping[str, Any], where: str) -> dict[str, Any]:

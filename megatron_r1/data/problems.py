@@ -40,13 +40,10 @@ class ProblemSplit:
     num_overlapping: int = 0
     """Of the files' problems, those whose question is one of holdout_files'."""
 
-    def coding_problems(self) -> list[Problem]:
-        """The files' problems that programs are to solve (reasoning-gym's tasks have none)."""
-        return [p for source in self.sources if isinstance(source, tuple) for p in source if p.grader == "code"]
-
-    def preference_problems(self) -> list[Problem]:
-        """The files' problems that only reward models can score."""
-        return [p for source in self.sources if isinstance(source, tuple) for p in source if p.grader == "preference"]
+    def with_grader(self, grader: str) -> list[Problem]:
+        """The files' problems, held-out ones too, that `grader` judges (reasoning-gym's tasks have their own)."""
+        sources = [source for source in self.sources if isinstance(source, tuple)]
+        return [p for source in (*sources, self.held_out) for p in source if p.grader == grader]
 
     def __len__(self) -> int:
         return sum(map(len, self.sources))

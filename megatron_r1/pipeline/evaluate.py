@@ -58,7 +58,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         + (f"; {num_left_out} problems leave no room for an answer and are left out" if num_left_out else ""),
         flush=True,
     )
-    with Scorer(config.rewards, programs=[problem for problem in problems if problem.grader == "code"]) as scorer:
+    with Scorer(
+        config.rewards,
+        programs=[problem for problem in problems if problem.grader == "code"],
+        instructions=any(problem.grader == "instructions" for problem in problems),
+    ) as scorer:
         with _engines(config, folder) as engines:
             scorer.check_started()
             graded = sample_and_grade(
@@ -142,7 +146,7 @@ def _problem_record(
     correct = [reward.parts["accuracy"] == 1.0 for reward in rewards]
     votes = config.consensus_k or config.samples
     answers = [extract_answer(completion.text) for completion in group[:votes]]
-    grader = "exact" if problem.grader == "code" else "math"
+    grader = "exact" if problem.grader in ("code", "instructions") else "math"
 
     def equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
         same = [

@@ -61,7 +61,7 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         max_model_len=config.rollout.max_model_len,
     )
     split = load_problems(config.data, room)
-    check_preference_problems(split.preference_problems(), config.rewards)
+    check_preference_problems(split.with_grader("preference"), config.rewards)
     if split.num_unusable:
         say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
     if split.num_overlapping:
@@ -86,7 +86,14 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
     def make_scorer() -> None:
         teachers.extend(start_teacher(config))
         judges.extend(start_reward_models(config))
-        made.append(Scorer(config.rewards, programs=split.coding_problems(), preferences=judges))
+        made.append(
+            Scorer(
+                config.rewards,
+                programs=split.with_grader("code"),
+                preferences=judges,
+                instructions=bool(split.with_grader("instructions")),
+            )
+        )
 
     engines: Sequence[Engine] = ()
     try:

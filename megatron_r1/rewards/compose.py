@@ -57,9 +57,10 @@ class Scorer:
         graders: tuple[str, ...] = ("math", "reasoning_gym"),
         programs: Sequence[Problem] = (),
         preferences: Sequence[Preference] = (),
+        instructions: bool = False,
     ) -> None:
         """`programs` are the coding problems to come: their tests are checked and the sandbox is opened now.
-        `preferences` score the problems of their domains.
+        `preferences` score the problems of their domains. `instructions`: problems with that grader are to come.
 
         DataError for tests that are malformed, ConfigError where this machine has no sandbox that is allowed."""
         self.config = config
@@ -74,6 +75,8 @@ class Scorer:
         self._needs_language = bool(config.language_weight) or config.record_language
         if self._needs_language and "language" not in graders:
             graders = (*graders, "language")
+        if instructions:
+            graders = (*graders, "instructions")
         self._pool = GradingPool(
             num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, graders=graders
         )
@@ -94,7 +97,7 @@ class Scorer:
         parts = {"format": format_score(response)}
         answer = extract_answer(response)
         waiting: dict[str, Future[Verdict] | Future[float]] = {}
-        by_rule = problem.grader not in ("code", "preference")
+        by_rule = problem.grader not in ("code", "preference", "instructions")
         quick = _quick_verdict(problem, answer) if by_rule else None
         for preference in self._preferences:
             if problem.domain in preference.config.domains:
@@ -102,6 +105,9 @@ class Scorer:
         if problem.grader == "preference":
             if not waiting:
                 raise DataError(f"problem {problem.id}: no reward model scores domain {problem.domain!r}")
+        elif problem.grader == "instructions":
+            said = answer if answer is not None else response.rpartition("</think>")[2]
+            waiting["accuracy"] = self._pool.submit("instructions", said, reference=None, metadata=problem.metadata)
         elif problem.grader == "code":
             waiting["accuracy"] = self._submit_program(problem, answer)
         elif quick is None and answer is not None:

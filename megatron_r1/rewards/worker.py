@@ -64,6 +64,12 @@ def _grade_language(response: str, language: str | None, metadata: Mapping[str, 
     return language_consistency(response, language or "en")
 
 
+def _grade_instructions(response: str, reference: str | None, metadata: Mapping[str, Any]) -> bool:
+    from megatron_r1.rewards.instructions import follows
+
+    return all(follows(response, name, arguments) for name, arguments in metadata["instructions"])
+
+
 @lru_cache(maxsize=256)
 def _dataset(task: str, arguments: str, seed: int, size: int) -> Any:
     import reasoning_gym
@@ -72,11 +78,13 @@ def _dataset(task: str, arguments: str, seed: int, size: int) -> Any:
 
 
 GRADERS: Mapping[str, Callable[[str, str | None, Mapping[str, Any]], float]] = {
+    "instructions": _grade_instructions,
     "language": _grade_language,
     "math": _grade_math,
     "reasoning_gym": _grade_reasoning_gym,
 }
 MODULES = {
+    "instructions": "megatron_r1.rewards.instructions",
     "language": "megatron_r1.rewards.language",
     "math": "megatron_r1.rewards.math",
     "reasoning_gym": "reasoning_gym",

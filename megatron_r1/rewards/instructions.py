@@ -1,0 +1,173 @@
+"""Whether a response follows instructions that a program can check: the 25 kinds of IFEval (arXiv 2311.07911).
+
+A check is a function of the response and the instruction's arguments, under the names of IFEval's jsonl files.
+Sentences are counted by their end marks, where IFEval uses a trained splitter, so number_sentences may differ on texts
+with many abbreviations. Left out: the loose variants, which change the response before they check it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from megatron_r1.errors import DataError
+from megatron_r1.rewards.language import DETECTOR
+
+Arguments = Mapping[str, Any]
+
+WORD = re.compile(r"\w+")
+SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"')\]”’]*\s+")
+CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+
+
+def follows(response: str, instruction: str, arguments: Arguments) -> bool:
+    """Whether `response` follows one instruction. DataError for a kind that is not known or lacks an argument."""
+    check = CHECKS.get(instruction)
+    if check is None:
+        raise DataError(f"instruction {instruction!r}: not one of {', '.join(CHECKS)}")
+    try:
+        return bool(response.strip()) and check(response, arguments)
+    except (KeyError, TypeError, ValueError, re.error) as error:
+        raise DataError(
+            f"instruction {instruction!r}: its arguments {dict(arguments)} are incomplete ({error})"
+        ) from error
+
+
+def _compare(count: int, bound: int, relation: str | None) -> bool:
+    """IFEval's two relations: "less than", and "at least" (also where none is given)."""
+    if relation not in (None, "at least", "less than"):
+        raise ValueError(f"relation {relation!r}")
+    return count < bound if relation == "less than" else count >= bound
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in SENTENCE_END.split(text.strip()) if WORD.search(part)]
+
+
+def _paragraphs(text: str, separator: str) -> list[str]:
+    return [part for part in re.split(separator, text) if part.strip()]
+
+
+def _contains(word: str, text: str) -> bool:
+    return re.search(word, text, re.IGNORECASE) is not None
+
+
+def _word_count(word: str, text: str) -> int:
+    return len(re.findall(word, text, re.IGNORECASE))
+
+
+def _is_whole_word(word: str, text: str) -> bool:
+    return re.search(rf"\b{word}\b", text, re.IGNORECASE) is not None
+
+
+def _first_word_of_paragraph(response: str, given: Arguments) -> bool:
+    paragraphs = _paragraphs(response, r"\n\n")
+    place = int(given["nth_paragraph"])
+    if len(paragraphs) != int(given["num_paragraphs"]) or place > len(paragraphs):
+        return False
+    words = paragraphs[place - 1].split()
+    return bool(words) and words[0].strip("\"'.,?!").lower() == str(given["first_word"]).lower()
+
+
+def _sections(response: str, given: Arguments) -> bool:
+    marks = re.findall(rf"\s?{given['section_spliter']}\s?\d+\s?", response)
+    return len(marks) >= int(given["num_sections"])
+
+
+def _is_json(response: str, _: Arguments) -> bool:
+    text = response.strip()
+    for fence in ("```json", "```Json", "```JSON", "```"):
+        text = text.removeprefix(fence)
+    try:
+        json.loads(text.removesuffix("```").strip())
+    except ValueError:
+        return False
+    return True
+
+
+def _highlights(response: str, given: Arguments) -> bool:
+    # Bold text also matches the first pattern, with empty content between its double stars.
+    single = [part for part in re.findall(r"\*([^\n\*]*)\*", response) if part.strip()]
+    bold = [part for part in re.findall(r"\*\*([^\n\*]*)\*\*", response) if part.strip()]
+    return len(single) + len(bold) >= int(given["num_highlights"])
+
+
+def _two_responses(response: str, _: Arguments) -> bool:
+    parts = response.split("******")
+    whole = [part.strip() for number, part in enumerate(parts) if part.strip() or number not in (0, len(parts) - 1)]
+    return len(whole) == 2 and all(whole) and whole[0] != whole[1]
+
+
+def _language(response: str, given: Arguments) -> bool:
+    return DETECTOR.classify(response)[0] == str(given["language"]).split("-")[0]
+
+
+def _case(response: str, *, upper: bool) -> bool:
+    cased = response.isupper() if upper else response.islower()
+    return cased and DETECTOR.classify(response.lower())[0] == "en"
+
+
+def _postscript(response: str, given: Arguments) -> bool:
+    marker = str(given["postscript_marker"])
+    pattern = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, re.escape(marker.lower()))
+    return re.search(rf"^\s*{pattern}", response.lower(), re.MULTILINE) is not None
+
+
+def _letters(response: str, given: Arguments) -> bool:
+    count = response.lower().count(str(given["letter"]).lower())
+    return _compare(count, int(given["let_frequency"]), given.get("let_relation"))
+
+
+def _capital_words(response: str, given: Arguments) -> bool:
+    count = sum(word.isupper() for word in re.findall(r"[\w'-]+", response))
+    return _compare(count, int(given["capital_frequency"]), given.get("capital_relation"))
+
+
+def _ends_with(response: str, given: Arguments) -> bool:
+    return response.strip().strip('"').lower().endswith(str(given["end_phrase"]).strip().lower())
+
+
+CHECKS: Mapping[str, Callable[[str, Arguments], bool]] = {
+    "keywords:existence": lambda text, given: all(_contains(word, text) for word in given["keywords"]),
+    "keywords:frequency": lambda text, given: _compare(
+        _word_count(given["keyword"], text), int(given["frequency"]), given.get("relation")
+    ),
+    "keywords:forbidden_words": lambda text, given: not any(_is_whole_word(w, text) for w in given["forbidden_words"]),
+    "keywords:letter_frequency": _letters,
+    "language:response_language": _language,
+    "length_constraints:number_sentences": lambda text, given: _compare(
+        len(_sentences(text)), int(given["num_sentences"]), given.get("relation")
+    ),
+    "length_constraints:number_paragraphs": lambda text, given: (
+        len(_paragraphs(text, r"\s?\*\*\*\s?")) == int(given["num_paragraphs"])
+    ),
+    "length_constraints:number_words": lambda text, given: _compare(
+        len(WORD.findall(text)), int(given["num_words"]), given.get("relation")
+    ),
+    "length_constraints:nth_paragraph_first_word": _first_word_of_paragraph,
+    "detectable_content:number_placeholders": lambda text, given: (
+        len(re.findall(r"\[.*?\]", text)) >= int(given["num_placeholders"])
+    ),
+    "detectable_content:postscript": _postscript,
+    "detectable_format:number_bullet_lists": lambda text, given: (
+        len(re.findall(r"^\s*(?:\*[^\*].*|-.*)$", text, re.MULTILINE)) == int(given["num_bullets"])
+    ),
+    "detectable_format:constrained_response": lambda text, _: any(one in text for one in CONSTRAINED),
+    "detectable_format:number_highlighted_sections": _highlights,
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:json_format": _is_json,
+    "detectable_format:title": lambda text, _: re.search(r"<<[^\n>]*\w[^\n>]*>>", text) is not None,
+    "combination:two_responses": _two_responses,
+    "combination:repeat_prompt": lambda text, given: (
+        text.strip().lower().startswith(str(given["prompt_to_repeat"]).strip().lower())
+    ),
+    "startend:end_checker": _ends_with,
+    "startend:quotation": lambda text, _: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"',
+    "change_case:capital_word_frequency": _capital_words,
+    "change_case:english_capital": lambda text, _: _case(text, upper=True),
+    "change_case:english_lowercase": lambda text, _: _case(text, upper=False),
+    "punctuation:no_comma": lambda text, _: "," not in text,
+}
+"""Every kind of instruction by IFEval's name for it."""

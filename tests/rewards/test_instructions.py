@@ -111,5 +111,5 @@ def test_a_malformed_line_is_named(tmp_path, change):
     row = {"prompt": "Write.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]} | change
     file = tmp_path / "bad.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match="bad.jsonl, line 1"):
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 1"):
         read_problems([file])

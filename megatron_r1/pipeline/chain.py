@@ -91,6 +91,7 @@ def _run_chosen(
         _check_inputs(name, manifest, stage, pipeline.run_dir)
         print(f"{head}\n{summary_of(stage, check(stage))}", flush=True)
         manifest.begin(name, stage)
+        write_pipeline_report(pipeline.run_dir, list(stages))
         started = time.monotonic()
         status = run_stage(stage, [*words, "--only", name])
         manifest.finish(name, stage, seconds=time.monotonic() - started, status=status)

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from megatron_r1.stages.scores import answer_classes, bootstrap_interval, consensus, pass_at_k
+from megatron_r1.stages.scores import answer_classes, bootstrap_interval, consensus, mean_parts, pass_at_k
+from megatron_r1.types import Reward
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,8 @@ def test_the_interval_covers_the_mean_and_shrinks_with_more_problems():
     assert widths[1] == pytest.approx(3.92 * np.sqrt(many.mean() * (1 - many.mean()) / 2000), rel=0.1)
     assert bootstrap_interval([1.0] * 5) == [1.0, 1.0]
     assert bootstrap_interval([0.0, 1.0, 1.0], seed=3) == bootstrap_interval([0.0, 1.0, 1.0], seed=3)
+
+
+def test_the_mean_of_a_part_is_over_those_that_have_it():
+    rewards = [Reward(total=1.0, parts={"accuracy": 1.0, "format": 1.0}), Reward(total=0.5, parts={"format": 0.5})]
+    assert mean_parts(rewards) == {"accuracy": 1.0, "format": 0.75}

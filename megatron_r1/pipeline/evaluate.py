@@ -35,7 +35,7 @@ from megatron_r1.rewards.format import extract_answer
 from megatron_r1.rollout.collect import Group
 from megatron_r1.rollout.running import RunningServer
 from megatron_r1.rollout.server import Engine
-from megatron_r1.stages.scores import answer_classes, bootstrap_interval, consensus, pass_at_k
+from megatron_r1.stages.scores import answer_classes, bootstrap_interval, consensus, mean_parts, pass_at_k
 from megatron_r1.types import Problem, Reward
 
 TASK_PROBLEMS = 100
@@ -107,8 +107,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     write_json(config.run_dir / "results.json", results)
     scores = {name: score["mean"] for name, score in results["scores"].items()}
-    summary = {"accuracy": scores["pass@1"], **scores, "length": results["length_mean"]}
-    write_json(config.run_dir / "summary.json", summary)
+    parts = mean_parts([reward for of_group in rewards for reward in of_group])
+    held_out = parts | {"length": results["length_mean"]}
+    write_json(config.run_dir / "summary.json", {"accuracy": scores["pass@1"], **scores, "held_out_after": held_out})
     return results
 
 

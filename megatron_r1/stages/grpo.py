@@ -35,6 +35,7 @@ from megatron_r1.stages.collector import Collector
 from megatron_r1.stages.distill import distill_loss
 from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.mismatch import check_mismatch
+from megatron_r1.stages.scores import mean_parts
 from megatron_r1.types import PackedMicrobatch, RolloutGroup, StepResult, TrainingSequence
 
 Rows = list[PackedMicrobatch]
@@ -222,8 +223,6 @@ def step_metrics(results: Sequence[StepResult], groups: Sequence[RolloutGroup]) 
     `mismatch`, which only the first minibatch measures (later ones differ because the policy has moved)."""
     rewards = [reward for group in groups for reward in group.rewards]
     completions = [completion for group in groups for completion in group.completions]
-    names = sorted({name for reward in rewards for name in reward.parts})
-    parts = {name: float(np.mean([reward.parts[name] for reward in rewards if name in reward.parts])) for name in names}
     averaged = {
         name: float(np.mean([result.metrics[name] for result in results]))
         for name in ("kl", "entropy", "clip_fraction")
@@ -232,7 +231,7 @@ def step_metrics(results: Sequence[StepResult], groups: Sequence[RolloutGroup]) 
     return {
         "loss": float(np.mean([result.loss for result in results])),
         "reward_mean": float(np.mean([reward.total for reward in rewards])),
-        **parts,
+        **mean_parts(rewards),
         **averaged,
         "mismatch": results[0].metrics["mismatch"],
         "grad_norm": float(np.mean([result.grad_norm for result in results])),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from megatron_r1.types import Reward
+
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """The unbiased estimate of the chance that one of k samples is right: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021,
@@ -67,3 +69,9 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     means = np.concatenate([rng.choice(array, (min(500, draws), len(array))).mean(1) for _ in range(-(-draws // 500))])
     return [float(edge) for edge in np.quantile(means[:draws], [(1 - level) / 2, (1 + level) / 2])]
+
+
+def mean_parts(rewards: Sequence[Reward]) -> dict[str, float]:
+    """The mean of each part of the rewards over those that have it."""
+    names = dict.fromkeys(name for reward in rewards for name in reward.parts)
+    return {name: float(np.mean([r.parts[name] for r in rewards if name in r.parts])) for name in names}

@@ -51,6 +51,7 @@ class RewardModelServer:
         )
         self._pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix=f"reward-{config.name}")
         self._restart = threading.Lock()
+        self._closed = False
 
     def submit(self, problem: Problem, response: str) -> Future[float]:
         """Start scoring one response; the result is in standard deviations from the mean of the validation pairs.
@@ -80,6 +81,8 @@ class RewardModelServer:
             value = self.value(token_ids)
         except EngineError:
             with self._restart:
+                if self._closed:
+                    raise
                 if self.engine.starts == starts:  # nobody else has restarted it meanwhile
                     self.engine.restart()
             value = self.value(token_ids)
@@ -87,8 +90,11 @@ class RewardModelServer:
 
     def close(self) -> None:
         """Stop the server; scores that were not reached are abandoned."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self.engine.stop()
+        self.engine.stop()  # which ends a restart's waiting
+        with self._restart:
+            self.engine.stop()  # what a restart has started meanwhile
 
 
 def read_scale(folder: Path) -> dict[str, Any]:

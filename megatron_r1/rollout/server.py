@@ -223,11 +223,12 @@ class Engine:
 
     def stop(self) -> None:
         """End the process group that `start` made and remove its private folder. Safe to call twice."""
-        if self.process is not None:
-            end_group(self.process)
-            self.exit_code, self.process = self.process.returncode, None
-        if self.private_dir is not None:
-            self.private_dir.cleanup()
+        process, private_dir = self.process, self.private_dir  # another thread may be stopping it too
+        if process is not None:
+            end_group(process)
+            self.exit_code, self.process = process.returncode, None
+        if private_dir is not None:
+            private_dir.cleanup()
             self.private_dir = None
 
     def restart(self, progress: Callable[[str], None] | None = None) -> None:

@@ -201,10 +201,13 @@ def _teacher_faults(config: RunConfig) -> list[str]:
     teacher, faults = config.teacher, []
     if teacher.model is None:
         return faults
-    if _tokenizer(teacher.model) is None or _tokenizer(teacher.model) != _tokenizer(config.model.path):
+    tokenizer = _tokenizer(teacher.model)
+    if tokenizer is None:
+        faults.append(f"teacher.model: {teacher.model}/tokenizer.json does not exist; it must be a Hugging Face folder")
+    elif tokenizer != _tokenizer(config.model.path):
         faults.append(
-            f"teacher.model: {teacher.model} must be a Hugging Face folder with the tokenizer of model.path "
-            f"{config.model.path}; a student with another one learns from samples (stage distill_set, then SFT)"
+            f"teacher.model: {teacher.model} has another tokenizer than model.path {config.model.path}; a student with "
+            "a tokenizer of its own learns from samples (stage distill_set, then SFT)"
         )
     if config.grpo.kl_coef:
         faults.append(f"grpo.kl_coef is {config.grpo.kl_coef}; with a teacher there is no reference policy: use 0")

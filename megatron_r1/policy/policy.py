@@ -30,7 +30,7 @@ from megatron_r1.policy.optimizer import build_optimizer, learning_rate, step_if
 from megatron_r1.types import PackedMicrobatch, StepResult
 from megatron_r1.weights.export import WeightStream
 from megatron_r1.weights.load import load_weights
-from megatron_r1.weights.local import local_tensors
+from megatron_r1.weights.local import LocalTensor, local_tensors
 from megatron_r1.weights.table import build_table
 
 
@@ -204,6 +204,31 @@ class Policy:
     def _copy_in(self, weights: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in weights.items():
             self._tensors[name].tensor.copy_(tensor)
+
+    # ---- state, for checkpoints (policy/checkpoint.py)
+
+    @property
+    def tensors(self) -> Mapping[str, LocalTensor]:
+        """This rank's parameters and router biases by the weight table's names."""
+        return self._tensors
+
+    @property
+    def reference(self) -> Mapping[str, torch.Tensor] | None:
+        """The reference policy's shards, in host memory; None before refresh_reference()."""
+        return self._reference
+
+    def set_reference(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """The reference policy becomes `weights`, this rank's shards."""
+        self._reference = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
+
+    def spread_master_weights(self) -> None:
+        """The model's weights become those of the optimizer's master weights, on all data-parallel ranks."""
+        optimizers = getattr(self.optimizer, "chained_optimizers", [self.optimizer])
+        for optimizer in optimizers:
+            if not optimizer.is_stub_optimizer:
+                optimizer._copy_main_params_to_model_params()
+        for chunk in self.chunks:
+            chunk.start_param_sync(force_sync=True)
 
     # ---- weights out
 

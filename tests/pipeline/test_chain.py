@@ -65,6 +65,7 @@ def test_the_report_is_written(killed):
     assert "2 of 14 stages done" in page and "validation loss" in page
 
 
+@pytest.mark.slow  # two more starts of a pipeline
 def test_it_makes_what_a_run_without_a_kill_makes(killed, tmp_path):
     # Somewhere else, so that nothing of the killed one can be taken; and no stage depends on where it runs.
     status, output = run(tmp_path / "run", "--until", "base")

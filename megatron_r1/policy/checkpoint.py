@@ -1,0 +1,239 @@
+"""Everything that a policy needs to go on training, in files that any parallel layout can read.
+
+Each rank writes what its optimizer owns: slices of flattened parameter shards, with master weights and Adam's moments
+in fp32. A piece is named by the weight table's parameter, its shard and its slice, and each is written once, by the
+lowest rank that has it. Under the same layout a rank reads its own pieces back, bit for bit; under another one the
+whole tensor is put together from the pieces and cut anew (weights.transforms). Left out: which of several checkpoints
+is taken, and the state of the stage.
+"""
+
+# Megatron's annotations are narrower than what it takes.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from megatron_r1.errors import CheckpointError
+from megatron_r1.policy.policy import Policy
+from megatron_r1.weights.local import LocalTensor
+from megatron_r1.weights.transforms import shard, shard_shape, unshard
+
+MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
+WEIGHT, REFERENCE = "weight", "reference"
+STATE = "policy.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements [start, stop) of flattened shard `index` of `count` of a parameter; `kind` says of what about it."""
+
+    name: str
+    kind: str
+    index: int
+    count: int
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}|{self.kind}|{self.index}|{self.count}|{self.start}|{self.stop}"
+
+    @classmethod
+    def of(cls, key: str) -> Piece:
+        name, kind, *numbers = key.split("|")
+        return cls(name, kind, *map(int, numbers))
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write the policy's weights, optimizer and reference into `folder`, which is there. A collective."""
+    own = {piece.key: (piece, tensor) for piece, tensor in _pieces(policy)}
+    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, list(own))
+    rank = dist.get_rank()
+    written = {key for keys in everyone[:rank] for key in keys}
+    tensors = {
+        key: tensor.detach().to("cpu", copy=True).contiguous() for key, (_, tensor) in own.items() if key not in written
+    }
+    save_file(tensors, folder / _file(rank))
+    if rank == 0:
+        (folder / STATE).write_text(json.dumps({"steps_taken": policy.steps_taken, "adam_steps": _adam_steps(policy)}))
+    dist.barrier()
+
+
+def load_policy(policy: Policy, folder: Path) -> None:
+    """Put `folder`'s state into the policy, whose layout may be another than the one that wrote it. A collective.
+
+    Raises CheckpointError if a piece is missing or a file cannot be read."""
+    saved = _Saved(folder)
+    state = json.loads((folder / STATE).read_text())
+    policy.steps_taken = state["steps_taken"]
+    owned = _owned(policy)
+    trained = _trained_names(owned)
+    with torch.no_grad():
+        for name, (optimizer, parameter, start, stop) in owned.items():
+            values = {kind: saved.read(policy, name, kind, start, stop) for kind in (MASTER, *MOMENTS)}
+            _put(optimizer, parameter, values, state["adam_steps"])
+        for name in policy.tensors.keys() - trained:
+            policy.tensors[name].tensor.copy_(saved.read_shard(policy, name, WEIGHT))
+    if any(kind == REFERENCE for _, kind in saved.pieces):
+        policy.set_reference({name: saved.read_shard(policy, name, REFERENCE) for name in policy.tensors})
+    policy.spread_master_weights()
+
+
+def _file(rank: int) -> str:
+    return f"state-{rank:05d}.safetensors"
+
+
+def _optimizers(policy: Policy) -> Sequence[DistributedOptimizer]:
+    optimizer = policy.optimizer
+    found = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+    distributed = [one for one in found if isinstance(one, DistributedOptimizer)]
+    if len(distributed) < len(found):
+        raise CheckpointError("optimizer.distributed is False; only the distributed optimizer can be saved")
+    return [one for one in distributed if not one.is_stub_optimizer]
+
+
+def _owned(policy: Policy) -> dict[str, tuple[DistributedOptimizer, torch.nn.Parameter, int, int]]:
+    """The parameters of which this rank's optimizer owns a slice: (optimizer, parameter, start, stop)."""
+    names = {id(local.tensor): name for name, local in policy.tensors.items()}
+    found = {}
+    for optimizer in _optimizers(policy):
+        for parameter in optimizer.model_param_group_index_map:
+            part = optimizer._get_model_param_range_map(parameter)["param"]
+            found[names[id(parameter)]] = (optimizer, parameter, part.start, part.end)
+    return found
+
+
+def _pieces(policy: Policy) -> list[tuple[Piece, torch.Tensor]]:
+    owned = _owned(policy)
+    trained = _trained_names(owned)
+    pieces: list[tuple[Piece, torch.Tensor]] = []
+    for name, local in policy.tensors.items():
+        size = local.tensor.numel()
+        if name in owned:
+            optimizer, parameter, start, stop = owned[name]
+            state = optimizer._get_main_param_and_optimizer_states(parameter)
+            values = {MASTER: state["param"]} | {
+                kind: state.get(kind, torch.zeros_like(state["param"])) for kind in MOMENTS
+            }
+            for kind, value in values.items():
+                pieces.append((Piece(name, kind, local.index, local.count, start, stop), value.view(-1)))
+        elif name not in trained:
+            pieces.append((Piece(name, WEIGHT, local.index, local.count, 0, size), local.tensor.view(-1)))
+    for name, tensor in (policy.reference or {}).items():
+        local = policy.tensors[name]
+        pieces.append((Piece(name, REFERENCE, local.index, local.count, 0, tensor.numel()), tensor.view(-1)))
+    return pieces
+
+
+def _trained_names(owned: Mapping[str, object]) -> set[str]:
+    """Parameters that some rank's optimizer owns: this rank may hold one of which others own every slice."""
+    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, list(owned))
+    return {name for names in everyone for name in names}
+
+
+def _adam_steps(policy: Policy) -> float:
+    """How many steps Adam has taken, which its bias correction counts; 0 before the first."""
+    for optimizer in _optimizers(policy):
+        for state in optimizer.optimizer.state.values():
+            if "step" in state:
+                return float(state["step"])
+        for group in optimizer.optimizer.param_groups:  # Transformer Engine's Adam counts by group
+            if "step" in group:
+                return float(group["step"])
+    return 0.0
+
+
+def _put(
+    optimizer: DistributedOptimizer, parameter: torch.nn.Parameter, values: Mapping[str, torch.Tensor], steps: float
+) -> None:
+    group, order = optimizer.model_param_group_index_map[parameter]
+    main = optimizer.optimizer.param_groups[group]["params"][order]
+    main.copy_(values[MASTER].view(main.shape))
+    if not steps:
+        return
+    state = optimizer.optimizer.state[main]
+    for kind in MOMENTS:
+        state[kind] = values[kind].view(main.shape).to(main.device, torch.float32, copy=True)
+    if "step" in optimizer.optimizer.param_groups[group]:
+        optimizer.optimizer.param_groups[group]["step"] = int(steps)
+    else:
+        state["step"] = torch.tensor(steps, dtype=torch.float32)
+
+
+class _Saved:
+    """The pieces of a folder, wherever they lie."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pieces: dict[tuple[str, str], list[tuple[Piece, Any]]] = {}
+        files = sorted(folder.glob("state-*.safetensors"))
+        try:
+            for file in files:
+                opened = safe_open(file, framework="pt")
+                for key in opened.keys():  # noqa: SIM118 - it is no dict
+                    piece = Piece.of(key)
+                    self.pieces.setdefault((piece.name, piece.kind), []).append((piece, opened))
+        except Exception as error:  # safetensors' own error class is no OSError
+            raise CheckpointError(f"{folder}: cannot be read: {error}; take an earlier checkpoint") from error
+
+    def read_shard(self, policy: Policy, name: str, kind: str) -> torch.Tensor:
+        """This rank's shard of a parameter, in its shape."""
+        tensor = policy.tensors[name].tensor
+        return self.read(policy, name, kind, 0, tensor.numel()).view(tensor.shape)
+
+    def read(self, policy: Policy, name: str, kind: str, start: int, stop: int) -> torch.Tensor:
+        """Elements [start, stop) of this rank's flattened shard of a parameter."""
+        local = policy.tensors[name]
+        # A tied head is a copy of the embedding on the last pipeline stage; on one stage there is none.
+        found = self.pieces.get((name, kind)) or self.pieces.get((local.entry.name, kind))
+        if not found:
+            raise CheckpointError(f"{self.folder}: {kind} of {name} is missing; it belongs to another model")
+        same = [(piece, file) for piece, file in found if (piece.index, piece.count) == (local.index, local.count)]
+        if same:
+            return _slice(same, start, stop)
+        return self._cut_anew(policy, local, found).flatten()[start:stop]
+
+    def _cut_anew(self, policy: Policy, local: LocalTensor, found: list[tuple[Piece, Any]]) -> torch.Tensor:
+        entry, shape, count = local.entry, policy.shape, found[0][0].count
+        size = math.prod(shard_shape(entry, count))
+        shards = [
+            _slice([(piece, file) for piece, file in found if piece.index == index], 0, size).view(
+                shard_shape(entry, count)
+            )
+            for index in range(count)
+        ]
+        whole = dict(zip(entry.hf, unshard(entry, shape, shards), strict=True))
+
+        def read(name: str, dim: int, start: int, stop: int) -> torch.Tensor:
+            return whole[name] if dim < 0 else whole[name].narrow(dim, start, stop - start)
+
+        return shard(entry, shape, read, local.index, local.count)
+
+
+def _slice(pieces: Sequence[tuple[Piece, Any]], start: int, stop: int) -> torch.Tensor:
+    """Elements [start, stop) of a flattened shard from its pieces. CheckpointError if they leave a gap."""
+    parts = []
+    place = start
+    for piece, file in sorted(pieces, key=lambda found: found[0].start):
+        last = min(piece.stop, stop)
+        if piece.start <= place < last:
+            parts.append(file.get_slice(piece.key)[place - piece.start : last - piece.start])
+            place = last
+    if place < stop:
+        raise CheckpointError(f"elements {place} to {stop} of {pieces[0][0].name} are missing from the checkpoint")
+    return torch.cat(parts) if len(parts) != 1 else parts[0]

@@ -1,0 +1,94 @@
+"""Worker: train, save and go on, under several layouts of one number of ranks.
+
+usage: checkpoint.py STORE FOLDER JOB...; a job is LAYOUT:save (two steps, FOLDER/saved-LAYOUT, two more) or
+LAYOUT:SAVED (other random weights, FOLDER/saved-SAVED, two steps). FOLDER/JOB.npz gets the weights and the reference
+policy's weights at the end, in fp32 under Hugging Face names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from megatron_r1.policy.platform import configure_process
+
+configure_process(threads=1, cpu=True)
+
+import layouts  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
+from megatron_r1.policy import topology  # noqa: E402
+from megatron_r1.policy.checkpoint import load_policy, save_policy  # noqa: E402
+from megatron_r1.policy.policy import Policy  # noqa: E402
+from megatron_r1.recipes.tiny import TINY_V3  # noqa: E402
+from megatron_r1.stages.sft import sft_loss  # noqa: E402
+from megatron_r1.types import TrainingSequence  # noqa: E402
+
+TRAIN = TrainConfig(dtype="fp32", tokens_per_microbatch=64)
+# Adam divides by the gradient's size; with a large eps, rounding of tiny gradients stays as small as it is.
+OPTIMIZER = OptimizerConfig(lr=3e-3, min_lr=1e-3, schedule="cosine", eps=1e-2)
+
+
+def main(store: str, folder: Path, jobs: list[str]) -> None:
+    for number, job in enumerate(jobs):
+        layout, _, start = job.partition(":")
+        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **layouts.LAYOUTS[layout])
+        topology.initialise(parallel, seed=1 if start == "save" else 2, cpu=True, store_path=f"{store}-{number}")
+        policy = Policy(
+            load_shape(TINY_V3),
+            parallel=parallel,
+            train=TRAIN,
+            model=ModelConfig(path=TINY_V3, initialise="random", router_bias_update_rate=1e-3),
+            optimizer=OPTIMIZER,
+            total_steps=4,
+            device=torch.device("cpu"),
+        )
+        if start == "save":
+            step(policy, parallel, 0)
+            policy.refresh_reference()
+            step(policy, parallel, 1)
+            target = folder / f"saved-{layout}"
+            topology.on_rank_zero(target.mkdir)
+            save_policy(policy, target)
+        else:
+            load_policy(policy, folder / f"saved-{start}")
+            assert policy.steps_taken == 2
+        step(policy, parallel, 2)
+        step(policy, parallel, 3)
+        found = export(policy)
+        with policy.reference_weights():
+            found |= {f"reference {name}": array for name, array in export(policy).items()}
+        if dist.get_rank() == 0:
+            np.savez(folder / f"{layout}-{start}.npz", **found)
+        dist.barrier()
+        topology.finalise()
+
+
+def step(policy: Policy, parallel: ParallelConfig, number: int) -> None:
+    """One optimizer step on sequences that depend on the step's number only."""
+    rng = np.random.default_rng(number)
+    sequences = []
+    for length in rng.integers(6, 30, 12):
+        trained = np.arange(length) > 2
+        weight = np.where(trained, 1 / 200, 0.0).astype(np.float32)
+        tokens = rng.integers(0, 100, length).astype(np.int32)
+        sequences.append(TrainingSequence(token_ids=tokens, loss_mask=trained, token_weight=weight))
+    layout = RowLayout(
+        tokens_per_microbatch=64, row_multiple=parallel.row_multiple, segment_multiple=parallel.segment_multiple
+    )
+    rank, ranks = topology.data_parallel()
+    policy.step(pack_rank(sequences, layout, rank=rank, num_ranks=ranks), sft_loss)
+
+
+def export(policy: Policy) -> dict[str, np.ndarray]:
+    return {name: tensor.float().numpy().copy() for name, tensor in policy.weights(dtype=torch.float32)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -1,8 +1,8 @@
 """Worker: train, save and go on, under several layouts of one number of ranks.
 
 usage: checkpoint.py STORE FOLDER JOB...; a job is LAYOUT:save (two steps, FOLDER/saved-LAYOUT, two more) or
-LAYOUT:SAVED (other random weights, FOLDER/saved-SAVED, two steps). FOLDER/JOB.npz gets the weights and the reference
-policy's weights at the end, in fp32 under Hugging Face names.
+LAYOUT:SAVED (other random weights, FOLDER/saved-SAVED, two steps). FOLDER/config.json is the model's; FOLDER/JOB.npz gets the weights after saving or
+loading and at the end, and the reference policy's at the end, in fp32 under Hugging Face names.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.checkpoint import load_policy, save_policy  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.recipes.tiny import TINY_V3  # noqa: E402
 from megatron_r1.stages.sft import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 
 TRAIN = TrainConfig(dtype="fp32", tokens_per_microbatch=64)
-# Adam divides by the gradient's size; with a large eps, rounding of tiny gradients stays as small as it is.
-OPTIMIZER = OptimizerConfig(lr=3e-3, min_lr=1e-3, schedule="cosine", eps=1e-2)
+# Adam divides by the gradient's size; with a large eps, rounding of gradients changes the weights in proportion.
+OPTIMIZER = OptimizerConfig(lr=1e-2, min_lr=5e-3, schedule="cosine", eps=0.1)
 
 
 def main(store: str, folder: Path, jobs: list[str]) -> None:
@@ -41,10 +40,10 @@ def main(store: str, folder: Path, jobs: list[str]) -> None:
         parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **layouts.LAYOUTS[layout])
         topology.initialise(parallel, seed=1 if start == "save" else 2, cpu=True, store_path=f"{store}-{number}")
         policy = Policy(
-            load_shape(TINY_V3),
+            load_shape(folder),
             parallel=parallel,
             train=TRAIN,
-            model=ModelConfig(path=TINY_V3, initialise="random", router_bias_update_rate=1e-3),
+            model=ModelConfig(path=folder, initialise="random", router_bias_update_rate=1e-3),
             optimizer=OPTIMIZER,
             total_steps=4,
             device=torch.device("cpu"),
@@ -59,9 +58,10 @@ def main(store: str, folder: Path, jobs: list[str]) -> None:
         else:
             load_policy(policy, folder / f"saved-{start}")
             assert policy.steps_taken == 2
+        middle = {f"middle {name}": array for name, array in export(policy).items()}
         step(policy, parallel, 2)
         step(policy, parallel, 3)
-        found = export(policy)
+        found = middle | export(policy)
         with policy.reference_weights():
             found |= {f"reference {name}": array for name, array in export(policy).items()}
         if dist.get_rank() == 0:

@@ -1,8 +1,9 @@
 """Worker: train, save and go on, under several layouts of one number of ranks.
 
-usage: checkpoint.py STORE FOLDER JOB...; a job is LAYOUT:save (two steps, FOLDER/saved-LAYOUT, two more) or
-LAYOUT:SAVED (other random weights, FOLDER/saved-SAVED, two steps). FOLDER/config.json is the model's; FOLDER/JOB.npz gets the weights after saving or
-loading and at the end, and the reference policy's at the end, in fp32 under Hugging Face names.
+usage: checkpoint.py STORE FOLDER JOB...; FOLDER/config.json is the model's. A job is LAYOUT:save (two steps,
+FOLDER/saved-LAYOUT, two more) or LAYOUT:SAVED (other random weights, FOLDER/saved-SAVED, two steps). FOLDER/JOB.npz
+gets the weights after saving or loading and at the end, and the reference policy's at the end, in fp32 under Hugging
+Face names.
 """
 
 from __future__ import annotations

@@ -96,6 +96,6 @@ def test_the_record_says_what_was_made_of_what(stage, tmp_path):
 
 def test_a_damaged_manifest_is_said_and_kept(stage, tmp_path):
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="manifest.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"manifest\.json: not valid JSON"):
         Manifest(tmp_path, "test")
     assert (tmp_path / "manifest.json").read_text() == "{"

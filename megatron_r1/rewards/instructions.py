@@ -19,6 +19,7 @@ Arguments = Mapping[str, Any]
 
 WORD = re.compile(r"\w+")
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"')\]”’]*\s+")
+BULLETS = (r"^\s*\*[^\*].*$", r"^\s*-.*$")
 CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -46,8 +47,10 @@ def _sentences(text: str) -> list[str]:
     return [part for part in SENTENCE_END.split(text.strip()) if WORD.search(part)]
 
 
-def _paragraphs(text: str, separator: str) -> list[str]:
-    return [part for part in re.split(separator, text) if part.strip()]
+def _paragraphs(text: str, given: Arguments) -> bool:
+    parts = re.split(r"\s?\*\*\*\s?", text)
+    whole = [part for number, part in enumerate(parts) if part.strip() or number not in (0, len(parts) - 1)]
+    return len(whole) == int(given["num_paragraphs"]) and all(part.strip() for part in whole)
 
 
 def _contains(word: str, text: str) -> bool:
@@ -63,16 +66,18 @@ def _is_whole_word(word: str, text: str) -> bool:
 
 
 def _first_word_of_paragraph(response: str, given: Arguments) -> bool:
-    paragraphs = _paragraphs(response, r"\n\n")
-    place = int(given["nth_paragraph"])
-    if len(paragraphs) != int(given["num_paragraphs"]) or place > len(paragraphs):
+    # Empty paragraphs are not counted, but they have a place.
+    paragraphs = response.split("\n\n")
+    count, place = sum(bool(part.strip()) for part in paragraphs), int(given["nth_paragraph"])
+    if count != int(given["num_paragraphs"]) or place > count:
         return False
     words = paragraphs[place - 1].split()
-    return bool(words) and words[0].strip("\"'.,?!").lower() == str(given["first_word"]).lower()
+    first = words[0].lstrip("'").lstrip('"') if words else ""
+    return re.split(r"[.,?!'\"]", first)[0].lower() == str(given["first_word"]).lower() != ""
 
 
 def _sections(response: str, given: Arguments) -> bool:
-    marks = re.findall(rf"\s?{given['section_spliter']}\s?\d+\s?", response)
+    marks = re.findall(rf"\s?{given['section_spliter'].strip()}\s?\d+\s?", response)
     return len(marks) >= int(given["num_sections"])
 
 
@@ -112,7 +117,7 @@ def _case(response: str, *, upper: bool) -> bool:
 def _postscript(response: str, given: Arguments) -> bool:
     marker = str(given["postscript_marker"])
     pattern = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, re.escape(marker.lower()))
-    return re.search(rf"^\s*{pattern}", response.lower(), re.MULTILINE) is not None
+    return re.search(pattern, response.lower()) is not None
 
 
 def _letters(response: str, given: Arguments) -> bool:
@@ -140,9 +145,7 @@ CHECKS: Mapping[str, Callable[[str, Arguments], bool]] = {
     "length_constraints:number_sentences": lambda text, given: _compare(
         len(_sentences(text)), int(given["num_sentences"]), given.get("relation")
     ),
-    "length_constraints:number_paragraphs": lambda text, given: (
-        len(_paragraphs(text, r"\s?\*\*\*\s?")) == int(given["num_paragraphs"])
-    ),
+    "length_constraints:number_paragraphs": _paragraphs,
     "length_constraints:number_words": lambda text, given: _compare(
         len(WORD.findall(text)), int(given["num_words"]), given.get("relation")
     ),
@@ -152,13 +155,15 @@ CHECKS: Mapping[str, Callable[[str, Arguments], bool]] = {
     ),
     "detectable_content:postscript": _postscript,
     "detectable_format:number_bullet_lists": lambda text, given: (
-        len(re.findall(r"^\s*(?:\*[^\*].*|-.*)$", text, re.MULTILINE)) == int(given["num_bullets"])
+        sum(len(re.findall(pattern, text, re.MULTILINE)) for pattern in BULLETS) == int(given["num_bullets"])
     ),
     "detectable_format:constrained_response": lambda text, _: any(one in text for one in CONSTRAINED),
     "detectable_format:number_highlighted_sections": _highlights,
     "detectable_format:multiple_sections": _sections,
     "detectable_format:json_format": _is_json,
-    "detectable_format:title": lambda text, _: re.search(r"<<[^\n>]*\w[^\n>]*>>", text) is not None,
+    "detectable_format:title": lambda text, _: any(
+        title.lstrip("<").rstrip(">").strip() for title in re.findall(r"<<[^\n]+>>", text)
+    ),
     "combination:two_responses": _two_responses,
     "combination:repeat_prompt": lambda text, given: (
         text.strip().lower().startswith(str(given["prompt_to_repeat"]).strip().lower())

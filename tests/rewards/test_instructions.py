@@ -19,6 +19,16 @@ CASES = [
     ("language:response_language", {"language": "de"}, "Das ist ein ganz einfacher Satz.", "This is a plain sentence."),
     ("length_constraints:number_sentences", {"num_sentences": 3, "relation": "less than"}, "One. Two!", "A. B? C."),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one\n***\ntwo", "one\n\ntwo"),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "***\none\n***\ntwo\n***", "one\n***\n***\ntwo"),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": "don"},
+        '"Don\'t" go.\n\nBye.',
+        "\n\nDon't go.\n\nBye.",
+    ),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye. P.S. Write!", "Bye. PS: Write!"),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "*\n- one", "*\none"),
+    ("detectable_format:title", {}, "<<a > b>>", "<< >>"),
     ("length_constraints:number_words", {"num_words": 4, "relation": "at least"}, "one two three four", "one two"),
     (
         "length_constraints:nth_paragraph_first_word",

@@ -23,11 +23,17 @@ def run_stage(config: StageConfig, words: Sequence[str]) -> int:
 def run_here(config: StageConfig) -> int:
     """Run the stage in this process, which is one of its ranks (RANK is set). Returns the exit status."""
     # The folder is made once: by the parent that started this rank, or by rank 0, which alone looks whether it may.
-    shape = check(config, folder=os.environ["RANK"] == "0" and PARENT_VARIABLE not in os.environ)
+    outer = PARENT_VARIABLE not in os.environ
+    shape = check(config, folder=os.environ["RANK"] == "0" and outer)
     if ranks_of(config) is None:
         from megatron_r1.pipeline.single import run_single
 
-        return run_single(config, loop_of(config))
+        if not outer:
+            return run_single(config, loop_of(config))
+        if os.environ["RANK"] != "0":  # one process does it all
+            return 0
+        with prepare_folder(config).lock:
+            return run_single(config, loop_of(config))
     from megatron_r1.pipeline.worker import run_rank
 
     return run_rank(config, shape)  # pyright: ignore[reportArgumentType] - it has ranks, so a model

@@ -48,6 +48,8 @@ def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Option
         if not options.only:
             raise ConfigError("under torchrun or srun one stage is run at a time: add --only STAGE")
         return run_here(stages[options.only])
+    if pipeline.run_dir.exists() and not pipeline.run_dir.is_dir():
+        raise ConfigError(f"run_dir: {pipeline.run_dir} is a file")
     pipeline.run_dir.mkdir(parents=True, exist_ok=True)
     with open(pipeline.run_dir / LOCK, "a", encoding="utf-8") as lock:
         try:
@@ -84,12 +86,15 @@ def _run_chosen(
     for number, name in enumerate(chosen, start=1):
         stage = stages[name]
         head = f"[{number}/{len(chosen)}] {name}"
-        forced = name in (options.first, options.only)
+        forced = options.first is not None or options.only is not None
         if not forced and manifest.is_current(name, stage):
             print(f"{head}: up to date", flush=True)
             continue
         _check_inputs(name, manifest, stage, pipeline.run_dir)
         print(f"{head}\n{summary_of(stage, check(stage))}", flush=True)
+        if not manifest.same_origin(name, stage):
+            # Its folder may hold an unfinished run with other inputs, which must not be gone on with.
+            stage = dataclasses.replace(stage, if_exists="archive")  # pyright: ignore[reportArgumentType]
         manifest.begin(name, stage)
         write_pipeline_report(pipeline.run_dir, list(stages))
         started = time.monotonic()

@@ -1,7 +1,7 @@
 """manifest.json of a pipeline: for each stage what it was made from, with what, and what it made.
 
 A stage is up to date if its configuration and the content of all its inputs are those of the recorded run, and its
-outputs are still what that run left. Content is a hash of every byte; a file whose size and time of change are those of
+outputs are still what that run left. Content is a hash of every byte; a file whose size and times are those of
 an earlier look is not read again. The code's version is recorded, but new code does not make old results invalid: use
 `--from` for that.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from megatron_r1.config.paths import input_paths
+from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import parent_of
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import DataError
@@ -29,6 +29,8 @@ from megatron_r1.pipeline.kinds import OUTPUTS
 MANIFEST = "manifest.json"
 PLACE = ("name", "run_dir", "if_exists")
 """Fields that say where a stage runs, not what it computes."""
+MISSING = "missing"
+"""Instead of a hash: there is no such file."""
 
 
 class Manifest:
@@ -40,12 +42,14 @@ class Manifest:
         self._file = run_dir / MANIFEST
         self._content: dict[str, Any] = {"pipeline": name, "stages": {}, "looks": {}}
         if self._file.exists():
+            mend = "restore it, or remove it to run every stage again"
             try:
-                self._content |= json.loads(self._file.read_text(encoding="utf-8"))
+                found = json.loads(self._file.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise DataError(
-                    f"{self._file}: not valid JSON ({error}); restore it, or remove it to run every stage again"
-                ) from error
+                raise DataError(f"{self._file}: not valid JSON ({error}); {mend}") from error
+            if not _is_manifest(found):
+                raise DataError(f"{self._file}: not a pipeline's manifest; {mend}")
+            self._content |= found
 
     def record(self, stage: str) -> Mapping[str, Any]:
         """What is known of a stage; empty if it never ran."""
@@ -54,11 +58,22 @@ class Manifest:
     def is_current(self, stage: str, config: StageConfig) -> bool:
         """Whether the stage was done with this configuration and these inputs, and its outputs are untouched."""
         record = self.record(stage)
-        if record.get("state") != "done" or record["config"] != computation(config):
+        if record.get("state") != "done" or not self.same_origin(stage, config):
             return False
-        inputs = {field: known["content"] for field, known in record["inputs"].items()}
         outputs = {name: known["content"] for name, known in record["outputs"].items()}
-        return inputs == self._inputs(config) and outputs == self._outputs(config)
+        return MISSING not in outputs.values() and outputs == self._outputs(config)
+
+    def same_origin(self, stage: str, config: StageConfig) -> bool:
+        """Whether the recorded run, finished or not, had this configuration and these inputs."""
+        record = self.record(stage)
+        if not record:
+            return False
+        # The folder may have been moved or be named in another way: the inputs' content is compared, not their paths.
+        paths = {field: Path(known["path"]) for field, known in record["inputs"].items()}
+        recorded = {path: paths.get(field, path) for field, path in input_paths(config).items()}
+        if record["config"] != computation(replace_inputs(config, lambda path: recorded[path])):
+            return False
+        return {field: known["content"] for field, known in record["inputs"].items()} == self._inputs(config)
 
     def begin(self, stage: str, config: StageConfig) -> None:
         self._put(stage, {"state": "running", **self._origin(config)})
@@ -89,9 +104,9 @@ class Manifest:
         return {name: self.content(config.run_dir / name) for name in OUTPUTS[type(config)]}
 
     def content(self, path: Path) -> str:
-        """A hash over names and bytes of a file or folder; "missing" if there is none."""
+        """A hash over names and bytes of a file or folder; MISSING if there is none."""
         if not path.exists():
-            return "missing"
+            return MISSING
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         total = hashlib.sha256()
         for file in files:
@@ -101,10 +116,11 @@ class Manifest:
 
     def _hash(self, file: Path) -> str:
         stat = file.stat()
-        look = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        # st_ctime_ns also tells of a change whose time was set back (cp -p, touch -r).
+        look = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         known = self._content["looks"].get(str(file.resolve()))
-        if known is not None and known[:3] == look:
-            return known[3]
+        if known is not None and known[:-1] == look:
+            return known[-1]
         digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
         self._content["looks"][str(file.resolve())] = [*look, digest]
         return digest
@@ -115,10 +131,22 @@ class Manifest:
 
 
 def computation(config: StageConfig) -> dict[str, Any]:
-    """The configuration as JSON without where it runs. Input paths stay, but a pipeline may be moved: see content()."""
+    """The configuration as JSON without where it runs. Input paths stay; is_current() compares only their content."""
     assert dataclasses.is_dataclass(config)
     fields = plain_json(dataclasses.asdict(config))
     return {name: value for name, value in fields.items() if name not in PLACE}
+
+
+def _is_manifest(found: object) -> bool:
+    """Whether it has the form that this module writes, as far as is relied on."""
+    if not isinstance(found, dict) or not isinstance(found.get("stages"), dict):
+        return False
+    return isinstance(found.get("looks", {}), dict) and all(
+        isinstance(record, dict)
+        and {"state", "config", "inputs"} <= record.keys()
+        and (record["state"] != "done" or "outputs" in record)
+        for record in found["stages"].values()
+    )
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from megatron_r1.config.evaluation import EvaluateConfig
+from megatron_r1.config.paths import replace_inputs
 from megatron_r1.config.schema import DataConfig
 from megatron_r1.errors import DataError
 from megatron_r1.pipeline.manifest import Manifest
@@ -84,6 +85,15 @@ def test_a_stage_that_began_again_or_failed_is_not_current(stage, tmp_path):
     assert Manifest(tmp_path, "test").record("score")["exit_status"] == 3
 
 
+def test_an_unfinished_stage_has_the_same_origin_until_an_input_changes(stage, tmp_path):
+    manifest = Manifest(tmp_path, "test")
+    manifest.begin("score", stage)
+    assert Manifest(tmp_path, "test").same_origin("score", stage)
+    (tmp_path / "problems.jsonl").write_text("two\n")
+    assert not Manifest(tmp_path, "test").same_origin("score", stage)
+    assert not manifest.same_origin("never", stage)
+
+
 def test_the_record_says_what_was_made_of_what(stage, tmp_path):
     record = json.loads((tmp_path / "manifest.json").read_text())["stages"]["score"]
     assert record["state"] == "done" and record["metrics"] == {"accuracy": 0.5}
@@ -92,6 +102,37 @@ def test_the_record_says_what_was_made_of_what(stage, tmp_path):
     assert record["config"]["samples"] == 16
     assert record["code"]["version"]
     assert len(record["outputs"]["results.json"]["content"]) == 64
+
+
+def test_a_pipeline_that_was_moved_is_current(stage, tmp_path):
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)
+    config = replace_inputs(stage, lambda path: moved / path.relative_to(tmp_path))
+    config = dataclasses.replace(config, run_dir=moved / "score")
+    assert Manifest(moved, "test").is_current("score", config)
+    (moved / "problems.jsonl").write_text("two\n")
+    assert not Manifest(moved, "test").is_current("score", config)
+
+
+def test_a_file_whose_time_was_set_back_is_read_again(stage, tmp_path):
+    file = tmp_path / "problems.jsonl"
+    before = file.stat()
+    file.write_text("two\n")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not current(stage, tmp_path)
+
+
+def test_a_stage_that_left_no_output_is_not_current(stage, tmp_path):
+    (stage.run_dir / "results.json").unlink()
+    Manifest(tmp_path, "test").finish("score", stage, seconds=1.0, status=0)
+    assert not current(stage, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["null", "[1]", '{"stages": []}', '{"stages": {"score": {"state": "done"}}}'])
+def test_what_is_no_manifest_is_said(stage, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json: not a pipeline's manifest"):
+        Manifest(tmp_path, "test")
 
 
 def test_a_damaged_manifest_is_said_and_kept(stage, tmp_path):

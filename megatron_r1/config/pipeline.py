@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.schema import StageConfig
+from megatron_r1.config.sft import SFTRunConfig
 from megatron_r1.errors import ConfigError
 
 REFERENCE = "@"
@@ -51,7 +52,10 @@ def stages_of(pipeline: PipelineConfig) -> dict[str, StageConfig]:
                 )
         stage = replace_inputs(stage, lambda path: _resolved(path, pipeline.run_dir))
         ready[name] = dataclasses.replace(  # pyright: ignore[reportArgumentType] - a protocol of dataclasses
-            stage, run_dir=pipeline.run_dir / name, seed=pipeline.seed + stage.seed, if_exists="archive"
+            stage,
+            run_dir=pipeline.run_dir / name,
+            seed=pipeline.seed + stage.seed,
+            if_exists="resume" if isinstance(stage, SFTRunConfig) else "archive",
         )
     if faults:
         raise ConfigError(faults)

@@ -28,6 +28,8 @@ AT_LEAST: dict[str, float] = {
     "seed": 0,
     "validate_every": 0,
     "save_every": 0,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
     "max_skipped_steps": 0,
     "train.threads_per_rank": 1,
     "train.logprob_chunk_tokens": 1,
@@ -47,8 +49,9 @@ class SFTRunConfig:
     model: ModelConfig
     data: SFTDataConfig
     seed: int = 0
-    if_exists: Literal["refuse", "archive"] = "refuse"
-    """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
+    if_exists: Literal["refuse", "archive", "resume"] = "refuse"
+    """What to do with a run_dir that is not empty: stop; rename it to run_dir.1, .2, ...; or go on from its last
+    checkpoint, if it is a run of this very configuration (else rename it)."""
     device: Literal["cpu", "cuda"] = "cuda"
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(tokens_per_microbatch=32_768))
@@ -59,6 +62,9 @@ class SFTRunConfig:
     """Loss on the validation examples every N steps, and at the start and end; 0: at the start and end only."""
     save_every: int = 0
     """Export a Hugging Face folder every N steps (0: at the end only)."""
+    checkpoint_every: int = 0
+    """Save what a restart needs every N steps (0: never)."""
+    keep_checkpoints: int = 2
     save_dtype: Literal["fp32", "bf16"] = "bf16"
     """Of the exported weights."""
     max_skipped_steps: int = 4

@@ -76,6 +76,20 @@ def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
         raise _output_error(path, error) from error
 
 
+def keep_steps(path: Path, count: int) -> None:
+    """Cut the file down to its rows of steps below `count`: a run that goes on from a checkpoint writes the later ones
+    again. OutputError on failure."""
+    if not path.exists():
+        return
+    rows = [row for row in read_json_lines(path) if row["step"] < count]
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.unlink(missing_ok=True)
+    with JsonLines(temporary) as file:
+        for row in rows:
+            file.write(row)
+    os.replace(temporary, path)
+
+
 def read_json_lines(path: Path | str) -> Iterator[dict[str, Any]]:
     """The objects of a jsonl file; none if it does not exist. A torn last line (a killed run) is skipped; any
     other bad line is a DataError."""

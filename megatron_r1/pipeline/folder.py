@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,8 +29,9 @@ class PreparedFolder:
 
 
 def prepare_folder(config: StageConfig) -> PreparedFolder:
-    """Make run_dir, lock it and write run.json. An older run is renamed to run_dir.1, .2, ... (if_exists="archive";
-    validation has refused otherwise, and what is no run's folder or is in use).
+    """Make run_dir, lock it and write run.json. An older run is renamed to run_dir.1, .2, ... (validation has refused
+    where it may not be, and what is no run's folder or is in use), or kept if if_exists="resume" and it is an unfinished
+    run of this configuration.
 
     Raises ConfigError if another run has taken the folder meanwhile."""
     moved = None
@@ -36,10 +39,11 @@ def prepare_folder(config: StageConfig) -> PreparedFolder:
     if folder.is_dir() and any(folder.iterdir()):
         if is_held(folder):
             raise ConfigError(f"run_dir: another run has just started in {folder}; choose another --run-dir")
-        number = 1
-        while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
-            number += 1
-        folder.rename(moved)
+        if config.if_exists == "resume" and _can_go_on(config):
+            shutil.rmtree(folder / RENDEZVOUS, ignore_errors=True)
+        else:
+            moved = _free_name(folder)
+            folder.rename(moved)
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / LOCK, "a", encoding="utf-8")  # noqa: SIM115 - held for as long as the run
     try:
@@ -51,6 +55,24 @@ def prepare_folder(config: StageConfig) -> PreparedFolder:
     lock.flush()
     write_json(folder / "run.json", {"name": config.name, "config": config_as_json(config)})
     return PreparedFolder(lock, moved)
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return moved
+
+
+def _can_go_on(config: StageConfig) -> bool:
+    """Whether run_dir holds an unfinished run of this configuration; what to do with such a folder is no part of it."""
+    if (config.run_dir / "summary.json").exists():
+        return False
+    try:
+        known = json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return known | {"if_exists": config.if_exists} == config_as_json(config)
 
 
 def config_as_json(config: StageConfig) -> dict[str, Any]:

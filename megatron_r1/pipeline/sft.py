@@ -21,8 +21,9 @@ from megatron_r1.data.example_cache import build_cache
 from megatron_r1.data.examples import open_cache
 from megatron_r1.data.reader import ExampleReader
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_r1.observe.metrics import JsonLines, write_json
+from megatron_r1.observe.metrics import JsonLines, keep_steps, write_json
 from megatron_r1.observe.progress import SFT_COLUMNS, Progress, duration
+from megatron_r1.pipeline.checkpoints import Checkpoints
 from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
@@ -67,11 +68,16 @@ def run_sft(config: SFTRunConfig, shape: ModelShape, device: torch.device) -> di
     def validate() -> float | None:
         return mean_loss(policy, validation, layout) if validation else None
 
-    before = validate()
-    run = _Run(config, policy, reader, validate)
+    checkpoints = Checkpoints(config.run_dir, keep=config.keep_checkpoints, say=say)
+    run = _Run(config, policy, reader, validate, checkpoints)
+    state = checkpoints.load_latest(policy)
+    if state is None:
+        run.validation_loss_before = validate()
+    else:
+        run.load_state_dict(state)
     with run:
-        train_sft(policy, reader, layout, run.on_step)
-    after = validate()
+        train_sft(policy, reader, layout, run.on_step, first_step=run.steps_done)
+    before, after = run.validation_loss_before, validate()
     save(config, policy, config.run_dir / "model", step=reader.order.num_steps)
     summary = {
         "steps": reader.order.num_steps,
@@ -118,9 +124,17 @@ class _Run:
     """What the loop calls after each step, and the files that it fills."""
 
     def __init__(
-        self, config: SFTRunConfig, policy: Policy, reader: ExampleReader, validate: Callable[[], float | None]
+        self,
+        config: SFTRunConfig,
+        policy: Policy,
+        reader: ExampleReader,
+        validate: Callable[[], float | None],
+        checkpoints: Checkpoints,
     ) -> None:
         self.config, self.policy, self.reader, self.validate = config, policy, reader, validate
+        self.checkpoints = checkpoints
+        self.steps_done = 0
+        self.validation_loss_before: float | None = None
         self.num_steps = reader.order.num_steps
         self.skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
         self.is_writer = dist.get_rank() == 0
@@ -131,9 +145,13 @@ class _Run:
 
     def __enter__(self) -> _Run:
         if self.is_writer:
-            self.metrics = self._files.enter_context(JsonLines(self.config.run_dir / "metrics.jsonl"))
+            path = self.config.run_dir / "metrics.jsonl"
+            keep_steps(path, self.steps_done)
+            self.metrics = self._files.enter_context(JsonLines(path))
             every = max(1, self.num_steps // LINES_SHOWN)
-            self.progress = self._files.enter_context(Progress(self.num_steps, columns=SFT_COLUMNS, every=every))
+            self.progress = self._files.enter_context(
+                Progress(self.num_steps, columns=SFT_COLUMNS, every=every, first_step=self.steps_done)
+            )
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -164,7 +182,27 @@ class _Run:
         self.tokens += trained
         self.first_loss = result.loss if step == 0 else self.first_loss
         self.last_loss = result.loss
+        self.steps_done = done
         if self.is_writer:
             self.metrics.write(row)
             self.progress.update(step, row)
+        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < self.num_steps:
+            self.checkpoints.save(done, self.policy, self.state_dict())
         self._marked = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON: what a restart needs besides the policy."""
+        return {
+            "steps_done": self.steps_done,
+            "tokens": self.tokens,
+            "losses": [self.first_loss, self.last_loss],
+            "validation_loss_before": self.validation_loss_before,
+            "reader": self.reader.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. DataError if it belongs to other data."""
+        self.reader.load_state_dict(state["reader"])
+        self.steps_done, self.tokens = state["steps_done"], state["tokens"]
+        self.first_loss, self.last_loss = state["losses"]
+        self.validation_loss_before = state["validation_loss_before"]

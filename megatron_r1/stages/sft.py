@@ -43,10 +43,13 @@ def train_sft(
     batches: Iterable[Sequence[TrainingSequence]],
     layout: RowLayout,
     on_step: Callable[[int, StepResult], None] | None = None,
+    *,
+    first_step: int = 0,
 ) -> None:
-    """One optimizer step for each batch. Every rank passes the same batches and trains on its own rows."""
+    """One optimizer step for each batch, counted from `first_step`. Every rank passes the same batches and trains on
+    its own rows."""
     rank, ranks = data_parallel()
-    for step, sequences in enumerate(batches):
+    for step, sequences in enumerate(batches, start=first_step):
         rows = pack_rank(sequences, layout, rank=rank, num_ranks=ranks)
         result = policy.step(rows, sft_loss)
         if on_step is not None:

@@ -9,7 +9,18 @@ import time
 
 import pytest
 
-SMALL = ("--data.base", "320", "--data.cold-start", "64", "--data.held-out", "20", "--data.problems", "100")
+SMALL = (
+    "--data.base",
+    "960",
+    "--base.checkpoint-every",
+    "1",
+    "--data.cold-start",
+    "64",
+    "--data.held-out",
+    "20",
+    "--data.problems",
+    "100",
+)
 
 
 def start(folder, *words):
@@ -43,7 +54,7 @@ def killed(tmp_path_factory):
     """A pipeline that was killed in the middle of its second stage, then started again."""
     folder = tmp_path_factory.mktemp("pipeline") / "run"
     process = start(folder, "--until", "base")
-    wait_for(folder / "base" / "metrics.jsonl", process)
+    wait_for(folder / "base" / "checkpoints" / "step_00000001" / "stage.json", process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     before = manifest(folder)
@@ -57,7 +68,9 @@ def test_a_killed_pipeline_goes_on_with_the_stage_that_it_was_in(killed):
     assert states == {"data": "done", "base": "running"}
     assert "[1/2] data: up to date" in killed["output"]
     assert "[2/2] base: done" in killed["output"]
-    assert (killed["folder"] / "base.1" / "metrics.jsonl").exists()  # what the killed run had written
+    assert "going on from" in killed["output"] and not (killed["folder"] / "base.1").exists()
+    rows = [json.loads(line) for line in (killed["folder"] / "base" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(len(rows))) and len(rows) > 5
 
 
 def test_the_report_is_written(killed):

@@ -30,8 +30,8 @@ class PreparedFolder:
 
 def prepare_folder(config: StageConfig) -> PreparedFolder:
     """Make run_dir, lock it and write run.json. An older run is renamed to run_dir.1, .2, ... (validation has refused
-    where it may not be, and what is no run's folder or is in use), or kept if if_exists="resume" and it is an unfinished
-    run of this configuration.
+    where it may not be, and what is no run's folder or is in use), or kept if if_exists="resume" and it is an
+    unfinished run of this configuration.
 
     Raises ConfigError if another run has taken the folder meanwhile."""
     moved = None

@@ -23,7 +23,8 @@ def folder_faults(config: StageConfig) -> list[str]:
         return [f"run_dir: {given} is the folder that you are in, or above it; choose one below, such as runs/mine"]
     if config.if_exists == "refuse":
         return [f"run_dir: {given} is not empty; choose another --run-dir, or --if-exists archive to move it aside"]
-    if not (folder / "run.json").is_file():
+    # A run that was killed as it began has left its lock alone.
+    if not (folder / "run.json").is_file() and any(entry.name != LOCK for entry in folder.iterdir()):
         return [f"run_dir: {given} is not empty and not a run's folder (no run.json); choose another --run-dir"]
     if is_held(folder):
         return [f"run_dir: a run is going on in {given} (process {_holder(folder)}); choose another --run-dir"]

@@ -90,7 +90,7 @@ def _run_chosen(
         if not forced and manifest.is_current(name, stage):
             print(f"{head}: up to date", flush=True)
             continue
-        _check_inputs(name, manifest, stage, pipeline.run_dir)
+        _check_inputs(name, manifest, stages, pipeline.run_dir)
         print(f"{head}\n{summary_of(stage, check(stage))}", flush=True)
         if not manifest.same_origin(name, stage):
             # Its folder may hold an unfinished run with other inputs, which must not be gone on with.
@@ -145,9 +145,11 @@ def _without_coming_judges(stage: StageConfig, run_dir: Path) -> StageConfig:
     return dataclasses.replace(stage, rewards=dataclasses.replace(stage.rewards, preferences=preferences))
 
 
-def _check_inputs(name: str, manifest: Manifest, stage: StageConfig, run_dir: Path) -> None:
+def _check_inputs(name: str, manifest: Manifest, stages: Mapping[str, StageConfig], run_dir: Path) -> None:
     """Raises ConfigError if an earlier stage's output is not there: it was left out with --from or --only."""
-    for field, path in input_paths(stage).items():
+    for field, path in input_paths(stages[name]).items():
         made = parent_of(path, run_dir)
-        if made is not None and (not path.exists() or manifest.record(made[0]).get("state") != "done"):
+        if made is None or made[0] not in stages:  # a file of the user's, or what an archived run made
+            continue
+        if not path.exists() or manifest.record(made[0]).get("state") != "done":
             raise ConfigError(f"{name}.{field}: {path} is not there, or stage {made[0]} has not finished: run it")

@@ -327,6 +327,9 @@ def test_only_a_runs_folder_is_moved_aside(sound, tmp_path):
     (config.run_dir / "thesis.tex").write_text("")
     (fault,) = faults_of(config)
     assert "not a run's folder" in fault
+    (config.run_dir / "thesis.tex").unlink()
+    (config.run_dir / ".lock").write_text("")  # all that is there of a run that was killed as it began
+    assert faults_of(config) == []
 
 
 def test_a_folder_in_which_a_run_goes_on_is_not_touched(sound):

@@ -98,7 +98,9 @@ class Manifest:
         return {"config": computation(config), "code": code_version(), "inputs": inputs}
 
     def _inputs(self, config: StageConfig) -> dict[str, str]:
-        return {field: self.content(path) for field, path in input_paths(config).items()}
+        # Not the token of a server: it is a secret, and another one changes nothing that is computed.
+        paths = {field: path for field, path in input_paths(config).items() if not field.endswith("token_file")}
+        return {field: self.content(path) for field, path in paths.items()}
 
     def _outputs(self, config: StageConfig) -> dict[str, str]:
         return {name: self.content(config.run_dir / name) for name in OUTPUTS[type(config)]}

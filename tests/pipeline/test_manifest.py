@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from megatron_r1.config.evaluation import EvaluateConfig
+from megatron_r1.config.evaluation import EvaluateConfig, ServerConfig
 from megatron_r1.config.paths import replace_inputs
 from megatron_r1.config.schema import DataConfig
 from megatron_r1.errors import DataError
@@ -133,6 +133,17 @@ def test_what_is_no_manifest_is_said(stage, tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json: not a pipeline's manifest"):
         Manifest(tmp_path, "test")
+
+
+def test_nothing_of_a_servers_token_is_recorded(stage, tmp_path):
+    (tmp_path / "token").write_text("secret")
+    server = ServerConfig(url="http://127.0.0.1:1", model="judge", token_file=tmp_path / "token")
+    stage = dataclasses.replace(stage, server=server)
+    manifest = Manifest(tmp_path, "test")
+    manifest.begin("score", stage)
+    assert "server.token_file" not in manifest.record("score")["inputs"]
+    (tmp_path / "token").write_text("renewed")
+    assert manifest.same_origin("score", stage)
 
 
 def test_a_damaged_manifest_is_said_and_kept(stage, tmp_path):

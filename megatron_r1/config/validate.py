@@ -209,6 +209,10 @@ def _teacher_faults(config: RunConfig) -> list[str]:
             f"teacher.model: {teacher.model} has another tokenizer than model.path {config.model.path}; a student with "
             "a tokenizer of its own learns from samples (stage distill_set, then SFT)"
         )
+    if config.grpo.minibatches > 1:
+        faults.append(
+            f"grpo.minibatches is {config.grpo.minibatches}; a teacher's loss is for the present policy's samples: use 1"
+        )
     if config.grpo.kl_coef:
         faults.append(f"grpo.kl_coef is {config.grpo.kl_coef}; with a teacher there is no reference policy: use 0")
     if config.rollout.sampling.temperature != 1.0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_r1.config.paths import input_paths
 from megatron_r1.config.run_folder import LOCK, is_held
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
@@ -53,7 +54,7 @@ def prepare_folder(config: StageConfig) -> PreparedFolder:
         raise ConfigError(f"run_dir: another run has just started in {folder}; choose another --run-dir") from error
     lock.write(f"{os.getpid()}\n")
     lock.flush()
-    write_json(folder / "run.json", {"name": config.name, "config": config_as_json(config)})
+    write_json(folder / "run.json", {"name": config.name, "config": config_as_json(config), "inputs": _inputs(config)})
     return PreparedFolder(lock, moved)
 
 
@@ -65,14 +66,27 @@ def _free_name(folder: Path) -> Path:
 
 
 def _can_go_on(config: StageConfig) -> bool:
-    """Whether run_dir holds an unfinished run of this configuration; what to do with such a folder is no part of it."""
+    """Whether run_dir holds an unfinished run of this configuration on these inputs; what to do with such a folder is
+    no part of it."""
     if (config.run_dir / "summary.json").exists():
         return False
     try:
-        known = json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError):
+        known = json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))
+        same = known["config"] | {"if_exists": config.if_exists} == config_as_json(config)
+        return same and known["inputs"] == _inputs(config)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return known | {"if_exists": config.if_exists} == config_as_json(config)
+
+
+def _inputs(config: StageConfig) -> dict[str, list[list[Any]]]:
+    """Name, size and time of change (ns) of every file that each input path has: enough to see that one was replaced
+    between two starts, without reading it."""
+    found = {}
+    for field, path in input_paths(config).items():
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats = [(file, file.stat()) for file in files if file.is_file()]
+        found[field] = [[str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    return found
 
 
 def config_as_json(config: StageConfig) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from megatron_r1.observe.metrics import plain_json, write_json
 from megatron_r1.pipeline.kinds import OUTPUTS
 
 MANIFEST = "manifest.json"
-PLACE = ("name", "run_dir", "if_exists")
-"""Fields that say where a stage runs, not what it computes."""
+PLACE = ("name", "run_dir", "if_exists", "checkpoint_every", "keep_checkpoints", "save_every", "validate_every")
+"""Fields that say where a stage runs and what it shows on the way, not what it makes."""
 MISSING = "missing"
 """Instead of a hash: there is no such file."""
 

@@ -42,7 +42,9 @@ STUDENTS: dict[str, tuple[str, float, ParallelConfig]] = {
     "llama_8b": ("Llama-3.1-8B", 5e-5, ParallelConfig(world_size=16, tensor=2, sequence=True)),
     "llama_70b": ("Llama-3.3-70B-Instruct", 2e-5, ParallelConfig(world_size=128, tensor=8, pipeline=2, sequence=True)),
 }
-"""Students of the paper (table 6) with their learning rates (appendix B.4.3) and layouts of ours."""
+"""Students of the paper (table 6) with their learning rates (appendix B.4.3) and layouts of ours. Where a folder's
+config.json allows fewer positions than 32,768 (Qwen2.5-Math), raise max_position_embeddings there first; validation
+says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
 """On-policy distillation: the student samples, the teacher says how likely it finds each token (arXiv 2306.13649).
 
-The loss is the reverse KL divergence from student to teacher, on the student's own samples. Its gradient is a policy
-gradient with an advantage for each token, A_t = log p_teacher(t) - log p_student(t), and no baseline is needed: tokens
-that the teacher finds likelier are made likelier. (Distillation on the teacher's samples is SFT: stages/sft.py.)
+The loss is the reverse KL divergence from student to teacher at each token of the student's own samples. Its gradient
+is a policy gradient with an advantage for each token, A_t = log p_teacher(t) - log p_student(t), and no baseline is
+needed: tokens that the teacher finds likelier are made likelier. What a token does to the divergence of later ones is
+left out, as in that paper. (Distillation on the teacher's samples is SFT: stages/sft.py.)
 """
 
 from __future__ import annotations

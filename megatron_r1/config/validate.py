@@ -211,7 +211,8 @@ def _teacher_faults(config: RunConfig) -> list[str]:
         )
     if config.grpo.minibatches > 1:
         faults.append(
-            f"grpo.minibatches is {config.grpo.minibatches}; a teacher's loss is for the present policy's samples: use 1"
+            f"grpo.minibatches is {config.grpo.minibatches}; a teacher's loss is for samples of the present policy: "
+            "use 1"
         )
     if config.grpo.kl_coef:
         faults.append(f"grpo.kl_coef is {config.grpo.kl_coef}; with a teacher there is no reference policy: use 0")

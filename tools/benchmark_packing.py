@@ -44,7 +44,7 @@ def measure(count: int, repeats: int) -> dict:
     import torch
 
     from megatron_r1.data.packing import RowLayout, pack_rank
-    from megatron_r1.pipeline.zero import build_policy
+    from megatron_r1.pipeline.trainer import build_policy
     from megatron_r1.policy import topology
     from megatron_r1.stages.sft import sft_loss
     from megatron_r1.types import TrainingSequence

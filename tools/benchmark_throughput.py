@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     config = RECIPES[arguments.recipe]()
+    if not isinstance(config, RunConfig):
+        parser.error(f"--recipe {arguments.recipe} has no reinforcement learning of its own; take quickstart or tiny")
     with tempfile.TemporaryDirectory() as scratch:
         config = dataclasses.replace(
             config,
@@ -58,7 +60,7 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
     from megatron_r1.data.problems import load_problems
     from megatron_r1.data.stream import ProblemStream
     from megatron_r1.data.tokenizer import load_tokenizer
-    from megatron_r1.pipeline.zero import ROLLOUT_DTYPE, build_policy, row_layout
+    from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, row_layout
     from megatron_r1.policy import topology
     from megatron_r1.rewards.compose import Scorer
     from megatron_r1.rollout.server import start_engines
@@ -78,7 +80,7 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
         temperature=1.0,
     )
     base = scratch / "base"
-    dtype = ROLLOUT_DTYPE[config.rollout.dtype]
+    dtype = EXPORT_DTYPE[config.rollout.dtype]
     save_hf_folder(policy.weights(dtype=dtype, include_mtp=True), config.model.path, base)
     stream = ProblemStream(load_problems(config.data), seed=0)
     engines = start_engines(config.rollout, model_path=base, run_dir=config.run_dir)
@@ -88,7 +90,7 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
         collector = Collector(
             rollout=config.rollout, data=config.data, tokenizer=tokenizer, sync=sync, engines=engines, scorer=scorer
         )
-        bench = Bench(config, policy, collector, engines[0], sync, source, row_layout(config, tokenizer))
+        bench = Bench(config, policy, collector, engines[0], sync, source, row_layout(config, tokenizer.pad_id))
         try:
             for repeat in range(repeats + 1):  # the first warms up and is thrown away
                 bench.one_repeat(stream.take(config.grpo.prompts_per_step), repeat)

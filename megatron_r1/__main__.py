@@ -1,7 +1,7 @@
 """The command line: megatron-r1 run RECIPE | evaluate | doctor | recipes.
 
 `run` checks the configuration without torch, then starts one process a rank: this same command, told its rank by RANK.
-Under an outer launcher that sets RANK (torchrun, srun on a cluster) it is the rank itself, and checks for itself.
+Under an outer launcher that sets RANK (torchrun) it is the rank itself, and checks for itself.
 """
 
 from __future__ import annotations

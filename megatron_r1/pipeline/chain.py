@@ -1,7 +1,7 @@
 """Run the stages of a pipeline in order, each in a folder and processes of its own, and keep the manifest.
 
 A stage that is up to date is not run again; a killed pipeline goes on with the stage that it was in, from that stage's
-beginning. Under an outer launcher (torchrun, srun) one stage is run at a time: `--only STAGE`.
+beginning. Under an outer launcher that sets RANK (torchrun) one stage is run at a time: `--only STAGE`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Option
         return 0
     if "RANK" in os.environ:
         if not options.only:
-            raise ConfigError("under torchrun or srun one stage is run at a time: add --only STAGE")
+            raise ConfigError("under torchrun one stage is run at a time: add --only STAGE")
         return run_here(stages[options.only])
     if pipeline.run_dir.exists() and not pipeline.run_dir.is_dir():
         raise ConfigError(f"run_dir: {pipeline.run_dir} is a file")

@@ -7,7 +7,6 @@ mixture of experts fits on two cores; a real run starts from a Hugging Face fold
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from megatron_r1.observe.metrics import JsonLines, write_json
 from megatron_r1.observe.progress import Progress, duration
 from megatron_r1.observe.report import write_report
 from megatron_r1.observe.rollouts import rollout_records
+from megatron_r1.pipeline.servers import server_devices, start_reward_models, start_teacher, wait_for_graders
 from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
@@ -102,7 +102,7 @@ def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict
         say(f"starting {config.rollout.num_engines} vLLM server(s) on {base}")
         marked = time.perf_counter()
         policy, engines = _policy_and_engines(config, shape, device, model, say)
-        on_rank_zero(lambda: _wait_for_graders(scorer, [*(judge.engine for judge in judges), *teachers]))
+        on_rank_zero(lambda: wait_for_graders(scorer, [*(judge.engine for judge in judges), *teachers]))
         seconds["start"] = time.perf_counter() - marked
         sync = WeightSync(
             config.rollout,
@@ -179,20 +179,6 @@ def _policy_and_engines(
     return policy, ready[0]
 
 
-def server_devices(config: RunConfig) -> Sequence[str | None]:
-    """CUDA_VISIBLE_DEVICES of each server: as configured, else the GPUs of this host that follow the trainer's (nccl),
-    or the trainer's own from the first on (ipc)."""
-    rollout = config.rollout
-    if rollout.device == "cpu":
-        return (None,) * rollout.num_engines
-    if rollout.devices:
-        return rollout.devices
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.parallel.world_size))
-    size, first = rollout.tensor_parallel, 0 if rollout.sync == "ipc" else local_ranks
-    starts = [first + index * size for index in range(rollout.num_engines)]
-    return [",".join(map(str, range(start, start + size))) for start in starts]
-
-
 def _warm_up(
     config: RunConfig,
     shape: ModelShape,
@@ -233,44 +219,6 @@ def _warm_up(
     stream_out = policy.weights(dtype=EXPORT_DTYPE[config.rollout.dtype], include_mtp=True)
     save_hf_folder(stream_out, config.model.path, base, extra={"stage": "warm_up", "steps": sft.steps})
     dist.barrier()
-
-
-def start_reward_models(config: RunConfig) -> list[RewardModelServer]:
-    """The servers of config.rewards.preferences, starting. Stops all if one cannot be started."""
-    servers: list[RewardModelServer] = []
-    try:
-        for preference in config.rewards.preferences:
-            server = RewardModelServer(preference, config.rollout, run_dir=config.run_dir)
-            servers.append(server)
-            server.engine.start()
-    except BaseException:
-        for server in servers:
-            server.close()
-        raise
-    return servers
-
-
-def start_teacher(config: RunConfig) -> list[Engine]:
-    """The server of config.teacher, starting; none if there is no teacher."""
-    teacher = config.teacher
-    if teacher.model is None:
-        return []
-    engine = Engine(
-        dataclasses.replace(config.rollout, tensor_parallel=teacher.tensor_parallel, num_engines=1, devices=()),
-        model_path=teacher.model,
-        run_dir=config.run_dir,
-        name="teacher",
-        visible_devices=teacher.devices or None,
-    )
-    engine.start()
-    return [engine]
-
-
-def _wait_for_graders(scorer: Scorer | None, engines: Sequence[Engine]) -> None:
-    if scorer is not None:
-        scorer.check_started()
-    for engine in engines:
-        engine.wait_ready()
 
 
 class _Run:

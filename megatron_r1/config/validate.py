@@ -6,16 +6,18 @@ Faults of content (a malformed jsonl line, a missing tensor) are found later, wh
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
 
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.run_folder import folder_faults
-from megatron_r1.config.schema import RunConfig
+from megatron_r1.config.schema import DeadlineConfig, RunConfig
 from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
+    checkpoint_faults,
     optimizer_faults,
     parallel_faults,
     row_faults,
@@ -26,6 +28,9 @@ from megatron_r1.errors import ConfigError
 
 AT_LEAST: dict[str, float] = {
     "seed": 0,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    **{f"deadlines.{field.name}": 0 for field in dataclasses.fields(DeadlineConfig)},
     "train.threads_per_rank": 1,
     "train.logprob_chunk_tokens": 1,
     "model.router_bias_update_rate": 0,
@@ -97,6 +102,14 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
     faults += optimizer_faults(config.optimizer) + optimizer_faults(config.sft.optimizer, "sft.optimizer")
     faults += _rollout_faults(config, shape)
     faults += _grpo_faults(config)
+    faults += checkpoint_faults(config.checkpoint_every, config.optimizer)
+    if config.keep_best_checkpoint and not (config.grpo.eval_every and config.checkpoint_every):
+        faults.append("keep_best_checkpoint is True; it needs grpo.eval_every and checkpoint_every above 0")
+    elif config.keep_best_checkpoint and config.checkpoint_every % config.grpo.eval_every:
+        faults.append(
+            f"checkpoint_every is {config.checkpoint_every}; for keep_best_checkpoint it must be a multiple of "
+            f"grpo.eval_every = {config.grpo.eval_every}"
+        )
     faults += _data_faults(config)
     faults += _preference_faults(config)
     faults += _teacher_faults(config)

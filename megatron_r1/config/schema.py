@@ -168,6 +168,12 @@ class RolloutConfig:
     """Weight-transfer engine: gloo on CPU; nccl across GPUs; ipc when trainer and server share a GPU."""
     sync_bucket_mib: int = 512
     """Weights are gathered and sent in buckets of at most this size (one larger tensor is a bucket of its own)."""
+    fp8_folder: Path | None = None
+    """FP8 rollouts on GPUs: a folder of the same model in DeepSeek's FP8 form, which the servers start from; every sync
+    then quantises the weights in its blocks before it sends them. None: rollouts in `dtype`."""
+    draft_tokens: int = 0
+    """Tokens that the model's multi-token-prediction layer drafts and the model then checks (speculative decoding,
+    exact). The layer keeps the weights that the server started with; 0 drafts none."""
     start_timeout_seconds: float = 600.0
     request_timeout_seconds: float = 3600.0
     max_restarts: int = 3

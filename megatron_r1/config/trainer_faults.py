@@ -176,8 +176,8 @@ def _fp8_faults(train: TrainConfig, parallel: ParallelConfig, shape: ModelShape 
     rows = FP8_ROWS * parallel.tensor * parallel.context
     if train.tokens_per_microbatch % rows:
         faults.append(
-            f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; FP8 needs a multiple of {FP8_ROWS} tokens a "
-            f"rank: use a multiple of {rows}"
+            f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; FP8 needs a multiple of {FP8_ROWS} tokens "
+            f"a rank: use a multiple of {rows}"
         )
     return faults
 

@@ -10,13 +10,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from megatron_r1.config.schema import ModelConfig, RunConfig
-from megatron_r1.config.shape import ModelShape
+from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.data.problems import load_problems
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.template import PromptRoom
@@ -34,7 +35,9 @@ from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rewards.compose import Scorer, check_preference_problems
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.preference import RewardModelServer
+from megatron_r1.rollout.quantised import QuantisedSource
 from megatron_r1.rollout.server import Engine, start_engines
+from megatron_r1.rollout.source import WeightSource, read_shapes
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.collector import Collector
 
@@ -110,11 +113,9 @@ def _run(
         seconds["start"] = time.perf_counter() - marked
         sync = WeightSync(
             config.rollout,
-            source=policy.weights(
-                dtype=EXPORT_DTYPE[config.rollout.dtype], bucket_bytes=config.rollout.sync_bucket_mib << 20
-            ),
+            source=_source(config, policy),
             engines=engines,
-            model_path=base,
+            model_path=served_folder(config, base),
             rank=dist.get_rank(),
         )
         collector = Collector(
@@ -149,6 +150,22 @@ def _run(
     return summary
 
 
+def served_folder(config: RunConfig, base: Path) -> Path:
+    """The folder that servers start from."""
+    return config.rollout.fp8_folder or base
+
+
+def _source(config: RunConfig, policy: Policy) -> WeightSource:
+    """The policy's weights in the form that the servers take. A collective."""
+    rollout = config.rollout
+    stream = policy.weights(dtype=EXPORT_DTYPE[rollout.dtype], bucket_bytes=rollout.sync_bucket_mib << 20)
+    if rollout.fp8_folder is None:
+        return stream
+    block = load_shape(rollout.fp8_folder).fp8_block
+    assert block is not None  # validation has looked
+    return QuantisedSource(stream, read_shapes(rollout.fp8_folder), block=block)
+
+
 def _policy_and_engines(
     config: RunConfig, shape: ModelShape, device: torch.device, model: ModelConfig, say: Callable[[str], None]
 ) -> tuple[Policy, Sequence[Engine]]:
@@ -159,7 +176,7 @@ def _policy_and_engines(
             starting = background.submit(
                 start_engines,
                 config.rollout,
-                model_path=model.path,
+                model_path=served_folder(config, model.path),
                 run_dir=config.run_dir,
                 seed=config.seed,
                 visible_devices=server_devices(config),

@@ -9,6 +9,7 @@ result, DIR/kept.jsonl, is what supervised fine-tuning reads.
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import tyro
@@ -20,6 +21,8 @@ from megatron_r1.planning.summary import describe_rejection
 
 
 def main() -> int:
+    # As an exception, so that servers are stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     config = tyro.cli(RejectionConfig, description=__doc__)
     try:
         print(describe_rejection(config, validate_rejection(config)), flush=True)

@@ -99,6 +99,8 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
     server = config.server
     if server.url and not server.url.startswith(("http://", "https://")):
         faults.append(f"server.url is {server.url!r}; it must begin with http:// or https://")
+    elif "@" in server.url:
+        faults.append("server.url holds a password, which would be written to the run's files: use server.token_file")
     if bool(server.url) != bool(server.model):
         faults.append("server.url and server.model: give both, or neither to start servers of our own")
     if server.token_file is not None and not server.token_file.is_file():

@@ -56,6 +56,8 @@ def judge_faults(judge: JudgeConfig) -> list[str]:
     faults = []
     if not judge.url.startswith(("http://", "https://")) or judge.url.endswith("/chat/completions"):
         faults.append(f"judge.url is {judge.url!r}; it is the API's root, such as http://host:8000/v1")
+    elif "@" in judge.url:
+        faults.append("judge.url holds a password, which would be written to the run's files: use judge.token_file")
     if not judge.model:
         faults.append("judge.model is empty; it is the name under which the server knows the judge (GET /v1/models)")
     if judge.token_file is not None and not judge.token_file.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -304,6 +305,12 @@ class DeadlineConfig:
     evaluate: float = 4 * 3600.0
     save: float = 3600.0
     """An export, or what a checkpoint holds the ranks up."""
+
+    @property
+    def by_phase(self) -> dict[str, float]:
+        """Seconds by the names that the phases have in metrics.jsonl."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return named | {"check": self.logprob, "checkpoint": self.save}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,13 @@ Defaults are the paper's second SFT (arXiv 2501.12948 v2, appendix B.4.1): 2-3 e
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from megatron_r1.config.run_folder import folder_faults
-from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from megatron_r1.config.schema import DeadlineConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.sft_data import SFTDataConfig, sft_data_faults
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import (
@@ -32,6 +33,7 @@ AT_LEAST: dict[str, float] = {
     "checkpoint_every": 0,
     "keep_checkpoints": 1,
     "max_skipped_steps": 0,
+    **{f"deadlines.{field.name}": 0 for field in dataclasses.fields(DeadlineConfig)},
     "train.threads_per_rank": 1,
     "train.logprob_chunk_tokens": 1,
     "model.router_bias_update_rate": 0,
@@ -66,6 +68,7 @@ class SFTRunConfig:
     checkpoint_every: int = 0
     """Save what a restart needs every N steps (0: never)."""
     keep_checkpoints: int = 2
+    deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     save_dtype: Literal["fp32", "bf16"] = "bf16"
     """Of the exported weights."""
     max_skipped_steps: int = 4

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.config.run_folder import is_held
 from megatron_r1.observe.charts import Chart, Series, line_chart, smoothed
 from megatron_r1.observe.metrics import read_json_lines
 from megatron_r1.observe.page import document, write_page
@@ -46,13 +47,20 @@ def render(manifest: Mapping[str, Any], run_dir: Path, stages: Sequence[str]) ->
 
 def _table(records: Mapping[str, Mapping[str, Any]], run_dir: Path) -> str:
     rows = "".join(
-        f"<tr><td>{_link(stage, run_dir)}</td><td>{html.escape(str(record.get('state', 'not run')))}</td>"
+        f"<tr><td>{_link(stage, run_dir)}</td><td>{html.escape(_state(record, run_dir / stage))}</td>"
         f"<td>{duration(record['seconds']) if record.get('seconds') else '–'}</td>"
         f"<td>{html.escape(', '.join(_parents(record)) or '–')}</td><td>{html.escape(_result(record))}</td></tr>"
         for stage, record in records.items()
     )
     head = "<tr><th>Stage</th><th>State</th><th>Time</th><th>Made from</th><th>Result</th></tr>"
     return f'<section><h2>Stages</h2><div class="card"><table class="wide">{head}{rows}</table></div></section>'
+
+
+def _state(record: Mapping[str, Any], folder: Path) -> str:
+    """What the manifest says; a stage that was running when its process was killed has left its folder unlocked."""
+    state = str(record.get("state", "not run"))
+    started = (folder / "run.json").exists()
+    return "interrupted" if state == "running" and started and not is_held(folder) else state
 
 
 def _link(stage: str, run_dir: Path) -> str:

@@ -71,9 +71,11 @@ class Watch:
             self._open.pop()
             self._since = time.monotonic()
 
-    def step(self, done: int) -> None:
-        """So many steps are done."""
-        self._step = done
+    def step(self, done: int, of: int = 0) -> None:
+        """So many steps are done, `of` all if that is known only now. The present phase's clock begins anew: a deadline
+        is one step's."""
+        self._step, self._steps = done, of or self._steps
+        self._since = time.monotonic()
 
     @property
     def current(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_r1.config.folder_files import files_of
 from megatron_r1.config.paths import input_paths
 from megatron_r1.config.run_folder import LOCK, is_held
 from megatron_r1.config.same import same_computation
@@ -87,8 +88,7 @@ def _inputs(config: StageConfig) -> dict[str, list[list[Any]]]:
     between two starts, without reading it."""
     found = {}
     for field, path in input_paths(config).items():
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        stats = [(file, file.stat()) for file in files if file.is_file()]
+        stats = [(file, file.stat()) for file in files_of(path)]
         found[field] = [[str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return found
 

@@ -12,21 +12,26 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
+from megatron_r1.config.folder_files import files_of
 from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import parent_of
 from megatron_r1.config.same import PLACE, as_json, same_computation
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import DataError
 from megatron_r1.observe.metrics import write_json
+from megatron_r1.observe.progress import duration
 from megatron_r1.pipeline.kinds import OUTPUTS
 
 MANIFEST = "manifest.json"
+SHOWN_BYTES = 10e9
+"""Progress is shown where at least so many bytes must be read."""
 MISSING = "missing"
 """Instead of a hash: there is no such file."""
 
@@ -47,6 +52,10 @@ class Manifest:
                 raise DataError(f"{self._file}: not valid JSON ({error}); {mend}") from error
             if not _is_manifest(found):
                 raise DataError(f"{self._file}: not a pipeline's manifest; {mend}")
+            if found.get("pipeline", name) != name:
+                raise DataError(
+                    f"{self._file}: of the pipeline {found['pipeline']}, this is {name}; choose another --run-dir"
+                )
             self._content |= found
 
     def record(self, stage: str) -> Mapping[str, Any]:
@@ -107,20 +116,29 @@ class Manifest:
         """A hash over names and bytes of a file or folder; MISSING if there is none."""
         if not path.exists():
             return MISSING
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        files = files_of(path)
+        size = sum(file.stat().st_size for file in files if self._known(file) is None)
+        done, begun = 0, time.monotonic()
         total = hashlib.sha256()
         for file in files:
             name = file.relative_to(path).as_posix() if path.is_dir() else ""
+            done += file.stat().st_size if self._known(file) is None else 0
             total.update(f"{name}\0{self._hash(file)}\n".encode())
+            if size >= SHOWN_BYTES and done:
+                left = (time.monotonic() - begun) / done * (size - done)
+                print(f"  reading {path}: {done / size:.0%} of {size / 1e9:,.0f} GB, left {duration(left)}", flush=True)
         return total.hexdigest()
 
-    def _hash(self, file: Path) -> str:
-        stat = file.stat()
-        # st_ctime_ns also tells of a change whose time was set back (cp -p, touch -r).
-        look = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    def _known(self, file: Path) -> str | None:
+        """The hash of an earlier look, if the file is as it was."""
         known = self._content["looks"].get(str(file.resolve()))
-        if known is not None and known[:-1] == look:
-            return known[-1]
+        return known[-1] if known is not None and known[:-1] == _look(file) else None
+
+    def _hash(self, file: Path) -> str:
+        known = self._known(file)
+        if known is not None:
+            return known
+        look = _look(file)
         digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
         self._content["looks"][str(file.resolve())] = [*look, digest]
         return digest
@@ -128,6 +146,12 @@ class Manifest:
     def _put(self, stage: str, record: Mapping[str, Any]) -> None:
         self._content["stages"][stage] = record
         write_json(self._file, self._content)
+
+
+def _look(file: Path) -> list[int]:
+    stat = file.stat()
+    # st_ctime_ns also tells of a change whose time was set back (cp -p, touch -r).
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def computation(config: StageConfig) -> dict[str, Any]:

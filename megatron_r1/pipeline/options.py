@@ -37,6 +37,8 @@ def split_options(words: Sequence[str]) -> tuple[list[str], Options]:
         value = value or next(rest, "")
         if not value or value.startswith("--"):
             raise ConfigError(f"{option} needs the name of a stage")
+        if names[option] in found:
+            raise ConfigError(f"{option} is given twice; it names one stage")
         found[names[option]] = value
     if "only" in found and len(found) > 1:
         raise ConfigError("--only names one stage; it goes with neither --from nor --until")

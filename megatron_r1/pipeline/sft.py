@@ -23,6 +23,7 @@ from megatron_r1.data.reader import ExampleReader
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.observe.metrics import JsonLines, keep_steps, write_json
 from megatron_r1.observe.progress import SFT_COLUMNS, Progress, duration
+from megatron_r1.observe.watch import Watch
 from megatron_r1.pipeline.checkpoints import Checkpoints
 from megatron_r1.pipeline.preempt import Preemption
 from megatron_r1.pipeline.trainer import build_policy, export, printer, row_layout
@@ -41,6 +42,11 @@ LINES_SHOWN = 40
 
 def run_sft(config: SFTRunConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
     """The whole stage on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
+    with Watch(config.run_dir, rank=dist.get_rank(), deadlines=config.deadlines.by_phase) as watch:
+        return _run(config, shape, device, watch)
+
+
+def _run(config: SFTRunConfig, shape: ModelShape, device: torch.device, watch: Watch) -> dict[str, Any]:
     begun = time.perf_counter()
     say = printer()
     tokenizer = load_tokenizer(config.model.path)
@@ -66,20 +72,23 @@ def run_sft(config: SFTRunConfig, shape: ModelShape, device: torch.device) -> di
     )
 
     def validate() -> float | None:
-        return mean_loss(policy, validation, layout) if validation else None
+        with watch.phase("evaluate"):
+            return mean_loss(policy, validation, layout) if validation else None
 
     checkpoints = Checkpoints(config.run_dir, keep=config.keep_checkpoints, say=say)
-    run = _Run(config, policy, reader, validate, checkpoints)
-    state = checkpoints.load_latest(policy)
+    run = _Run(config, policy, reader, validate, checkpoints, watch)
+    with watch.phase("start"):
+        state = checkpoints.load_latest(policy)
     if state is None:
         run.validation_loss_before = validate()
     else:
         run.load_state_dict(state)
-    with run:
+    with run, watch.phase("train"):
         train_sft(policy, reader, layout, run.on_step, first_step=run.steps_done)
-    checkpoints.close()
     before, after = run.validation_loss_before, validate()
-    save(config, policy, config.run_dir / "model", step=reader.order.num_steps)
+    with watch.phase("save"):
+        checkpoints.close()
+        save(config, policy, config.run_dir / "model", step=reader.order.num_steps)
     summary = {
         "steps": reader.order.num_steps,
         "examples": len(store),
@@ -130,9 +139,10 @@ class _Run:
         reader: ExampleReader,
         validate: Callable[[], float | None],
         checkpoints: Checkpoints,
+        watch: Watch,
     ) -> None:
         self.config, self.policy, self.reader, self.validate = config, policy, reader, validate
-        self.checkpoints = checkpoints
+        self.checkpoints, self.watch = checkpoints, watch
         self.steps_done = 0
         self.validation_loss_before: float | None = None
         self.num_steps = reader.order.num_steps
@@ -176,10 +186,12 @@ class _Run:
             "seconds": seconds,
             "tokens_per_second": trained / max(seconds, 1e-9),
         }
+        self.watch.step(done, of=self.num_steps)
         if config.validate_every and done % config.validate_every == 0 and done < self.num_steps:
             row["validation_loss"] = self.validate()
         if config.save_every and done % config.save_every == 0 and done < self.num_steps:
-            save(config, self.policy, config.run_dir / f"model_step_{done:06d}", step=done)
+            with self.watch.phase("save"):
+                save(config, self.policy, config.run_dir / f"model_step_{done:06d}", step=done)
         self.tokens += trained
         self.first_loss = result.loss if step == 0 else self.first_loss
         self.last_loss = result.loss
@@ -188,7 +200,8 @@ class _Run:
             self.metrics.write(row)
             self.progress.update(step, row)
         if done < self.num_steps:
-            self._checkpoint(done)
+            with self.watch.phase("save"):
+                self._checkpoint(done)
         self._marked = time.perf_counter()
 
     def _checkpoint(self, done: int) -> None:

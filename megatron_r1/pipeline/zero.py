@@ -44,9 +44,7 @@ from megatron_r1.stages.collector import Collector
 
 def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
     """The whole run on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
-    watch = Watch(
-        config.run_dir, rank=dist.get_rank(), deadlines=dataclasses.asdict(config.deadlines), steps=config.grpo.steps
-    )
+    watch = Watch(config.run_dir, rank=dist.get_rank(), deadlines=config.deadlines.by_phase, steps=config.grpo.steps)
     with watch:
         return _run(config, shape, device, watch, printer())
 

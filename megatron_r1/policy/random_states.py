@@ -1,5 +1,8 @@
 """The states of every random number generator that a rank's training may draw from, as tensors."""
 
+# Megatron's annotations are narrower than what it takes.
+# pyright: reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 import random

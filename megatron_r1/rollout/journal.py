@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,18 @@ def record(file: JsonLines, index: int, problem: Problem, group: Group) -> None:
 
 def _to_json(completion: Completion) -> dict[str, Any]:
     arrays = {
-        name: base64.b64encode(np.ascontiguousarray(getattr(completion, name), dtype)).decode()
+        name: base64.b64encode(np.asarray(getattr(completion, name), dtype).tobytes()).decode()
         for name, dtype in ARRAYS.items()
     }
     fields = ("finish_reason", "weight_version", "text")
     return arrays | {name: getattr(completion, name) for name in fields}
 
 
-def _from_json(found: dict[str, Any]) -> Completion:
+def _from_json(found: Mapping[str, Any]) -> Completion:
     arrays = {name: np.frombuffer(base64.b64decode(found[name]), dtype) for name, dtype in ARRAYS.items()}
-    return Completion(**found | arrays)
+    return Completion(
+        **arrays,
+        finish_reason=found["finish_reason"],
+        weight_version=found["weight_version"],
+        text=found["text"],
+    )

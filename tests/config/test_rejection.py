@@ -60,6 +60,7 @@ def test_a_sound_configuration_has_no_faults(tmp_path):
         ({"dedup": DedupConfig(ngram=40)}, "expected 1 <= ngram <= min_words"),
         ({"judge": JudgeConfig(url="host:8000", model="m")}, "judge.url is 'host:8000'"),
         ({"judge": JudgeConfig(url="http://h/v1/chat/completions", model="m")}, "it is the API's root"),
+        ({"judge": JudgeConfig(url="http://me:secret@h/v1", model="m")}, "judge.url holds a password"),
         ({"judge": JudgeConfig(url="http://h/v1", model="")}, "judge.model is empty"),
         ({"judge": JudgeConfig(url="http://h/v1", model="m", token_file=NOWHERE)}, "judge.token_file"),
         ({"judge": JudgeConfig(url="http://h/v1", model="m", timeout_seconds=0)}, "judge.timeout_seconds is 0"),

@@ -97,6 +97,7 @@ def test_it_makes_what_a_run_without_a_kill_makes(killed, tmp_path):
         (("--only", "nowhere"), "--only nowhere: no stage is called so; there are data, base"),
         (("--from", "base", "--until", "data"), "--until data comes before --from base"),
         (("--only", "base", "--until", "base"), "--only names one stage"),
+        (("--only", "base", "--only", "data"), "--only is given twice"),
         (("--until",), "--until needs the name of a stage"),
         (("--only", "student"), "student.model.path:"),
         (("--base.data.epochs", "0", "--second-sft.data.epochs", "0"), "second_sft.data.epochs is 0"),

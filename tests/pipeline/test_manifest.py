@@ -151,3 +151,28 @@ def test_a_damaged_manifest_is_said_and_kept(stage, tmp_path):
     with pytest.raises(DataError, match=r"manifest\.json: not valid JSON"):
         Manifest(tmp_path, "test")
     assert (tmp_path / "manifest.json").read_text() == "{"
+
+
+def test_a_file_behind_a_link_to_a_folder_counts(stage, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "a.safetensors").write_text("a")
+    (stage.model / "weights").symlink_to(shards)
+    before = Manifest(tmp_path, "test").content(stage.model)
+    (shards / "a.safetensors").write_text("b")
+    assert Manifest(tmp_path, "test").content(stage.model) != before
+
+
+def test_another_pipeline_may_not_have_the_folder(stage, tmp_path):
+    with pytest.raises(DataError, match=r"of the pipeline test, this is other; choose another --run-dir"):
+        Manifest(tmp_path, "other")
+
+
+def test_long_reading_shows_how_far_it_is(stage, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("megatron_r1.pipeline.manifest.SHOWN_BYTES", 3)
+    (stage.model / "weights").write_text("12345678")
+    manifest = Manifest(tmp_path, "test")
+    manifest.content(stage.model)
+    assert "reading" in capsys.readouterr().out
+    manifest.content(stage.model)  # known by now
+    assert capsys.readouterr().out == ""

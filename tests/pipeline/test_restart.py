@@ -16,7 +16,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # every start of a run starts a server too
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # every start of a run starts a server too
 
 STEPS = 8
 SMALL = (

@@ -92,6 +92,25 @@ def faults_of(config):
 
 
 @pytest.mark.parametrize("model", [MOE, DENSE], ids=["moe", "dense"])
+def test_fp8_rollouts_start_from_an_fp8_folder_of_the_same_model(sound, tmp_path):
+    folder = tmp_path / "fp8"
+    folder.mkdir()
+    quantised = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+
+    def write(fields):
+        (folder / "config.json").write_text(json.dumps(MOE | fields))
+
+    config = sound({"rollout.fp8_folder": folder})
+    write({"quantization_config": quantised})
+    assert faults_of(config) == []
+    write({})
+    (fault,) = faults_of(config)
+    assert "is not FP8" in fault and "--precision fp8" in fault
+    write({"quantization_config": quantised, "vocab_size": 101})
+    (fault,) = faults_of(config)
+    assert "holds another model than model.path" in fault
+
+
 def test_a_sound_configuration_gives_the_shape(sound, model):
     assert validate(sound(model=model)).architecture == model["model_type"]
 
@@ -121,6 +140,9 @@ def test_a_sound_configuration_gives_the_shape(sound, model):
         {"grpo.minibatches": 32},
         {"grpo.truncated_importance_cap": 2.0, "grpo.reference_refresh_steps": 0, "grpo.kl_coef": 0.0},
         {"sft.noise": 7.0},
+        {"checkpoint_every": 10, "keep_best_checkpoint": True, "grpo.eval_every": 5, "data.validation": 8},
+        {"checkpoint_every": 0, "optimizer.distributed": False},
+        {"deadlines.train": 0},
     ],
     ids=lambda fields: " ".join(f"{key}={value}" for key, value in fields.items()),
 )
@@ -130,6 +152,26 @@ def test_sound_variants_pass(sound, fields):
 
 
 ALONE = [
+    ({"checkpoint_every": -1}, ["checkpoint_every is -1", "at least 0"]),
+    ({"keep_checkpoints": 0}, ["keep_checkpoints is 0", "at least 1"]),
+    ({"keep_best_checkpoint": True}, ["keep_best_checkpoint", "grpo.eval_every"]),
+    (
+        {
+            "keep_best_checkpoint": True,
+            "checkpoint_every": 5,
+            "grpo.eval_every": 2,
+            "data.validation": 8,
+        },
+        ["checkpoint_every is 5", "a multiple of grpo.eval_every = 2"],
+    ),
+    ({"optimizer.distributed": False}, ["checkpoint_every is 5", "distributed optimizer", "--checkpoint-every 0"]),
+    ({"deadlines.sync": -1.0}, ["deadlines.sync is -1", "at least 0"]),
+    ({"rollout.draft_tokens": 1}, ["rollout.draft_tokens is 1", "num_nextn_predict_layers"]),
+    (
+        {"rollout.device": "cpu", "rollout.sync": "gloo", "rollout.fp8_folder": Path("/no/such")},
+        ["rollout.fp8_folder is /no/such", "no FP8 products on CPUs"],
+    ),
+    ({"rollout.fp8_folder": Path("/no/such")}, ["rollout.fp8_folder", "/no/such"]),
     ({"parallel.tensor": 0}, ["parallel.tensor is 0", "at least 1"]),
     ({"parallel.world_size": -2}, ["parallel.world_size is -2", "at least 1"]),
     ({"parallel.world_size": 2, "parallel.expert": 4}, ["parallel.expert is 4", "divide world_size 2"]),

@@ -92,25 +92,6 @@ def faults_of(config):
 
 
 @pytest.mark.parametrize("model", [MOE, DENSE], ids=["moe", "dense"])
-def test_fp8_rollouts_start_from_an_fp8_folder_of_the_same_model(sound, tmp_path):
-    folder = tmp_path / "fp8"
-    folder.mkdir()
-    quantised = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
-
-    def write(fields):
-        (folder / "config.json").write_text(json.dumps(MOE | fields))
-
-    config = sound({"rollout.fp8_folder": folder})
-    write({"quantization_config": quantised})
-    assert faults_of(config) == []
-    write({})
-    (fault,) = faults_of(config)
-    assert "is not FP8" in fault and "--precision fp8" in fault
-    write({"quantization_config": quantised, "vocab_size": 101})
-    (fault,) = faults_of(config)
-    assert "holds another model than model.path" in fault
-
-
 def test_a_sound_configuration_gives_the_shape(sound, model):
     assert validate(sound(model=model)).architecture == model["model_type"]
 
@@ -437,3 +418,22 @@ def test_the_error_survives_being_sent_to_another_process():
 
     error = pickle.loads(pickle.dumps(ConfigError(["one", "two"])))
     assert error.faults == ["one", "two"] and str(error) == str(ConfigError(["one", "two"]))
+
+
+def test_fp8_rollouts_start_from_an_fp8_folder_of_the_same_model(sound, tmp_path):
+    folder = tmp_path / "fp8"
+    folder.mkdir()
+    quantised = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+
+    def write(fields):
+        (folder / "config.json").write_text(json.dumps(MOE | fields))
+
+    config = sound({"rollout.fp8_folder": folder})
+    write({"quantization_config": quantised})
+    assert faults_of(config) == []
+    write({})
+    (fault,) = faults_of(config)
+    assert "is not FP8" in fault and "--precision fp8" in fault
+    write({"quantization_config": quantised, "vocab_size": 101})
+    (fault,) = faults_of(config)
+    assert "holds another model than model.path" in fault

@@ -21,7 +21,8 @@ class ModelConfig:
     initialise: Literal["weights", "random"] = "weights"
     """Start from the folder's weights, or from random weights of its config.json."""
     train_mtp: bool = False
-    """Train the multi-token-prediction layers too in supervised stages (elsewhere they are kept, frozen)."""
+    """Train the multi-token-prediction layers too, with weight 0.1 of their loss; else they are kept, frozen. In RL
+    they learn the sampled tokens, whatever their advantage."""
     router_bias_update_rate: float = 0.0
     """Step of the router's score-correction bias per optimizer step (1e-3 in V3 pretraining; 0 freezes it)."""
 

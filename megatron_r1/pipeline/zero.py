@@ -68,7 +68,7 @@ def _run(
         say(f"{split.num_overlapping} of {len(split)} problems ask what a held-out one asks and are passed over")
     layout = row_layout(config, tokenizer.pad_id)
     seconds: dict[str, float] = {}
-    model = dataclasses.replace(config.model, train_mtp=False)
+    model = config.model
     if config.sft.steps or config.model.initialise == "random":
         # The servers start from a folder, so random weights are written to one too.
         base = config.run_dir / "base"

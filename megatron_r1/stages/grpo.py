@@ -37,6 +37,7 @@ from megatron_r1.stages.distill import distill_loss
 from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.mismatch import check_mismatch
 from megatron_r1.stages.scores import mean_parts
+from megatron_r1.stages.sft import mtp_loss
 from megatron_r1.types import PackedMicrobatch, RolloutGroup, StepResult, TrainingSequence
 
 Rows = list[PackedMicrobatch]
@@ -207,7 +208,8 @@ def add_logprobs(policy: Policy, minibatches: Sequence[Rows], config: GRPOConfig
 
 
 def grpo_loss(config: GRPOConfig) -> LossFunction:
-    """The step's loss: sum_t weight_t * (importance * clipped surrogate + kl_coef * k3)."""
+    """The step's loss: sum_t weight_t * (importance * clipped surrogate + kl_coef * k3), and that of the MTP layers on
+    the sampled tokens if they are trained."""
     on_policy = config.minibatches == 1
 
     def loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
@@ -232,7 +234,8 @@ def grpo_loss(config: GRPOConfig) -> LossFunction:
         }
         # where, not multiply: positions outside the mask may hold anything.
         sums = {name: value.where(mask, 0.0).sum() for name, value in detached.items()}
-        return LossOutput((token_loss.where(mask, 0.0) * batch.token_weight).sum(), sums)
+        total = (token_loss.where(mask, 0.0) * batch.token_weight).sum()
+        return LossOutput(total + mtp_loss(scores), sums)
 
     return loss
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
+
 from megatron_r1.data.packing import RowLayout, pack_rank
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
@@ -21,10 +23,17 @@ MTP_LOSS_WEIGHT = 0.1
 
 def sft_loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
     """-sum_t weight_t * logprob_t, plus MTP_LOSS_WEIGHT times the mean over MTP layers of their own such sum."""
-    loss = -(scores.logprobs * batch.token_weight).sum()
+    loss = -(scores.logprobs * batch.token_weight).sum() + mtp_loss(scores)
+    return LossOutput(loss, {"entropy": scores.entropy.detach().where(batch.loss_mask, 0.0).sum()})
+
+
+def mtp_loss(scores: TokenScores) -> torch.Tensor | float:
+    """-MTP_LOSS_WEIGHT * mean over MTP layers of sum_t weight_t * logprob_t, their weights shifted with their labels; 0
+    where no MTP layer is trained."""
+    loss: torch.Tensor | float = 0.0
     for logprobs, weights in zip(scores.mtp_logprobs, scores.mtp_weights, strict=True):
         loss = loss - MTP_LOSS_WEIGHT / len(scores.mtp_logprobs) * (logprobs * weights).sum()
-    return LossOutput(loss, {"entropy": scores.entropy.detach().where(batch.loss_mask, 0.0).sum()})
+    return loss
 
 
 def mean_loss(policy: Policy, sequences: Sequence[TrainingSequence], layout: RowLayout) -> float:

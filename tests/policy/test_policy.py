@@ -95,6 +95,7 @@ def test_mtp_layer_scores_the_token_after_next(results, ranks):
         assert (weights[:length] > 0).all()
         assert (weights[length:] == 0).all()
     assert found["mtp.eh_proj_gradient"] > 0
+    np.testing.assert_allclose(found["mtp.eh_proj_gradient.grpo"], found["mtp.eh_proj_gradient"], rtol=1e-5)
 
 
 def mtp_logprobs(root: Path, model, ids: np.ndarray) -> np.ndarray:

@@ -17,12 +17,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.config import GRPOConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import to_device  # noqa: E402
 from megatron_r1.policy.policy import LossOutput, Policy  # noqa: E402
+from megatron_r1.stages.grpo import grpo_loss  # noqa: E402
 from megatron_r1.stages.sft import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 
@@ -104,6 +105,8 @@ def mtp_scores(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
         loss_mask=device.token_weight,
     )  # fmt: skip
     gradients = policy.gradients([row], sft_loss)
+    # Under GRPO they learn with no regard to the advantage, which is zero here.
+    grpo = policy.gradients([row], grpo_loss(GRPOConfig(kl_coef=0.0)))
     order = [index for index in row.sequence_indices]
     return {
         "mtp.logprobs": scores.mtp_logprobs[0].detach().numpy(),
@@ -111,6 +114,7 @@ def mtp_scores(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
         "mtp.order": np.array(order),
         "mtp.cu_seqlens": row.cu_seqlens,
         "mtp.eh_proj_gradient": np.array(float(gradients["mtp.layers.0.eh_proj.weight"].norm())),
+        "mtp.eh_proj_gradient.grpo": np.array(float(grpo["mtp.layers.0.eh_proj.weight"].norm())),
     } | {f"mtp.ids{i}": sequence.token_ids for i, sequence in enumerate(batch)}
 
 

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from megatron_r1.__main__ import main
+
 SMALL = (
     "--data.base",
     "960",
@@ -103,8 +105,8 @@ def test_it_makes_what_a_run_without_a_kill_makes(killed, tmp_path):
         (("--base.data.epochs", "0", "--second-sft.data.epochs", "0"), "second_sft.data.epochs is 0"),
     ],
 )
-def test_a_wrong_choice_is_said_before_anything_runs(tmp_path, words, said):
-    status, output = run(tmp_path / "run", *words)
+def test_a_wrong_choice_is_said_before_anything_runs(tmp_path, capsys, words, said):
+    status = main(["run", "r1_tiny", "--run-dir", str(tmp_path / "run"), *SMALL, *words])
     assert status == 2
-    assert said in output
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "run" / "data").exists()

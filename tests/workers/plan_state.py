@@ -40,7 +40,9 @@ def main(store: str, file: Path) -> None:
         for place in [rank] if real else case["places"]:
             os.environ["WORLD_SIZE"], os.environ["RANK"] = str(case["parallel"]["world_size"]), str(place)
             if not real:
-                dist.init_process_group("fake", rank=place, world_size=case["parallel"]["world_size"], store=FakeStore())
+                dist.init_process_group(
+                    "fake", rank=place, world_size=case["parallel"]["world_size"], store=FakeStore()
+                )
             parallel = ParallelConfig(**case["parallel"])
             topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}" if real else None)
             found.append({"case": number, **measure(shape_from_config(case["config"]), parallel, case)})

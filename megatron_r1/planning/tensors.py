@@ -1,12 +1,13 @@
 """Every parameter that one rank holds, with its size, in the order in which Megatron's modules have them.
 
-The order matters: the distributed optimizer cuts a rank's parameters, laid end to end, into equal shards. Sizes hold for
-Megatron's local spec and for Transformer Engine's (which fuses norms into linears, but holds the same numbers).
-Names: h hidden, f feed-forward; tp splits attention, dense and shared feed-forward and the vocabulary, etp the experts'.
+The order matters: the distributed optimizer cuts a rank's parameters, laid end to end, into equal shards. Sizes hold
+for Megatron's local spec and for Transformer Engine's (which fuses norms into linears, but holds the same numbers).
+h: hidden size; tp splits attention, dense and shared feed-forward and the vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -123,3 +124,27 @@ def _attention(shape: ModelShape, tp: int) -> Iterator[tuple[str, int]]:
     if mla.q_lora_rank is not None:
         yield "q_layernorm.weight", mla.q_lora_rank
     yield "kv_layernorm.weight", mla.kv_lora_rank
+
+
+def layer_numbers(shape: ModelShape, sparse: bool) -> tuple[int, int]:
+    """Numbers of one whole decoder layer that a token meets: (outside routed experts, in its own routed experts)."""
+    whole = ParallelConfig()
+    fixed = sum(item.size for item in _layer(shape, whole, sparse, "") if ".local_experts." not in item.name)
+    moe = shape.moe
+    routed = 3 * shape.hidden_size * moe.expert_ffn_size * moe.top_k if sparse and moe is not None else 0
+    return fixed, routed
+
+
+def chunk_numbers(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> tuple[int, int, int]:
+    """(dense, expert, frozen) numbers of a chunk with frozen MTP: the sums of `chunk_parameters`, counted by kind of
+    layer for speed."""
+    dense = expert = 0
+    for sparse in (False, True):
+        layers = sum(shape.is_moe_layer(layer) == sparse for layer in chunk.layers)
+        if layers:
+            own = list(_layer(shape, parallel, sparse, ""))
+            expert += layers * sum(item.size for item in own if item.expert)
+            dense += layers * sum(item.size for item in own if not item.expert)
+    rest = chunk_parameters(shape, parallel, dataclasses.replace(chunk, layers=()))
+    frozen = sum(item.size for item in rest if not item.trained)
+    return dense + sum(item.size for item in rest if item.trained), expert, frozen

@@ -75,47 +75,37 @@ def _attention_flops(shape: ModelShape) -> int:
     return 2 * shape.num_heads * (2 * mla.kv_lora_rank + mla.qk_rope_dim if mla else 2 * shape.head_dim)
 
 
-@dataclass(frozen=True, slots=True)
 class RooflineCost:
     """StepCost of a server of `tensor` GPUs from bytes, FLOPs and the latency of its all-reduces."""
 
-    shape: ModelShape
-    gpu: GPU
-    assume: Assumptions
-    tensor: int
-    weight_bytes: int = BF16
+    def __init__(self, shape: ModelShape, gpu: GPU, assume: Assumptions, tensor: int, weight_bytes: int = BF16) -> None:
+        self.tensor = tensor
+        self._cache_bytes = cache_bytes_per_token(shape, tensor)
+        self._bandwidth = gpu.memory_bandwidth * assume.memory_efficiency
+        self._flops = tensor * gpu.bf16_flops * assume.matmul_efficiency
+        self._token_flops = flops_per_token(shape, 0.0)
+        self._context_flops = shape.num_layers * _attention_flops(shape)
+        # Two all-reduces a layer of [batch, h].
+        inside = tensor <= gpu.per_node
+        link = (gpu.nvlink if inside else gpu.network) * assume.network_efficiency
+        reductions = 2 * shape.num_layers if tensor > 1 else 0
+        self._latency = reductions * assume.collective_seconds * (1 if inside else 3)
+        self._latency_per_token = reductions * 2 * shape.hidden_size * BF16 / link
+        moe = shape.moe
+        sparse = sum(shape.is_moe_layer(layer) for layer in range(shape.num_layers))
+        experts = sparse * moe.num_experts * 3 * shape.hidden_size * moe.expert_ffn_size / tensor if moe else 0
+        self._weights = weight_bytes * server_numbers(shape, tensor)
+        self._experts = weight_bytes * experts
+        self._missed = 1 - moe.top_k / moe.num_experts if moe else 0.0
 
     def decode(self, batch: int, context_tokens: float) -> float:
-        bandwidth = self.gpu.memory_bandwidth * self.assume.memory_efficiency
-        read = self.met_weights(batch) + context_tokens * cache_bytes_per_token(self.shape, self.tensor)
-        flops = batch * flops_per_token(self.shape, 0.0)
-        flops += context_tokens * self.shape.num_layers * _attention_flops(self.shape)
-        compute = flops / (self.tensor * self.gpu.bf16_flops * self.assume.matmul_efficiency)
-        return max(read / bandwidth, compute) + self.latency(batch)
+        read = (self.met_weights(batch) + context_tokens * self._cache_bytes) / self._bandwidth
+        compute = (batch * self._token_flops + context_tokens * self._context_flops) / self._flops
+        return max(read, compute) + self._latency + batch * self._latency_per_token
 
     def met_weights(self, batch: int) -> float:
         """Bytes of weights that `batch` tokens read on one GPU."""
-        whole = self.weight_bytes * server_numbers(self.shape, self.tensor)
-        moe = self.shape.moe
-        if moe is None:
-            return whole
-        sparse = sum(self.shape.is_moe_layer(layer) for layer in range(self.shape.num_layers))
-        routed = sparse * moe.num_experts * 3 * self.shape.hidden_size * moe.expert_ffn_size / self.tensor
-        return whole - self.weight_bytes * routed * (1 - moe.top_k / moe.num_experts) ** batch
-
-    def latency(self, batch: int) -> float:
-        """Two all-reduces a layer of [batch, h]."""
-        if self.tensor == 1:
-            return 0.0
-        inside = self.tensor <= self.gpu.per_node
-        link = self.gpu.nvlink if inside else self.gpu.network
-        each = self.assume.collective_seconds * (1 if inside else 3)
-        each += 2 * batch * self.shape.hidden_size * BF16 / (link * self.assume.network_efficiency)
-        return 2 * self.shape.num_layers * each
+        return self._weights - self._experts * self._missed**batch
 
     def prefill(self, tokens: float) -> float:
-        return (
-            tokens
-            * flops_per_token(self.shape, 0.0)
-            / (self.tensor * self.gpu.bf16_flops * self.assume.matmul_efficiency)
-        )
+        return tokens * self._token_flops / self._flops

@@ -59,8 +59,9 @@ class _Server:
     number: int
     running: list[Request] = field(default_factory=list)
     started: dict[int, float] = field(default_factory=dict)
-    busy_until: float = 0.0
     idle_since: float = 0.0
+    segment: tuple[float, float, int] = (0.0, 0.0, 0)
+    """Begin, end and decoding steps of the constant batch that is under way."""
 
     @property
     def context(self) -> float:
@@ -148,6 +149,7 @@ class _Simulation:
         for request in server.running:
             request.done += steps
         self.tokens += steps * batch
+        server.segment = (now, now + seconds, steps)
         return now + seconds
 
     def admit(self, server: _Server, now: float) -> float:
@@ -176,7 +178,12 @@ class _Simulation:
     def stop(self, now: float) -> Timeline:
         left = list(self.waiting)
         for server in self.servers:
+            begin, end, steps = server.segment
+            # Its batch was decoded to the end of the segment; take back what lies after the stop.
+            undone = int(steps * (end - now) / (end - begin)) if end > now else 0
+            self.tokens -= undone * len(server.running)
             for request in server.running:
+                request.done -= undone
                 self.spans.append(self.span(server, request, now, finished=False))
             left += server.running
         return Timeline(

@@ -16,7 +16,7 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.planning.compute import BF16, flops_per_token
 from megatron_r1.planning.hardware import GIB, GPU, Assumptions
 from megatron_r1.planning.stages import pipeline_chunks
-from megatron_r1.planning.tensors import chunk_parameters
+from megatron_r1.planning.tensors import chunk_numbers
 
 PREFILL_BUFFERS_GIB = 3.0
 """vLLM's profiled peak of activations, CUDA graphs included; an assumption."""
@@ -58,7 +58,7 @@ def server_numbers(shape: ModelShape, tensor: int) -> int:
     alone = dataclasses.replace(shape, num_mtp_layers=0)
     layout = ParallelConfig(world_size=tensor, tensor=tensor, expert_tensor=tensor, sequence=True)
     (chunks,) = pipeline_chunks(alone, layout)
-    return sum(item.size for chunk in chunks for item in chunk_parameters(alone, layout, chunk))
+    return sum(sum(chunk_numbers(alone, layout, chunk)) for chunk in chunks)
 
 
 def cache_bytes_per_token(shape: ModelShape, tensor: int) -> int:

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 
 from megatron_r1.planning.decoding import StepCost
 
+ADMIT_BELOW = 0.98
+"""Share of a cache above which nothing is admitted, so that running sequences have room to grow (vLLM's watermark)."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Request:
@@ -56,16 +59,39 @@ class Timeline:
 
 @dataclass(slots=True)
 class _Server:
+    """`running` by index, in order of admission, each with the step at which it was admitted and its `done` then. A
+    request ends at step `ends`; those sent back to the queue are skipped there."""
+
     number: int
-    running: list[Request] = field(default_factory=list)
-    started: dict[int, float] = field(default_factory=dict)
+    steps: int = 0
+    context: float = 0.0
+    running: dict[int, tuple[Request, int, float]] = field(default_factory=dict)
+    ends: list[tuple[int, int]] = field(default_factory=list)
     idle_since: float = 0.0
     segment: tuple[float, float, int] = (0.0, 0.0, 0)
     """Begin, end and decoding steps of the constant batch that is under way."""
 
-    @property
-    def context(self) -> float:
-        return sum(request.context for request in self.running)
+    def take(self, request: Request, now: float) -> None:
+        self.running[request.index] = (request, self.steps, now)
+        self.context += request.context
+        heapq.heappush(self.ends, (self.steps + request.length - request.done, request.index))
+
+    def release(self, index: int, undone: int = 0) -> tuple[Request, float]:
+        """Give a request up, `undone` steps before the server's; (the request, when it was admitted)."""
+        request, admitted, start = self.running.pop(index)
+        self.context -= request.context + self.steps - admitted
+        request.done += self.steps - admitted - undone
+        return request, start
+
+    def next_end(self) -> int:
+        """The step at which the next running request ends. Entries of an earlier stay on this server are dropped."""
+        while True:
+            end, index = self.ends[0]
+            if index in self.running:
+                request, admitted, _ = self.running[index]
+                if end == admitted + request.length - request.done:
+                    return end
+            heapq.heappop(self.ends)
 
 
 def simulate(
@@ -127,9 +153,9 @@ class _Simulation:
         return self.stop(now)
 
     def finish(self, server: _Server, now: float) -> None:
-        for request in [each for each in server.running if each.done >= each.length]:
-            server.running.remove(request)
-            self.spans.append(self.span(server, request, now, finished=True))
+        while server.running and server.next_end() <= server.steps:
+            _, index = heapq.heappop(server.ends)
+            self.leave(server, index, now, finished=True)
             self.finished += 1
 
     def advance(self, server: _Server, now: float) -> float | None:
@@ -138,42 +164,35 @@ class _Simulation:
         if not server.running:
             return None
         batch, context = len(server.running), server.context
-        steps = min(request.length - request.done for request in server.running)
         room = int((self.cache_tokens - context) // batch)
         if room < 1 and batch > 1:
-            self.preempt(server, now)
+            self.waiting.appendleft(self.leave(server, next(reversed(server.running)), now, finished=False))
+            self.preemptions += 1
             return self.advance(server, now)
-        steps = max(1, min(steps, room))
+        steps = max(1, min(server.next_end() - server.steps, room))
         # Every step makes each context one longer: the middle step's cost stands for all.
         seconds = self.cost.prefill(read) + steps * self.cost.decode(batch, context + batch * (steps - 1) / 2)
-        for request in server.running:
-            request.done += steps
+        server.steps += steps
+        server.context += steps * batch
         self.tokens += steps * batch
         server.segment = (now, now + seconds, steps)
         return now + seconds
 
     def admit(self, server: _Server, now: float) -> float:
         """Take waiting requests while seats and cache last; the prompt tokens to read."""
-        read, context = 0.0, server.context
+        read = 0.0
         while self.waiting and len(server.running) < self.max_running:
             request = self.waiting[0]
-            if server.running and context + request.context + 1 > self.cache_tokens * 0.98:
+            if server.running and server.context + request.context + 1 > ADMIT_BELOW * self.cache_tokens:
                 break
-            self.waiting.popleft()
-            server.running.append(request)
-            server.started[request.index] = now
-            read, context = read + request.context, context + request.context
+            server.take(self.waiting.popleft(), now)
+            read += request.context
         return read
 
-    def preempt(self, server: _Server, now: float) -> None:
-        request = server.running.pop()
-        self.waiting.appendleft(request)
-        self.spans.append(self.span(server, request, now, finished=False))
-        self.preemptions += 1
-
-    def span(self, server: _Server, request: Request, now: float, *, finished: bool) -> Span:
-        start = server.started.pop(request.index)
-        return Span(index=request.index, server=server.number, start=start, end=now, finished=finished)
+    def leave(self, server: _Server, index: int, now: float, *, finished: bool, undone: int = 0) -> Request:
+        request, start = server.release(index, undone)
+        self.spans.append(Span(index=index, server=server.number, start=start, end=now, finished=finished))
+        return request
 
     def stop(self, now: float) -> Timeline:
         left = list(self.waiting)
@@ -182,10 +201,7 @@ class _Simulation:
             # Its batch was decoded to the end of the segment; take back what lies after the stop.
             undone = int(steps * (end - now) / (end - begin)) if end > now else 0
             self.tokens -= undone * len(server.running)
-            for request in server.running:
-                request.done -= undone
-                self.spans.append(self.span(server, request, now, finished=False))
-            left += server.running
+            left += [self.leave(server, index, now, finished=False, undone=undone) for index in list(server.running)]
         return Timeline(
             spans=self.spans,
             running=self.running,

@@ -6,6 +6,7 @@ read. Left out: stages for MTP alone (this project builds MTP layers beside the 
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -66,8 +67,9 @@ def even_layout(shape: ModelShape, stages: int) -> str:
         sizes[1 + i % max(1, stages - 2)] += 1
     if min(sizes) < 1:
         raise ValueError(f"{stages} stages are too many for {shape.num_layers} layers")
-    parts = ["t" * size for size in sizes]
-    return "|".join(["E" + parts[0], *parts[1:-1], parts[-1] + "m" * shape.num_mtp_layers + "L"])
+    first, last = "E" + "t" * sizes[0], "t" * sizes[-1] + "m" * shape.num_mtp_layers + "L"
+    middle = "".join(f"({'t' * size}|)*{len(list(run))}" for size, run in itertools.groupby(sizes[1:-1]))
+    return f"{first}|{middle}{last}"
 
 
 def _from_layout(shape: ModelShape, parallel: ParallelConfig) -> list[Chunk]:

@@ -142,9 +142,20 @@ def chunk_numbers(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> 
     for sparse in (False, True):
         layers = sum(shape.is_moe_layer(layer) == sparse for layer in chunk.layers)
         if layers:
-            own = list(_layer(shape, parallel, sparse, ""))
-            expert += layers * sum(item.size for item in own if item.expert)
-            dense += layers * sum(item.size for item in own if not item.expert)
+            fixed, routed = _layer_sums(shape, parallel, sparse)
+            expert += layers * (routed if parallel.expert > 1 else 0)
+            dense += layers * (fixed if parallel.expert > 1 else fixed + routed)
     rest = chunk_parameters(shape, parallel, dataclasses.replace(chunk, layers=()))
     frozen = sum(item.size for item in rest if not item.trained)
     return dense + sum(item.size for item in rest if item.trained), expert, frozen
+
+
+def _layer_sums(shape: ModelShape, parallel: ParallelConfig, sparse: bool) -> tuple[int, int]:
+    """Numbers of one decoder layer on a rank: (outside routed experts, in its routed experts)."""
+    moe = shape.moe
+    if not sparse or moe is None:
+        return sum(item.size for item in _layer(shape, parallel, sparse, "")), 0
+    # Experts are alike: one is listed, and counted as often as the rank has it.
+    one = list(_layer(shape, dataclasses.replace(parallel, expert=moe.num_experts), sparse, ""))
+    routed = sum(item.size for item in one if ".local_experts." in item.name)
+    return sum(item.size for item in one) - routed, routed * (moe.num_experts // parallel.expert)

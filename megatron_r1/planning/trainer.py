@@ -94,15 +94,23 @@ def trainer_memory(
     """The fullest rank's memory. `exact` counts padding and shards to the byte; without, sums alone (for searches)."""
     count = microbatches(setup, work.tokens / work.optimizer_steps, assume.rows_filled)
     stages = pipeline_chunks(shape, setup.parallel)
-    # Middle stages differ only in how much they keep; the first of each kind keeps the most.
-    seen: dict[object, tuple[int, list[Chunk]]] = {}
+    ranks = [
+        _rank_memory(shape, setup, work, assume, rank, chunks, count, exact)
+        for rank, chunks in distinct(shape, stages).items()
+    ]
+    return max(ranks, key=lambda memory: memory.total)
+
+
+def distinct(shape: ModelShape, stages: list[list[Chunk]]) -> dict[int, list[Chunk]]:
+    """The first pipeline rank of each kind: ranks that build the same differ only in how much they keep, and the first
+    of them keeps the most."""
+    seen: dict[object, int] = {}
     for rank, chunks in enumerate(stages):
         kind = tuple(
             (sum(map(shape.is_moe_layer, c.layers)), len(c.layers), c.embedding, c.mtp, c.loss) for c in chunks
         )
-        seen.setdefault(kind, (rank, chunks))
-    ranks = [_rank_memory(shape, setup, work, assume, rank, chunks, count, exact) for rank, chunks in seen.values()]
-    return max(ranks, key=lambda memory: memory.total)
+        seen.setdefault(kind, rank)
+    return {rank: stages[rank] for rank in seen.values()}
 
 
 def _rank_memory(
@@ -217,7 +225,7 @@ def _summed_state(
 def trainer_time(shape: ModelShape, setup: TrainerSetup, work: Workload, gpu: GPU, assume: Assumptions) -> TrainerTime:
     """One step: `work.optimizer_steps` optimizer steps and `work.scoring_passes` forward passes over all samples."""
     parallel, p, v = setup.parallel, setup.parallel.pipeline, setup.parallel.virtual_pipeline
-    stages = pipeline_chunks(shape, parallel)
+    stages = list(distinct(shape, pipeline_chunks(shape, parallel)).values())
     passes = slowest_stage(shape, setup, work, gpu, assume, stages)
     count = microbatches(setup, work.tokens / work.optimizer_steps, assume.rows_filled)
     idle = (p - 1) / v
@@ -242,10 +250,6 @@ def slowest_stage(
     shape: ModelShape, setup: TrainerSetup, work: Workload, gpu: GPU, assume: Assumptions, stages: list[list[Chunk]]
 ) -> Passes:
     """The pipeline goes at the pace of its slowest rank."""
-    kinds = {}
-    for chunks in stages:
-        key = tuple((sum(map(shape.is_moe_layer, c.layers)), len(c.layers), c.loss) for c in chunks)
-        kinds.setdefault(key, chunks)
     found = [
         rank_passes(
             shape,
@@ -259,7 +263,7 @@ def slowest_stage(
             flops=gpu.fp8_flops if setup.dtype == "fp8" else gpu.bf16_flops / (2 if setup.dtype == "fp32" else 1),
             dispatch_bytes=1 if setup.dtype == "fp8" else BF16,
         )
-        for chunks in kinds.values()
+        for chunks in stages
     ]
     return max(found, key=lambda passes: passes.both)
 

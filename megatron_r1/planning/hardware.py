@@ -115,9 +115,9 @@ class Assumptions:
     """Share of a packed row that is tokens."""
 
 
-def find_gpu(name: str) -> GPU:
-    """The GPU called `name`. Raises ConfigError for any other."""
+def find_gpu(name: str, field: str = "--gpu") -> GPU:
+    """The GPU called `name`. Raises ConfigError, naming `field`, for any other."""
     found = GPUS.get(name.lower())
     if found is None:
-        raise ConfigError(f"--gpu is {name!r}; known are {', '.join(GPUS)}")
+        raise ConfigError(f"{field} is {name!r}; known are {', '.join(GPUS)}")
     return found

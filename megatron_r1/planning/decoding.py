@@ -109,3 +109,18 @@ class RooflineCost:
 
     def prefill(self, tokens: float) -> float:
         return tokens * self._token_flops / self._flops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearCost:
+    """StepCost of a server that was measured: seconds a decoding step, a sampled token and a prompt token."""
+
+    step: float
+    token: float
+    prompt_token: float = 0.0
+
+    def decode(self, batch: int, context_tokens: float) -> float:
+        return self.step + self.token * batch
+
+    def prefill(self, tokens: float) -> float:
+        return self.prompt_token * tokens

@@ -162,7 +162,7 @@ def make_plan(
     exact: bool = True,
     timed: bool = True,
 ) -> Plan:
-    """Memory of a layout, and where it fits and `timed`, its times."""
+    """Memory of a layout; if `timed`, the times of the parts that fit."""
     memory = trainer_memory(shape, trainer, work, assume, exact=exact) if trainer else None
     server = None
     if servers:
@@ -173,12 +173,14 @@ def make_plan(
             memory_fraction=servers.memory_fraction,
             weight_bytes=servers.weight_bytes,
         )
-    faults = memory_faults(gpu, memory, server, trainer, servers)
+    trainer_faults = memory_faults(gpu, memory, None, trainer, servers)
+    server_faults = memory_faults(gpu, None, server, None, servers)
     time = rollout = sync = None
-    if timed and not faults:
-        time = trainer_time(shape, trainer, work, gpu, assume) if trainer else None
-        rollout = rollout_time(shape, servers, server, work, gpu, assume) if servers and server else None
-        if trainer and servers:
+    if timed and trainer and not trainer_faults:
+        time = trainer_time(shape, trainer, work, gpu, assume)
+    if timed and servers and server and not server_faults:
+        rollout = rollout_time(shape, servers, server, work, gpu, assume)
+        if trainer:
             sync = sync_time(shape, trainer, servers, gpu, assume)
     return Plan(
         trainer=trainer,
@@ -188,7 +190,7 @@ def make_plan(
         time=time,
         rollout=rollout,
         sync=sync,
-        faults=faults,
+        faults=trainer_faults + server_faults,
     )
 
 

@@ -107,8 +107,8 @@ def _schedule(slots: Sequence[Slot], top: int) -> tuple[str, int]:
     """One row a pipeline rank; white is the bubble."""
     end, ranks = max(slot.end for slot in slots), 1 + max(slot.rank for slot in slots)
     wide, each = WIDTH - LEFT - RIGHT - 90, 13
-    parts = [_text(24, top + 12, "One optimizer step, 1F1B", "head")]
-    parts += _legend(LEFT, top + 2, (("trainer", "forward"), ("backward", "backward, recomputation included")))
+    parts = [_text(24, top + 12, "One optimizer step", "head")]
+    parts += _legend(LEFT, top + 2, (("trainer", "1F1B: forward"), ("backward", "backward, recomputation included")))
     y = top + 28
     parts.append(f'<rect class="card" x="{LEFT}" y="{y}" width="{wide}" height="{ranks * each}"/>')
     for slot in slots:

@@ -16,6 +16,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,8 @@ def walk(
     """`steps` steps in each way of running the loop, one optimizer step's 1F1B slots, and the plan behind them."""
     trainer, servers = setups_of(config)
     work, assume = workload_of(config), Assumptions()
+    if config.parallel.virtual_pipeline > 1:
+        raise UserError("parallel.virtual_pipeline is above 1; the walk knows plain 1F1B only, the planner both")
     plan = make_plan(shape, trainer, servers, work, gpu, assume)
     if plan.faults:
         raise UserError("; ".join(plan.faults) + "; megatron-r1 plan says what would fit")
@@ -82,7 +85,7 @@ def walk(
         rank_passes(
             shape, trainer.parallel, chunks, gpu, assume, row_tokens=trainer.row_tokens * assume.rows_filled,
             context=min(work.context_per_token, trainer.row_tokens), recompute=trainer.recompute == "full",
-            flops=gpu.bf16_flops,
+            flops=gpu.fp8_flops if trainer.dtype == "fp8" else gpu.bf16_flops,
         )
         for chunks in stages
     ]  # fmt: skip
@@ -92,17 +95,15 @@ def walk(
     training = work.optimizer_steps * max(slot.end for slot in slots) + plan.time.reduction
     phases = (training + plan.time.scoring + plan.time.swap, plan.sync.seconds)
     cost = RooflineCost(shape, gpu, assume, servers.tensor, servers.weight_bytes)
+    ways: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("synchronous", {}),
+        ("async, one step ahead", {"ahead": True}),
+        ("partial rollouts", {"carry": True}),
+        ("oversampled", {"more": OVERSAMPLED}),
+        ("async + partial", {"ahead": True, "carry": True}),
+    )
     cache = plan.server.cache_tokens
-    walked = [
-        _walk(name, work, servers, cost, cache, phases, steps, seed, **way)
-        for name, way in (
-            ("synchronous", {}),
-            ("async, one step ahead", {"ahead": True}),
-            ("partial rollouts", {"carry": True}),
-            ("oversampled", {"more": OVERSAMPLED}),
-            ("async + partial", {"ahead": True, "carry": True}),
-        )
-    ]
+    walked = [_walk(name, work, servers, cost, cache, phases, steps, seed, **way) for name, way in ways]
     return walked, slots, plan
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from megatron_r1.config.rejection import RejectionConfig
 from megatron_r1.config.schema import ParallelConfig, StageConfig
@@ -81,7 +80,7 @@ def _count(text: str | None, option: str) -> int | None:
 def plan_stage(config: StageConfig, options: PlanOptions, packaged: Mapping[str, Path]) -> int:
     """Plan a recipe's stage. Exit status 0 if it fits as it is, 1 if not."""
     gpu = find_gpu(options.gpu)
-    if not isinstance(config, get_args(Planned)):
+    if not isinstance(config, Planned):
         raise ConfigError(f"{config.name} has nothing to plan: it neither trains nor samples on GPUs")
     folder = config.model if isinstance(config, RejectionConfig) else config.model.path
     shape = load_shape(folder if folder.exists() else packaged.get(folder.name, folder))

@@ -1,9 +1,10 @@
 """Worker: what real Megatron models hold, by rank and layout.
 
 usage: plan_state.py STORE FILE; FILE is JSON with `cases` ({config, parallel, dtype, distributed, train_mtp, places})
-and `backend`. Rank r writes FILE with the suffix .r.out: for every case and place the measured numbers. With the backend
-"fake" this one process is told to be rank `place` of a world of any size: Megatron builds that rank's groups, model,
-buffers and optimizer, and only the collectives do nothing. With "gloo" the ranks are real and each measures itself.
+and `backend`. Rank r writes FILE with the suffix .r.out: for every case and place the measured numbers. With the
+backend "fake" this one process is told to be rank `place` of a world of any size: Megatron builds that rank's groups,
+model, buffers and optimizer, and only the collectives do nothing. With "gloo" the ranks are real and each measures
+itself.
 A case with `meta` builds the model alone, without memory.
 """
 

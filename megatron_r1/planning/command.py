@@ -14,7 +14,7 @@ from megatron_r1.config.trainer_faults import parallel_faults
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.fit import stage_workload
 from megatron_r1.planning.hardware import GPU, Assumptions, find_gpu
-from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, setups_of
+from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, planned_shape, setups_of
 from megatron_r1.planning.report import as_json, as_text
 from megatron_r1.planning.search import search, smallest
 from megatron_r1.planning.trainer import TrainerSetup
@@ -83,7 +83,7 @@ def plan_stage(config: StageConfig, options: PlanOptions, packaged: Mapping[str,
     if not isinstance(config, Planned):
         raise ConfigError(f"{config.name} has nothing to plan: it neither trains nor samples on GPUs")
     folder = config.model if isinstance(config, RejectionConfig) else config.model.path
-    shape = load_shape(folder if folder.exists() else packaged.get(folder.name, folder))
+    shape = planned_shape(config, load_shape(folder if folder.exists() else packaged.get(folder.name, folder)))
     trainer, servers = setups_of(config)
     faults = parallel_faults(trainer.parallel, shape) if trainer else []
     if faults:

@@ -10,7 +10,7 @@ from megatron_r1.config.rejection import RejectionConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.hardware import GPU, GPUS, Assumptions, find_gpu
-from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, setups_of
+from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, planned_shape, setups_of
 from megatron_r1.planning.search import search, smallest
 from megatron_r1.planning.trainer import TrainerSetup
 from megatron_r1.planning.workload import Workload, workload_of
@@ -27,7 +27,7 @@ def check_fit(config: Planned, shape: ModelShape) -> str:
     gpu = find_gpu(name, "train.gpu") if name else installed_gpu()
     if gpu is None:
         return "memory: not checked (no GPU here; name the one that it will run on: --train.gpu h100)"
-    work, assume = stage_workload(config), Assumptions()
+    shape, work, assume = planned_shape(config, shape), stage_workload(config), Assumptions()
     trainer, servers = setups_of(config)
     plan = make_plan(shape, trainer, servers, work, gpu, assume, timed=False)
     if plan.faults:

@@ -6,6 +6,7 @@ to the other.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from megatron_r1.config.rejection import RejectionConfig
@@ -120,6 +121,13 @@ class Plan:
         """The greatest part: what to improve first."""
         parts = self.parts()
         return max(parts, key=lambda name: parts[name]) if parts else ""
+
+
+def planned_shape(config: Planned, shape: ModelShape) -> ModelShape:
+    """What a stage builds of its model: a reward model has one value for a head, and no MTP layers."""
+    if not isinstance(config, RewardModelConfig):
+        return shape
+    return dataclasses.replace(shape, reward_head=True, num_mtp_layers=0)
 
 
 def setups_of(config: Planned) -> tuple[TrainerSetup | None, ServerSetup | None]:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config import ParallelConfig, load_shape
+from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning import fit
 from megatron_r1.planning.compute import all_to_all_seconds, flops_per_token
 from megatron_r1.planning.decoding import RooflineCost, cache_bytes_per_token, server_memory, server_numbers
 from megatron_r1.planning.hardware import GIB, GPUS, Assumptions, find_gpu
-from megatron_r1.planning.plan import ServerSetup, make_plan, setups_of, sync_time
+from megatron_r1.planning.plan import Planned, ServerSetup, make_plan, planned_shape, setups_of, sync_time
 from megatron_r1.planning.search import layouts, search
 from megatron_r1.planning.stages import even_layout, pipeline_chunks
 from megatron_r1.planning.state import rank_state
@@ -187,6 +188,21 @@ def test_a_stage_that_fits_says_how_closely():
     line = fit.check_fit(named, V3)
     assert line.startswith("memory: trainer at most ") and line.endswith("a h100 has 79.6 GiB")
     assert fit.check_fit(RECIPES["quickstart"](), TINY) == ""
+
+
+PIPELINE = RECIPES["r1_671b"]()
+STAGES = [name for name in PIPELINE.__dataclass_fields__ if isinstance(getattr(PIPELINE, name), Planned)]
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if not name.startswith(("qwen", "llama"))])
+def test_every_671b_stage_of_the_pipeline_fits_80_gb(name):
+    stage = getattr(PIPELINE, name)
+    shape = planned_shape(stage, V3)
+    plan = make_plan(shape, *setups_of(stage), fit.stage_workload(stage), H100, Assumptions(), timed=False)
+    assert plan.faults == []
+    if isinstance(stage, RewardModelConfig):
+        named = dataclasses.replace(stage, train=dataclasses.replace(stage.train, gpu="h100"))
+        assert "trainer at most" in fit.check_fit(named, V3)
 
 
 def test_the_gpu_is_asked_of_the_machine_unless_named(monkeypatch, tmp_path):

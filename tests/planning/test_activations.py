@@ -41,9 +41,9 @@ CASES = {
 }
 
 
-def estimate(case: dict) -> float:
-    """Bytes that a whole model on one rank saves for one row that is one sequence."""
-    shape, parallel, tokens = shape_from_config(case["config"]), ParallelConfig(), case["tokens"]
+def estimate(case: dict, parallel: ParallelConfig = ParallelConfig()) -> float:  # noqa: B008 - frozen
+    """Bytes that a rank of a model in one pipeline stage saves for one row that is one sequence."""
+    shape, tokens = shape_from_config(case["config"]), case["tokens"]
     size = 4 if case["dtype"] == "fp32" else 2
     inventory = Inventory(dtype_bytes=size, fused=False, math_attention=shape.mla is not None)
     per_token = 8 + head_bytes(shape, parallel, inventory)
@@ -59,9 +59,34 @@ def estimate(case: dict) -> float:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> dict[str, dict]:
     file = tmp_path_factory.mktemp("activations") / "cases.json"
-    file.write_text(json.dumps(list(CASES.values())))
-    run_ranks("plan_activations.py", str(file), ranks=1)
-    return dict(zip(CASES, json.loads(file.with_suffix(".out").read_text()), strict=True))
+    return dict(zip(CASES, measure(file, {}, list(CASES.values())), strict=True))
+
+
+def measure(file: Path, parallel: dict, cases: list[dict]) -> list[dict]:
+    """Of each case what was saved, the mean of the ranks: which experts are chosen is the data's choice."""
+    file.write_text(json.dumps({"parallel": parallel, "cases": cases}))
+    ranks = parallel.get("world_size", 1)
+    run_ranks("plan_activations.py", str(file), ranks=ranks)
+    found = [json.loads(file.with_suffix(f".{rank}.out").read_text()) for rank in range(ranks)]
+    return [rows[0] | {"saved": sum(row["saved"] for row in rows) / ranks} for rows in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "names"),
+    [
+        ({"tensor": 2, "sequence": True, "expert": 2}, ["deepseek_v3", "more experts"]),
+        ({"tensor": 2, "sequence": True}, ["qwen2", "qwen3", "llama"]),
+        ({"expert": 2}, ["deepseek_v3"]),
+    ],
+    ids=["tp2ep2", "tp2", "ep2"],
+)
+def test_ranks_that_share_a_layer_save_their_part(tmp_path, parallel, names):
+    layout = {"world_size": 2, **parallel}
+    cases = [CASES[f"{name}, bf16, {recompute}"] for name in names for recompute in ("none", "full")]
+    for case, row in zip(cases, measure(tmp_path / "cases.json", layout, cases), strict=True):
+        ratio = estimate(case, ParallelConfig(**layout)) / row["saved"]
+        print(f"{parallel}, {case['config']['model_type']}, {case['recompute']}: estimated {ratio:.3f} of the saved")
+        assert ratio == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,9 +1,10 @@
-"""Worker, one rank: bytes that autograd saves in a forward pass, and the peak of the chunked head's backward pass.
+"""Worker: bytes that autograd saves in a forward pass, and the peak of the chunked head's backward pass.
 
-usage: plan_activations.py STORE FILE; FILE is JSON, a list of {config, dtype, recompute, tokens, chunk_tokens}; writes
-FILE with the suffix .out, {saved, chunk_peak} for each. `saved` counts every storage once, parameters excluded
-(torch.autograd.graph.saved_tensors_hooks); `chunk_peak` is the most that torch's profiler saw allocated at once in
-forward and backward of one chunk of the head, above what was there before.
+usage: plan_activations.py STORE FILE; FILE is JSON, {parallel, cases: [{config, dtype, recompute, tokens,
+chunk_tokens}]}; rank r writes FILE with the suffix .r.out, {saved, chunk_peak} for each case. `saved` counts every
+storage once, parameters excluded (torch.autograd.graph.saved_tensors_hooks); `chunk_peak` is the most that torch's
+profiler saw allocated at once in forward and backward of one chunk of the head, above what was there before (on one
+rank only).
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ from megatron_r1.policy import topology  # noqa: E402
 
 
 def main(store: str, file: Path) -> None:
-    topology.initialise(ParallelConfig(), seed=1, cpu=True, store_path=store)
-    found = [{"saved": saved(case), "chunk_peak": chunk_peak(case)} for case in json.loads(file.read_text())]
-    file.with_suffix(".out").write_text(json.dumps(found))
+    request = json.loads(file.read_text())
+    parallel = ParallelConfig(**request["parallel"])
+    topology.initialise(parallel, seed=1, cpu=True, store_path=store)
+    found = []
+    for case in request["cases"]:
+        found.append({"saved": saved(case, parallel)})
+        if parallel.world_size == 1:
+            found[-1]["chunk_peak"] = chunk_peak(case)
+    file.with_suffix(f".{topology.rank()}.out").write_text(json.dumps(found))
     topology.finalise()
 
 
-def saved(case: dict) -> int:
+def saved(case: dict, parallel: ParallelConfig) -> int:
     shape, tokens = shape_from_config(case["config"]), case["tokens"]
     train = TrainConfig(dtype=case["dtype"], recompute=case["recompute"])
-    config = transformer_config(shape, ParallelConfig(), train, transformer_engine=False)
+    config = transformer_config(shape, parallel, train, transformer_engine=False)
     chunks = build_model_chunks(shape, config, transformer_engine=False, logprob_chunk_tokens=case["chunk_tokens"])
     model = chunks[0].train()
     held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

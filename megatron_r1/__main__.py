@@ -1,4 +1,4 @@
-"""The command line: megatron-r1 run RECIPE | evaluate | doctor | recipes.
+"""The command line: megatron-r1 run RECIPE | plan RECIPE | evaluate | doctor | recipes.
 
 `run` checks the configuration without torch, then starts one process a rank: this same command, told its rank by RANK.
 Under an outer launcher that sets RANK (torchrun) it is the rank itself, and checks for itself.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import tyro
 
@@ -24,6 +25,7 @@ from megatron_r1.recipes import RECIPES
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 run PIPELINE [--from STAGE] [--until STAGE] [--only STAGE] [--dry-run] [--STAGE.FIELD VALUE ...]
+       megatron-r1 plan RECIPE|FOLDER [--gpus N] [--gpu h100|h200|b200|...] [--json] [--FIELD VALUE ...]
        megatron-r1 evaluate --model FOLDER --run-dir FOLDER --data.files FILE ... [--FIELD VALUE ...]
        megatron-r1 doctor [RECIPE]
        megatron-r1 recipes
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "run":
             return _run(rest)
+        if command == "plan":
+            return _plan(rest)
         if command == "evaluate":
             return _evaluate(rest)
         if command == "doctor":
@@ -86,6 +90,19 @@ def _run(words: list[str]) -> int:
         print(describe_fields(config))
         return 0
     return run_stage(config, words)
+
+
+def _plan(words: list[str]) -> int:
+    from megatron_r1.planning.command import plan_folder, plan_stage, split_plan_options
+    from megatron_r1.recipes import PACKAGED_SHAPES
+
+    words, options = split_plan_options(words)
+    if words and words[0] not in RECIPES and not words[0].startswith("-") and Path(words[0]).exists():
+        return plan_folder(Path(words[0]), options)
+    config = parse(words)
+    if isinstance(config, PipelineConfig):
+        raise ConfigError(f"{words[0]} is a pipeline; plan a stage that is a recipe itself, such as grpo_671b")
+    return plan_stage(config, options, PACKAGED_SHAPES)
 
 
 def _evaluate(words: list[str]) -> int:

@@ -96,6 +96,8 @@ class TrainConfig:
     """At most this many rows of [tokens, vocabulary] are held in fp32 at a time."""
     deterministic: bool = False
     threads_per_rank: int = 1
+    gpu: str = ""
+    """GPU that the memory is checked for before the start (h100, h200, ...: docs/planner.md); empty: this machine's."""
     collective_timeout_seconds: float = 6 * 3600.0
     """A rank that waits longer for the others gives up. It must outlast a rollout: all ranks wait for rank 0's."""
 

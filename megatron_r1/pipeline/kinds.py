@@ -14,6 +14,8 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.tiny_world import TINY_WORLD_FILES, TinyWorldConfig, validate_tiny_world
 from megatron_r1.config.validate import validate
 from megatron_r1.pipeline.launch import Ranks
+from megatron_r1.planning.fit import check_fit
+from megatron_r1.planning.plan import Planned
 from megatron_r1.planning.summary import (
     describe,
     describe_model,
@@ -35,7 +37,14 @@ OUTPUTS: dict[type, tuple[str, ...]] = {
 
 def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:
     """The shape of the stage's model, if it has one. Raises ConfigError listing every fault. `folder`: whether run_dir
-    may be used is looked at too."""
+    may be used is looked at too. A stage for GPUs must fit them."""
+    shape = _validated(config, folder)
+    if shape is not None and isinstance(config, Planned):
+        check_fit(config, shape)
+    return shape
+
+
+def _validated(config: StageConfig, folder: bool) -> ModelShape | None:
     if isinstance(config, RunConfig):
         return validate(config, folder=folder)
     if isinstance(config, SFTRunConfig):
@@ -54,6 +63,11 @@ def summary_of(config: StageConfig, shape: ModelShape | None) -> str:
     """What is about to run, in a few lines."""
     if shape is None:
         return f"run folder: {config.run_dir}"
+    fit = check_fit(config, shape) if isinstance(config, Planned) else ""
+    return f"{_described(config, shape)}\n{fit}".rstrip()
+
+
+def _described(config: StageConfig, shape: ModelShape) -> str:
     if isinstance(config, RunConfig):
         return describe(config, shape)
     if isinstance(config, SFTRunConfig):

@@ -4,6 +4,7 @@ field."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.schema import StageConfig
@@ -28,3 +29,7 @@ RECIPES: Mapping[str, Callable[[], StageConfig | PipelineConfig]] = {
     )
 }
 """Every recipe by the name that the command line uses."""
+
+PACKAGED_SHAPES: Mapping[str, Path] = {"DeepSeek-V3-Base": Path(__file__).parent / "deepseek_v3"}
+"""Folders with the sizes of published models, by the name of the folder that a recipe expects: for planning before
+anything is downloaded."""

@@ -1,7 +1,7 @@
 """DeepSeek-R1 from DeepSeek-V3-Base, all stages, with the paper's numbers (arXiv 2501.12948 v2).
 
 Sections and appendices named below are the paper's. Layouts are ours: training as in grpo_671b, 512 GPUs as PP16 x
-EP32, rollouts on 16 servers of 16 GPUs each. Nothing of it has been run. A GRPO step of ours is one rollout with 16
+EP32, rollouts on 8 servers of 32 GPUs each. Nothing of it has been run. A GRPO step of ours is one rollout with 16
 optimizer steps, so the paper's numbers of steps are divided by 16.
 """
 
@@ -156,7 +156,7 @@ def _final_rl() -> RunConfig:
         rewards=dataclasses.replace(
             first.rewards,
             preferences=tuple(
-                PreferenceConfig(name=name, model=Path(f"@{name}/model"), domains=(domain,), tensor_parallel=16)
+                PreferenceConfig(name=name, model=Path(f"@{name}/model"), domains=(domain,), tensor_parallel=32)
                 for name, domain in (("helpful", "general"), ("harmless", "safety"))
             ),
         ),

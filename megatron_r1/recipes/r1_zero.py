@@ -61,7 +61,8 @@ def grpo_671b() -> RunConfig:
     """DeepSeek-V3-Base to R1-Zero with the paper's numbers (arXiv 2501.12948 v2, section 2.1 and appendix B.4).
 
     The layout, 512 GPUs as PP16 x EP32, is V3's pre-training with half its expert parallelism. The
-    rollouts need 16 x 16 GPUs of their own beside it. Nothing of it has been run.
+    rollouts need 8 x 32 GPUs of their own beside it (16 of 80 GB do not hold the weights in bf16). Nothing of it has
+    been run; megatron-r1 plan grpo_671b says what it should need.
     """
     return RunConfig(
         name="grpo_671b",
@@ -72,7 +73,7 @@ def grpo_671b() -> RunConfig:
         optimizer=OptimizerConfig(lr=3e-6, min_lr=3e-6),
         data=DataConfig(files=(Path("data/reasoning.jsonl"),), template="r1_zero", holdout=500),
         rollout=RolloutConfig(
-            num_engines=16, tensor_parallel=16, max_model_len=33_792, sampling=SamplingConfig(max_new_tokens=32_768)
+            num_engines=8, tensor_parallel=32, max_model_len=33_792, sampling=SamplingConfig(max_new_tokens=32_768)
         ),
         rewards=RewardConfig(num_workers=64),
         grpo=GRPOConfig(

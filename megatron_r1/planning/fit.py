@@ -1,0 +1,114 @@
+"""Whether a stage's configuration fits its GPUs, asked before it starts; and what would fit if it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+
+from megatron_r1.config.rejection import RejectionConfig
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.errors import ConfigError
+from megatron_r1.planning.hardware import GPU, GPUS, Assumptions, find_gpu
+from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, planned_shape, setups_of
+from megatron_r1.planning.search import search, smallest
+from megatron_r1.planning.trainer import TrainerSetup
+from megatron_r1.planning.workload import Workload, workload_of
+
+
+def check_fit(config: Planned, shape: ModelShape) -> str:
+    """One line on the fit of a stage that runs on GPUs; "" for one that does not. Raises ConfigError, with what would
+    fit, if the trainer's ranks or the servers need more memory than their GPUs have.
+
+    The GPU is `train.gpu`, or this machine's; where there is neither the line says that nothing was checked."""
+    if not on_gpus(config):
+        return ""
+    name = "" if isinstance(config, RejectionConfig) else config.train.gpu
+    gpu = find_gpu(name, "train.gpu") if name else installed_gpu()
+    if gpu is None:
+        return "memory: not checked (no GPU here; name the one that it will run on: --train.gpu h100)"
+    shape, work, assume = planned_shape(config, shape), stage_workload(config), Assumptions()
+    trainer, servers = setups_of(config)
+    plan = make_plan(shape, trainer, servers, work, gpu, assume, timed=False)
+    if plan.faults:
+        raise ConfigError([*plan.faults[:-1], f"{plan.faults[-1]}; {remedy(shape, plan, work, gpu, assume)}"])
+    parts = []
+    if plan.memory:
+        parts.append(f"trainer at most {plan.memory.total / 2**30:.1f} GiB")
+    if plan.server:
+        parts.append(f"servers keep {plan.server.cache_tokens:,} tokens of cache")
+    return f"memory: {', '.join(parts)}; a {gpu.name} has {gpu.memory_gib:.1f} GiB"
+
+
+def on_gpus(config: Planned) -> bool:
+    return (config.rollout.device if isinstance(config, RejectionConfig) else config.device) == "cuda"
+
+
+def stage_workload(config: Planned, mean_response: int | None = None) -> Workload:
+    """`workload_of`, for rejection sampling too."""
+    if not isinstance(config, RejectionConfig):
+        return workload_of(config, mean_response)
+    longest = config.rollout.sampling.max_new_tokens
+    return Workload(
+        samples=512 * config.samples,
+        group_size=config.samples,
+        mean_response=mean_response or max(1, longest // 4),
+        max_response=longest,
+    )
+
+
+def remedy(shape: ModelShape, plan: Plan, work: Workload, gpu: GPU, assume: Assumptions) -> str:
+    """What would fit, in words: on as many GPUs, or on the least number that can hold it."""
+    found = what_fits(shape, plan.gpus, gpu, work, assume, plan.trainer, plan.servers)
+    if found is None:
+        return f"nothing that was searched fits on up to 4,096 {gpu.name}: shorten the rows or take larger GPUs"
+    return f"what would fit on {found.gpus} {gpu.name}: {options(found)}"
+
+
+def what_fits(
+    shape: ModelShape,
+    gpus: int,
+    gpu: GPU,
+    work: Workload,
+    assume: Assumptions,
+    trainer: TrainerSetup | None,
+    servers: ServerSetup | None,
+) -> Plan | None:
+    """The fastest plan that was found on `gpus` GPUs; else one on the least number that holds any."""
+    found = search(shape, gpus, gpu, work, assume, trainer, servers, keep=1)
+    return found[0] if found else smallest(shape, gpu, work, assume, trainer, servers)
+
+
+def options(plan: Plan) -> str:
+    """The command line's options that make a recipe this plan."""
+    words: list[str] = []
+    if plan.trainer:
+        p = plan.trainer.parallel
+        words += [
+            f"--parallel.{name.replace('_', '-')} {getattr(p, name)}"
+            for name in ("world_size", "tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor")
+        ]
+        words += ["--parallel.sequence" if p.sequence else "--parallel.no-sequence"]
+        words += [f"--parallel.pipeline-layout '{p.pipeline_layout}'"]
+    if plan.servers:
+        words += [
+            f"--rollout.num-engines {plan.servers.num_servers}",
+            f"--rollout.tensor-parallel {plan.servers.tensor}",
+        ]
+    return " ".join(words)
+
+
+def installed_gpu() -> GPU | None:
+    """The first GPU of this machine, as the driver's nvidia-smi has it (no torch here); None without one. Of a GPU
+    that is not in the table only the memory is its own."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        name, mebibytes = said.splitlines()[0].rsplit(",", 1)
+        memory = float(mebibytes) / 1024
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+    known = next((gpu for key, gpu in GPUS.items() if key in name.lower().split()), GPUS["h100"])
+    return dataclasses.replace(known, name=name.strip(), memory_gib=memory)

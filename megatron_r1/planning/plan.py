@@ -1,0 +1,265 @@
+"""A plan: does a configuration fit its GPUs, how long does a step take, and what holds it back.
+
+Puts the parts together: trainer (trainer.py), servers (decoding.py, rollouts.py), and the weights on their way from one
+to the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from megatron_r1.config.rejection import RejectionConfig
+from megatron_r1.config.reward_model import RewardModelConfig
+from megatron_r1.config.schema import RolloutConfig, RunConfig
+from megatron_r1.config.sft import SFTRunConfig
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.decoding import RooflineCost, ServerMemory, server_memory
+from megatron_r1.planning.hardware import GIB, GPU, Assumptions
+from megatron_r1.planning.parameters import count_parameters
+from megatron_r1.planning.rollouts import Request, simulate
+from megatron_r1.planning.trainer import RankMemory, TrainerSetup, TrainerTime, trainer_memory, trainer_time
+from megatron_r1.planning.workload import Workload
+
+Planned = RunConfig | SFTRunConfig | RewardModelConfig | RejectionConfig
+"""The stages that can be planned."""
+TAIL_SHARE = 0.25
+"""The rollout's tail begins when fewer than this share of its greatest number of sequences run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSetup:
+    """`num_servers` of `tensor` GPUs each; `colocated` ones share the trainer's GPUs."""
+
+    num_servers: int
+    tensor: int
+    max_running: int = 256
+    max_model_len: int = 33_792
+    memory_fraction: float = 0.85
+    weight_bytes: int = 2
+    colocated: bool = False
+
+    @property
+    def gpus(self) -> int:
+        return self.num_servers * self.tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutTime:
+    """Seconds; `floor` is one server's time to read the weights once for each of its longest sequence's tokens."""
+
+    seconds: float
+    tail: float
+    floor: float
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncTime:
+    """`seconds` of this project's way (every weight enters and leaves rank 0 once); `floor`: all links at once."""
+
+    bytes_sent: int
+    seconds: float
+    floor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything about one layout. `faults` say what does not fit; empty means that it does."""
+
+    trainer: TrainerSetup | None
+    servers: ServerSetup | None
+    memory: RankMemory | None
+    server: ServerMemory | None
+    time: TrainerTime | None
+    rollout: RolloutTime | None
+    sync: SyncTime | None
+    faults: list[str]
+
+    @property
+    def gpus(self) -> int:
+        trainer = self.trainer.parallel.world_size if self.trainer else 0
+        if self.servers is None:
+            return trainer
+        return max(trainer, self.servers.gpus) if self.servers.colocated else trainer + self.servers.gpus
+
+    @property
+    def seconds(self) -> float:
+        """One step, phases one after the other."""
+        return sum(self.phases().values())
+
+    def phases(self) -> dict[str, float]:
+        found = {}
+        if self.rollout:
+            found["rollout"] = self.rollout.seconds
+        if self.time:
+            found |= {"logprob": self.time.scoring + self.time.swap, "train": self.time.train}
+        if self.sync:
+            found["sync"] = self.sync.seconds
+        return found
+
+    def parts(self) -> dict[str, float]:
+        """The step's seconds by what they wait for."""
+        found: dict[str, float] = {}
+        if self.rollout:
+            found["decoding"] = self.rollout.seconds - self.rollout.tail
+            found["the longest answers"] = self.rollout.tail
+        if self.time:
+            own = self.time
+            bubble = own.bubble + own.scoring_bubble
+            found["pipeline bubbles"] = bubble
+            found["all-to-all and other traffic"] = own.traffic
+            found["gradient reduction"] = own.reduction
+            found["swapping policies"] = own.swap
+            found["matmuls"] = own.total - bubble - own.traffic - own.reduction - own.swap
+        if self.sync:
+            found["weight sync"] = self.sync.seconds
+        return found
+
+    @property
+    def binding(self) -> str:
+        """The greatest part: what to improve first."""
+        parts = self.parts()
+        return max(parts, key=lambda name: parts[name]) if parts else ""
+
+
+def planned_shape(config: Planned, shape: ModelShape) -> ModelShape:
+    """What a stage builds of its model: a reward model has one value for a head, and no MTP layers."""
+    if not isinstance(config, RewardModelConfig):
+        return shape
+    return dataclasses.replace(shape, reward_head=True, num_mtp_layers=0)
+
+
+def setups_of(config: Planned) -> tuple[TrainerSetup | None, ServerSetup | None]:
+    """What a stage's configuration asks for."""
+    trainer = None
+    if not isinstance(config, RejectionConfig):
+        trainer = TrainerSetup(
+            parallel=config.parallel,
+            row_tokens=config.train.tokens_per_microbatch,
+            recompute=config.train.recompute,
+            dtype=config.train.dtype,
+            distributed=config.optimizer.distributed,
+            train_mtp=config.model.train_mtp and not isinstance(config, RunConfig),
+            logprob_chunk_tokens=config.train.logprob_chunk_tokens,
+        )
+    rollout = config.rollout if isinstance(config, RunConfig | RejectionConfig) else None
+    return trainer, _servers(rollout) if rollout is not None else None
+
+
+def _servers(rollout: RolloutConfig) -> ServerSetup:
+    return ServerSetup(
+        num_servers=rollout.num_engines,
+        tensor=rollout.tensor_parallel,
+        max_running=rollout.max_num_seqs,
+        max_model_len=rollout.max_model_len,
+        memory_fraction=rollout.memory_fraction,
+        weight_bytes=4 if rollout.dtype == "fp32" else 2,
+        colocated=rollout.sync == "ipc",
+    )
+
+
+def make_plan(
+    shape: ModelShape,
+    trainer: TrainerSetup | None,
+    servers: ServerSetup | None,
+    work: Workload,
+    gpu: GPU,
+    assume: Assumptions,
+    *,
+    exact: bool = True,
+    timed: bool = True,
+) -> Plan:
+    """Memory of a layout; if `timed`, the times of the parts that fit."""
+    memory = trainer_memory(shape, trainer, work, assume, exact=exact) if trainer else None
+    server = None
+    if servers:
+        server = server_memory(
+            shape,
+            gpu,
+            tensor=servers.tensor,
+            memory_fraction=servers.memory_fraction,
+            weight_bytes=servers.weight_bytes,
+        )
+    trainer_faults = memory_faults(gpu, memory, None, trainer, servers)
+    server_faults = memory_faults(gpu, None, server, None, servers)
+    time = rollout = sync = None
+    if timed and trainer and not trainer_faults:
+        time = trainer_time(shape, trainer, work, gpu, assume)
+    if timed and servers and server and not server_faults:
+        rollout = rollout_time(shape, servers, server, work, gpu, assume)
+        if trainer:
+            sync = sync_time(shape, trainer, servers, gpu, assume)
+    return Plan(
+        trainer=trainer,
+        servers=servers,
+        memory=memory,
+        server=server,
+        time=time,
+        rollout=rollout,
+        sync=sync,
+        faults=trainer_faults + server_faults,
+    )
+
+
+def memory_faults(
+    gpu: GPU,
+    memory: RankMemory | None,
+    server: ServerMemory | None,
+    trainer: TrainerSetup | None,
+    servers: ServerSetup | None,
+) -> list[str]:
+    """One sentence for each part that is larger than its GPU."""
+    faults = []
+    have = gpu.memory_gib
+    shared = servers.memory_fraction * have if servers and servers.colocated else 0.0
+    if memory and trainer and memory.total / GIB + shared > have:
+        beside = f" beside {shared:.0f} GiB of a server (neither is put aside for the other)" if shared else ""
+        faults.append(
+            f"parallel: {trainer.parallel.world_size} trainer ranks need {memory.total / GIB:.1f} GiB on pipeline rank "
+            f"{memory.pipeline_rank}{beside}; a {gpu.name} has {have:.1f} GiB"
+        )
+    if server and servers and server.cache_tokens < servers.max_model_len:
+        holds = "cannot hold the weights" if server.cache < 0 else f"keeps a cache of {server.cache_tokens:,} tokens"
+        faults.append(
+            f"rollout.tensor_parallel is {servers.tensor}; a server of {servers.tensor} {gpu.name} {holds} "
+            f"({server.weights / GIB:.1f} GiB of weights on each, {servers.memory_fraction:.0%} of {have:.1f} GiB to "
+            f"use), and needs a cache of rollout.max_model_len = {servers.max_model_len:,}"
+        )
+    return faults
+
+
+def rollout_time(
+    shape: ModelShape, servers: ServerSetup, memory: ServerMemory, work: Workload, gpu: GPU, assume: Assumptions
+) -> RolloutTime:
+    """One rollout, simulated on one server with its share of the samples."""
+    cost = RooflineCost(shape, gpu, assume, servers.tensor, servers.weight_bytes)
+    lengths = work.lengths()[:: servers.num_servers]
+    longest = servers.max_model_len - work.prompt_tokens
+    requests = [
+        # A group shares its prompt, which is read once (prefix caching).
+        Request(index=i, prompt_tokens=work.prompt_tokens, length=min(length, longest))
+        for i, length in enumerate(lengths)
+    ]
+    done = simulate(
+        requests, num_servers=1, cost=cost, max_running=servers.max_running, cache_tokens=memory.cache_tokens
+    )
+    most = max((count for _, count in done.running), default=0)
+    tail_from = next((t for t, count in reversed(done.running) if count >= TAIL_SHARE * most), 0.0)
+    floor = max(lengths) * cost.met_weights(1) / gpu.memory_bandwidth
+    return RolloutTime(seconds=done.seconds, tail=done.seconds - tail_from, floor=floor, preemptions=done.preemptions)
+
+
+def sync_time(
+    shape: ModelShape, trainer: TrainerSetup, servers: ServerSetup, gpu: GPU, assume: Assumptions
+) -> SyncTime:
+    """Rank 0 gathers every bucket and sends it on, one after the other (rollout/sync.py); colocated servers take it
+    from its GPU's memory. The floor has every sender and receiver busy at once."""
+    size = servers.weight_bytes * count_parameters(shape).total
+    link = gpu.network * assume.network_efficiency
+    seconds = size / link * (1 if servers.colocated else 2)
+    return SyncTime(
+        bytes_sent=size,
+        seconds=seconds,
+        floor=size / (min(trainer.parallel.world_size, servers.gpus) * gpu.network),
+    )

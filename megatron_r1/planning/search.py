@@ -1,0 +1,192 @@
+"""Layouts of N GPUs that fit, fastest step first.
+
+GPUs are split between trainer and servers; for every split the trainer's and the servers' best layouts are looked for
+apart, because a synchronous step is the sum of their phases. Sizes are powers of two, as Megatron's groups and the
+models' shapes are; context parallelism is left out together with tensor or pipeline parallelism, which this project has
+not tested (docs/layouts.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.config.trainer_faults import parallel_faults
+from megatron_r1.planning.decoding import server_memory
+from megatron_r1.planning.hardware import GPU, Assumptions
+from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, sync_time
+from megatron_r1.planning.stages import even_layout
+from megatron_r1.planning.trainer import TrainerSetup, trainer_memory, trainer_time
+from megatron_r1.planning.workload import Workload
+
+POWERS = tuple(2**i for i in range(12))
+SHARES = (1 / 8, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
+"""Of the GPUs that serve rollouts."""
+
+
+def search(
+    shape: ModelShape,
+    gpus: int,
+    gpu: GPU,
+    work: Workload,
+    assume: Assumptions,
+    trainer: TrainerSetup | None,
+    servers: ServerSetup | None,
+    *,
+    keep: int = 5,
+) -> list[Plan]:
+    """At most `keep` plans that fit at most `gpus` GPUs, by their step's seconds; `trainer` and `servers` give what is
+    not searched (row length, precision, sequence limits)."""
+    if trainer is None:
+        return _ranked([], _servers_for(shape, gpus, gpu, work, assume, servers), shape, work, gpu, assume, keep)
+    if servers is None:
+        return _ranked(best_trainers(shape, gpus, gpu, work, assume, trainer), [], shape, work, gpu, assume, keep)
+    found: list[Plan] = []
+    for served in sorted({_round(gpus * share, gpu.per_node) for share in SHARES}):
+        serving = _servers_for(shape, served, gpu, work, assume, servers) if 0 < served < gpus else []
+        training = best_trainers(shape, gpus - served, gpu, work, assume, trainer) if serving else []
+        if training:
+            found += _ranked(training, serving, shape, work, gpu, assume, 2)
+    return _unique(sorted(found, key=lambda plan: plan.seconds))[:keep]
+
+
+def smallest(
+    shape: ModelShape,
+    gpu: GPU,
+    work: Workload,
+    assume: Assumptions,
+    trainer: TrainerSetup | None,
+    servers: ServerSetup | None,
+    most: int = 4096,
+) -> Plan | None:
+    """The fastest plan of the least number of GPUs (a power of two, or three quarters of one) that fits; None up to
+    `most`."""
+    sizes = sorted({size for power in POWERS for size in (power, 3 * power // 4) if 1 <= size <= most})
+    for size in sizes:
+        if size % gpu.per_node and size > gpu.per_node:
+            continue
+        plans = search(shape, size, gpu, work, assume, trainer, servers, keep=1)
+        if plans:
+            return plans[0]
+    return None
+
+
+def best_trainers(
+    shape: ModelShape, gpus: int, gpu: GPU, work: Workload, assume: Assumptions, base: TrainerSetup, keep: int = 2
+) -> list[TrainerSetup]:
+    """The fastest layouts of at most `gpus` ranks that fit. Fewer are used where `gpus` has no layout."""
+    timed = []
+    for world in _worlds(gpus):
+        for parallel in layouts(shape, world, base):
+            setup = dataclasses.replace(base, parallel=parallel)
+            if trainer_memory(shape, setup, work, assume, exact=False).total > gpu.memory_gib * 2**30:
+                continue
+            timed.append((trainer_time(shape, setup, work, gpu, assume).total, setup))
+        if timed:
+            break
+    timed.sort(key=lambda pair: pair[0])
+    return [setup for _, setup in timed[:keep]]
+
+
+def layouts(shape: ModelShape, world: int, base: TrainerSetup) -> Iterator[ParallelConfig]:
+    """Every layout of `world` ranks that validation accepts."""
+    moe = shape.moe
+    for pipeline in (size for size in POWERS if size <= min(world, shape.num_layers)):
+        for virtual in (1, 2) if pipeline > 1 else (1,):
+            try:
+                layout = even_layout(shape, pipeline * virtual) if pipeline > 1 else ""
+            except ValueError:
+                continue
+            for tensor in (1, 2, 4, 8):
+                experts = [size for size in POWERS if moe is not None and size <= moe.num_experts] or [1]
+                for expert in experts:
+                    if expert * pipeline > world or (moe is not None and tensor > 1 and expert == 1):
+                        continue
+                    parallel = ParallelConfig(
+                        world_size=world,
+                        tensor=tensor,
+                        sequence=tensor > 1,
+                        pipeline=pipeline,
+                        virtual_pipeline=virtual,
+                        expert=expert,
+                        pipeline_layout=layout,
+                    )
+                    if base.row_tokens % parallel.row_multiple == 0 and not parallel_faults(parallel, shape):
+                        yield parallel
+
+
+def _servers_for(
+    shape: ModelShape, gpus: int, gpu: GPU, work: Workload, assume: Assumptions, base: ServerSetup | None
+) -> list[ServerSetup]:
+    """One setup for every tensor-parallel size that fits and divides `gpus`, as many servers as there is room for."""
+    assert base is not None
+    found = []
+    for tensor in POWERS[:7]:
+        if gpus % tensor or shape.num_heads % tensor or shape.num_kv_heads % tensor or shape.ffn_size % tensor:
+            continue
+        setup = dataclasses.replace(base, tensor=tensor, num_servers=gpus // tensor, colocated=False)
+        memory = server_memory(
+            shape,
+            gpu,
+            tensor=tensor,
+            memory_fraction=setup.memory_fraction,
+            weight_bytes=setup.weight_bytes,
+        )
+        if memory.cache_tokens >= setup.max_model_len and setup.num_servers <= work.samples:
+            found.append(setup)
+    # Smaller servers hold more copies of the weights; two sizes are worth timing.
+    return found[:2]
+
+
+def _ranked(
+    trainers: Sequence[TrainerSetup],
+    servers: Sequence[ServerSetup],
+    shape: ModelShape,
+    work: Workload,
+    gpu: GPU,
+    assume: Assumptions,
+    keep: int,
+) -> list[Plan]:
+    halves = [make_plan(shape, setup, None, work, gpu, assume) for setup in trainers]
+    others = [make_plan(shape, None, setup, work, gpu, assume) for setup in servers]
+    plans = [plan for plan in (*halves, *others) if not plan.faults]
+    if trainers and servers:
+        plans = [
+            _joined(shape, half, other, gpu, assume)
+            for half in halves
+            for other in others
+            if not half.faults and not other.faults
+        ]
+    return sorted(plans, key=lambda plan: plan.seconds)[:keep]
+
+
+def _joined(shape: ModelShape, trainer: Plan, server: Plan, gpu: GPU, assume: Assumptions) -> Plan:
+    """One plan of a trainer's and a server's, with the weights' way from one to the other."""
+    assert trainer.trainer is not None and server.servers is not None
+    return dataclasses.replace(
+        trainer,
+        servers=server.servers,
+        server=server.server,
+        rollout=server.rollout,
+        sync=sync_time(shape, trainer.trainer, server.servers, gpu, assume),
+    )
+
+
+def _worlds(gpus: int) -> list[int]:
+    """`gpus`, and the greatest powers of two (and three quarters of one) below."""
+    sizes = {gpus} | {size for power in POWERS for size in (power, 3 * power // 4) if 0 < size < gpus}
+    return sorted(sizes, reverse=True)[:3]
+
+
+def _round(count: float, multiple: int) -> int:
+    return int(count // multiple) * multiple if count >= multiple else int(count)
+
+
+def _unique(plans: list[Plan]) -> list[Plan]:
+    seen: list[Plan] = []
+    for plan in plans:
+        if not any(plan.trainer == other.trainer and plan.servers == other.servers for other in seen):
+            seen.append(plan)
+    return seen

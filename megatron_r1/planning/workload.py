@@ -1,0 +1,76 @@
+"""What one step of a run has to do, in tokens."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+from megatron_r1.config.reward_model import RewardModelConfig
+from megatron_r1.config.schema import RunConfig
+from megatron_r1.config.sft import SFTRunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One step: `samples` sequences, `optimizer_steps` of equal size, `scoring_passes` forward passes over all of them
+    (old and reference logprobs). Lengths are lognormal with this mean and coefficient of variation (standard deviation
+    / mean), cut off at `max_response`; `rollout` is False where sequences come from files."""
+
+    samples: int
+    group_size: int = 1
+    prompt_tokens: int = 256
+    mean_response: int = 8192
+    max_response: int = 32_768
+    variation: float = 0.8
+    optimizer_steps: int = 1
+    scoring_passes: int = 0
+    rollout: bool = True
+
+    @property
+    def mean_tokens(self) -> float:
+        """Of a whole sequence."""
+        return self.prompt_tokens + self.mean_response
+
+    @property
+    def tokens(self) -> float:
+        """Of a step."""
+        return self.samples * self.mean_tokens
+
+    @property
+    def context_per_token(self) -> float:
+        """The mean over tokens of their sequence's length, E[L^2] / E[L]: what causal attention costs by."""
+        return min(self.prompt_tokens + self.max_response, self.mean_tokens * (1 + self.variation**2))
+
+    def lengths(self, seed: int = 0) -> list[int]:
+        """A response length for every sample, at least 1, in the order of sampling."""
+        rng = random.Random(seed)
+        spread = math.sqrt(math.log1p(self.variation**2))
+        centre = math.log(self.mean_response) - spread**2 / 2
+        drawn = (rng.lognormvariate(centre, spread) if spread else self.mean_response for _ in range(self.samples))
+        return [max(1, min(self.max_response, round(length))) for length in drawn]
+
+
+def workload_of(config: RunConfig | SFTRunConfig | RewardModelConfig, mean_response: int | None = None) -> Workload:
+    """A stage's step. The mean response is not in a configuration: a quarter of the longest unless given."""
+    if isinstance(config, RunConfig):
+        grpo, longest = config.grpo, config.rollout.sampling.max_new_tokens
+        return Workload(
+            samples=grpo.prompts_per_step * grpo.group_size,
+            group_size=grpo.group_size,
+            prompt_tokens=min(256, max(1, config.rollout.max_model_len - longest)),
+            mean_response=mean_response or max(1, longest // 4),
+            max_response=longest,
+            optimizer_steps=grpo.minibatches,
+            scoring_passes=(grpo.minibatches > 1) + (grpo.kl_coef > 0),
+        )
+    pairs = isinstance(config, RewardModelConfig)
+    longest = config.data.max_tokens
+    return Workload(
+        samples=2 * config.data.batch_pairs if isinstance(config, RewardModelConfig) else config.data.batch_sequences,
+        prompt_tokens=1,
+        mean_response=mean_response or max(1, longest // 4),
+        max_response=longest,
+        scoring_passes=int(pairs),
+        rollout=False,
+    )

@@ -1,0 +1,252 @@
+"""Times and memory of a plan by hand; the search; the fit that a run asks for before it starts."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.config import ParallelConfig, load_shape
+from megatron_r1.config.reward_model import RewardModelConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.planning import fit
+from megatron_r1.planning.compute import all_to_all_seconds, flops_per_token
+from megatron_r1.planning.decoding import RooflineCost, cache_bytes_per_token, server_memory, server_numbers
+from megatron_r1.planning.hardware import GIB, GPUS, Assumptions, find_gpu
+from megatron_r1.planning.plan import Planned, ServerSetup, make_plan, planned_shape, setups_of, sync_time
+from megatron_r1.planning.search import layouts, search
+from megatron_r1.planning.stages import even_layout, pipeline_chunks
+from megatron_r1.planning.state import rank_state
+from megatron_r1.planning.trainer import TrainerSetup, microbatches, trainer_memory, trainer_time
+from megatron_r1.planning.workload import Workload, workload_of
+from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
+
+V3 = load_shape(Path(__file__).parent / "deepseek_v3.json")
+TINY = load_shape(RECIPES["quickstart"]().model.path)
+H100, H200 = GPUS["h100"], GPUS["h200"]
+EXACT = Assumptions(
+    matmul_efficiency=1.0, network_efficiency=1.0, memory_efficiency=1.0, expert_imbalance=1.0, rows_filled=1.0
+)
+
+
+def test_the_packaged_model_is_the_one_the_tests_use():
+    assert load_shape(PACKAGED_SHAPES["DeepSeek-V3-Base"]) == V3
+
+
+@pytest.mark.parametrize(("context", "gigaflops"), [(4096, 250.5), (8192, 281), (16384, 343), (32768, 465)])
+def test_training_flops_a_token_are_those_of_the_accounting(context, gigaflops):
+    assert 3 * flops_per_token(V3, context) / 1e9 == pytest.approx(gigaflops, rel=0.004)
+
+
+def test_all_to_all_by_hand():
+    parallel = ParallelConfig(world_size=64, expert=64)
+    # 8 copies of 7168 numbers of 2 bytes there and back; of 64 ranks 56 are on other nodes, 7 beside.
+    sent = 1000 * 8 * 7168 * 4
+    expected = sent * (56 / 64 / 50e9 + 7 / 64 / 450e9)
+    assert all_to_all_seconds(V3, parallel, H100, EXACT, 1000, 2) == pytest.approx(expected)
+    assert all_to_all_seconds(V3, ParallelConfig(), H100, EXACT, 1000, 2) == 0
+
+
+def test_rows_and_microbatches():
+    setup = TrainerSetup(parallel=ParallelConfig(world_size=8, pipeline=4), row_tokens=1000)
+    assert microbatches(setup, 9_001, 1.0) == 5  # 10 rows on 2 ranks
+    assert microbatches(setup, 1, 1.0) == 1
+    interleaved = dataclasses.replace(setup, parallel=dataclasses.replace(setup.parallel, virtual_pipeline=2))
+    assert microbatches(interleaved, 9_001, 1.0) == 8  # a multiple of the pipeline
+
+
+def test_a_dense_step_on_one_gpu_takes_its_flops_over_the_peak():
+    llama = load_shape(Path(__file__).parent / "deepseek_v3.json")
+    alone = dataclasses.replace(
+        llama, moe=None, mla=None, num_layers=2, num_kv_heads=128, head_dim=56, num_mtp_layers=0
+    )
+    work = Workload(samples=4, prompt_tokens=0, mean_response=1000, max_response=1000, variation=0.0, rollout=False)
+    setup = TrainerSetup(parallel=ParallelConfig(), row_tokens=1000, recompute="none")
+    time = trainer_time(alone, setup, work, H100, EXACT)
+    head = 2 * 129_280 * 7168
+    layers = flops_per_token(alone, 1000) - head - 2 * 7168  # the last norm is no matmul
+    # Forward and twice that back; the head's chunks are computed once more.
+    expected = 4000 * (3 * layers + 4 * head) / 989e12
+    assert time.train - time.reduction == pytest.approx(expected, rel=1e-3)
+    assert (time.microbatches, time.bubble, time.traffic) == (4, 0, 0)
+
+
+def test_a_671b_server_by_hand():
+    assert cache_bytes_per_token(V3, 32) == 70_272
+    # One GPU has it all, but for MTP and the router biases.
+    assert server_numbers(V3, 1) == 671_026_404_352
+    # Down projections, their norms, the router and the layers' norms are whole on both.
+    whole = 61 * (7168 * (1536 + 576) + 1536 + 512 + 2 * 7168) + 58 * 256 * 7168 + 7168
+    assert server_numbers(V3, 2) == (671_026_404_352 - whole) // 2 + whole
+    memory = server_memory(V3, H200, tensor=16, memory_fraction=0.85)
+    assert memory.weights == 2 * server_numbers(V3, 16)
+    assert memory.cache_tokens == int((0.85 * 140.4 * GIB - memory.weights - 3 * GIB) // 70_272)
+    assert server_memory(V3, H100, tensor=16, memory_fraction=0.85).cache_tokens == 0
+
+
+def test_decoding_reads_the_weights_that_it_meets():
+    cost = RooflineCost(V3, H100, dataclasses.replace(EXACT, collective_seconds=0.0), 1)
+    one = cost.met_weights(1)
+    # One token leaves 248 of 256 experts alone in 58 layers.
+    assert 2 * 671_026_404_352 - one == pytest.approx(58 * 248 * 3 * 7168 * 2048 * 2)
+    assert cost.met_weights(10_000) == pytest.approx(2 * 671_026_404_352)
+    assert cost.decode(1, 1000) == pytest.approx((one + 1000 * 70_272) / 3350e9)
+
+
+def test_weights_go_through_rank_0_in_and_out():
+    trainer, servers = setups_of(RECIPES["grpo_671b"]())
+    found = sync_time(V3, trainer, servers, H100, EXACT)
+    assert found.bytes_sent == 2 * 671_026_419_200
+    assert found.seconds == pytest.approx(2 * found.bytes_sent / 50e9)
+    assert found.floor == pytest.approx(found.bytes_sent / 256 / 50e9)
+
+
+def test_the_recipes_fullest_rank_is_its_state_and_what_it_keeps():
+    config = RECIPES["grpo_671b"]()
+    trainer, _ = setups_of(config)
+    memory = trainer_memory(V3, trainer, workload_of(config), Assumptions())
+    rank = memory.pipeline_rank
+    assert memory.state == rank_state(V3, config.parallel, pipeline_rank=rank)
+    layers = len(pipeline_chunks(V3, config.parallel)[rank][0].layers)
+    # 5 rows a rank and optimizer step are fewer than the stages behind it: 8,192 / 16 x 8,448 / (33,792 x 0.95) / 32.
+    split = config.parallel.tensor
+    assert memory.kept == 5 * layers * 2 * 7168 * 33_792 / split
+    assert memory.total == memory.state.total + memory.kept + memory.working + memory.logits + memory.reserved
+
+
+def test_the_quick_count_agrees_with_the_exact_one():
+    for name, shape in (("grpo_671b", V3), ("quickstart", TINY)):
+        config = RECIPES[name]()
+        trainer, _ = setups_of(config)
+        both = [
+            trainer_memory(shape, trainer, workload_of(config), Assumptions(), exact=exact) for exact in (True, False)
+        ]
+        assert both[0].state.parameters == both[1].state.parameters
+        assert both[0].state.total == pytest.approx(both[1].state.total, rel=1e-2)
+
+
+def test_the_recipe_fits_768_h100_as_it_is():
+    config = RECIPES["grpo_671b"]()
+    plan = make_plan(V3, *setups_of(config), workload_of(config), H100, Assumptions(), timed=False)
+    assert (plan.faults, plan.gpus) == ([], 768)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4, 7, 8, 16, 20])
+def test_made_layouts_hold_every_layer_once(stages):
+    layout = even_layout(V3, stages) if stages > 1 else ""
+    chunks = pipeline_chunks(V3, ParallelConfig(world_size=stages, pipeline=stages, pipeline_layout=layout))
+    assert [layer for (chunk,) in chunks for layer in chunk.layers] == list(range(61))
+    sizes = [len(chunk.layers) + chunk.embedding + chunk.mtp + chunk.loss for (chunk,) in chunks]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"),
+    [
+        ("Et*61mL|", "E must be in its first stage, m and L in its last"),
+        ("Et*60|mL", "60 decoder layers (t), the model has 61"),
+        ("Et*61|L", "0 MTP layers (m), the model has 1"),
+        ("Et*61mL", "1 stages; pipeline * virtual_pipeline is 2"),
+        ("Ex|L", "not ['x']"),
+    ],
+)
+def test_a_layout_that_does_not_hold_the_model_is_refused(layout, says):
+    with pytest.raises(ConfigError) as raised:
+        pipeline_chunks(V3, ParallelConfig(world_size=2, pipeline=2, pipeline_layout=layout))
+    assert says in str(raised.value)
+
+
+def test_search_gives_plans_that_fit_fastest_first():
+    config = RECIPES["quickstart"]()
+    trainer, servers = setups_of(config)
+    found = search(TINY, 8, H100, workload_of(config), Assumptions(), trainer, servers)
+    assert 1 < len(found) <= 5
+    assert all(plan.gpus <= 8 and not plan.faults for plan in found)
+    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(found))
+    seen = list(layouts(TINY, 4, trainer))
+    assert len(seen) == len({repr(layout) for layout in seen}) > 5
+    assert {layout.world_size for layout in seen} == {4}
+
+
+def test_a_stage_that_cannot_fit_is_refused_and_told_what_would():
+    config = RECIPES["grpo_671b"]()
+    small = dataclasses.replace(
+        config,
+        rollout=dataclasses.replace(config.rollout, tensor_parallel=16),
+        train=dataclasses.replace(config.train, gpu="h100"),
+    )
+    with pytest.raises(ConfigError) as raised:
+        fit.check_fit(small, V3)
+    (fault,) = raised.value.faults
+    assert "rollout.tensor_parallel is 16; a server of 16 h100 cannot hold the weights" in fault
+    assert "what would fit on " in fault and "--rollout.tensor-parallel 32" in fault
+
+
+def test_a_stage_that_fits_says_how_closely():
+    config = RECIPES["grpo_671b"]()
+    named = dataclasses.replace(config, train=dataclasses.replace(config.train, gpu="h100"))
+    line = fit.check_fit(named, V3)
+    assert line.startswith("memory: trainer at most ") and line.endswith("a h100 has 79.6 GiB")
+    assert fit.check_fit(RECIPES["quickstart"](), TINY) == ""
+
+
+PIPELINE = RECIPES["r1_671b"]()
+STAGES = [name for name in PIPELINE.__dataclass_fields__ if isinstance(getattr(PIPELINE, name), Planned)]
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if not name.startswith(("qwen", "llama"))])
+def test_every_671b_stage_of_the_pipeline_fits_80_gb(name):
+    stage = getattr(PIPELINE, name)
+    shape = planned_shape(stage, V3)
+    plan = make_plan(shape, *setups_of(stage), fit.stage_workload(stage), H100, Assumptions(), timed=False)
+    assert plan.faults == []
+    if isinstance(stage, RewardModelConfig):
+        named = dataclasses.replace(stage, train=dataclasses.replace(stage.train, gpu="h100"))
+        assert "trainer at most" in fit.check_fit(named, V3)
+
+
+def test_the_gpu_is_asked_of_the_machine_unless_named(monkeypatch, tmp_path):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = fit.installed_gpu()
+    assert found is not None
+    assert (found.name, found.memory_gib, found.bf16_flops) == ("NVIDIA H200", 143771 / 1024, 989e12)
+    driver.write_text("#!/bin/sh\necho 'no driver'; exit 9\n")
+    assert fit.installed_gpu() is None
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert "not checked (no GPU here" in fit.check_fit(RECIPES["grpo_671b"](), V3)
+
+
+def test_colocated_servers_and_trainer_need_room_for_both():
+    config = RECIPES["grpo_671b"]()
+    trainer, servers = setups_of(config)
+    shared = dataclasses.replace(servers, colocated=True, tensor=32, memory_fraction=0.8)
+    plan = make_plan(V3, trainer, shared, workload_of(config), H100, Assumptions(), timed=False)
+    assert plan.gpus == 512
+    assert "beside 64 GiB of a server" in plan.faults[0]
+
+
+def test_an_unknown_gpu_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"train\.gpu is 'v100'; known are a100, h100"):
+        find_gpu("v100", "train.gpu")
+
+
+def test_lengths_have_the_mean_and_the_tail_that_were_asked_for():
+    work = Workload(samples=20_000, mean_response=1000, max_response=100_000, variation=0.8)
+    lengths = work.lengths(seed=3)
+    mean = sum(lengths) / len(lengths)
+    assert mean == pytest.approx(1000, rel=0.02)
+    spread = (sum((length - mean) ** 2 for length in lengths) / len(lengths)) ** 0.5
+    assert spread / mean == pytest.approx(0.8, rel=0.05)
+    assert max(dataclasses.replace(work, max_response=2000).lengths()) == 2000
+    # What attention costs by: E[L^2] / E[L].
+    whole = sum((length + 256) ** 2 for length in lengths) / sum(length + 256 for length in lengths)
+    assert work.context_per_token == pytest.approx(whole, rel=0.2)
+
+
+def test_servers_alone_are_planned_too():
+    servers = ServerSetup(num_servers=2, tensor=32)
+    plan = make_plan(V3, None, servers, Workload(samples=64), H100, Assumptions())
+    assert plan.phases().keys() == {"rollout"} and plan.gpus == 64

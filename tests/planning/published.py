@@ -1,8 +1,9 @@
 """Published figures of other systems, the conditions as far as they were published, and what the planner says of them.
 
 usage: python tests/planning/published.py, prints the table of docs/planner.md.
-Where a condition is not known the value taken is marked `assumed` in `note`. Not here: verl on 96 H20 (1,700 s), whose
-samples a step are not known, and NeMo-RL's m-to-n refit (2.39 to 2.83 s), which this project does not have.
+Where a condition is not known the value taken is marked `assumed` in `note`. Not here: NeMo-RL's m-to-n refit and
+checkpoint-engine, whose ways of syncing this project does not have; slime's and Megatron-Core's figures, whose layouts
+are not known.
 """
 
 from __future__ import annotations
@@ -95,6 +96,19 @@ PUBLISHED = (
             ahead=True,
         ),
         note="assumed: half of the GPUs serve; otherwise as above",
+    ),
+    Published(
+        name="verl, V3, 96 H20, TP8 PP12 EP8",
+        unit="s a step",
+        value=1700.0,
+        estimate=lambda: step_seconds(
+            "h20",
+            _setup(96, 8, 12, 8, 4096),
+            ServerSetup(num_servers=3, tensor=32, max_model_len=9000),
+            Workload(samples=512, prompt_tokens=256, mean_response=1960, max_response=8192, scoring_passes=2),
+            ahead=False,
+        ),
+        note="assumed: 512 samples a step (not known), rows of 4,096, servers of TP32; its full offload left out",
     ),
     Published(
         name="DeepSeek-R1-Zero, 512 H800, 198 h of 10,400 steps",

@@ -75,8 +75,8 @@ def measure(file: Path, parallel: dict, cases: list[dict]) -> list[dict]:
     ("parallel", "names"),
     [
         ({"tensor": 2, "sequence": True, "expert": 2}, ["deepseek_v3", "more experts"]),
-        ({"tensor": 2, "sequence": True}, ["qwen2", "qwen3", "llama"]),
-        ({"expert": 2}, ["deepseek_v3"]),
+        pytest.param({"tensor": 2, "sequence": True}, ["qwen2", "qwen3", "llama"], marks=pytest.mark.slow),
+        pytest.param({"expert": 2}, ["deepseek_v3"], marks=pytest.mark.slow),
     ],
     ids=["tp2ep2", "tp2", "ep2"],
 )

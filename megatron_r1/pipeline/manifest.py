@@ -9,6 +9,7 @@ an earlier look is not read again. The code's version is recorded, but new code 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -27,6 +28,7 @@ from megatron_r1.observe.metrics import plain_json, write_json
 from megatron_r1.pipeline.kinds import OUTPUTS
 
 MANIFEST = "manifest.json"
+MANIFEST_LOCK = ".manifest.lock"
 PLACE = ("name", "run_dir", "if_exists", "checkpoint_every", "keep_checkpoints", "save_every", "validate_every")
 """Fields that say where a stage runs and what it shows on the way, not what it makes."""
 MISSING = "missing"
@@ -42,14 +44,7 @@ class Manifest:
         self._file = run_dir / MANIFEST
         self._content: dict[str, Any] = {"pipeline": name, "stages": {}, "looks": {}}
         if self._file.exists():
-            mend = "restore it, or remove it to run every stage again"
-            try:
-                found = json.loads(self._file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise DataError(f"{self._file}: not valid JSON ({error}); {mend}") from error
-            if not _is_manifest(found):
-                raise DataError(f"{self._file}: not a pipeline's manifest; {mend}")
-            self._content |= found
+            self._content |= self._read()
 
     def record(self, stage: str) -> Mapping[str, Any]:
         """What is known of a stage; empty if it never ran."""
@@ -128,8 +123,23 @@ class Manifest:
         return digest
 
     def _put(self, stage: str, record: Mapping[str, Any]) -> None:
-        self._content["stages"][stage] = record
-        write_json(self._file, self._content)
+        # On a cluster another stage may have been recorded meanwhile.
+        with open(self.run_dir / MANIFEST_LOCK, "a", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = self._read() if self._file.exists() else {}
+            self._content["stages"] = self._content["stages"] | found.get("stages", {}) | {stage: record}
+            self._content["looks"] = found.get("looks", {}) | self._content["looks"]
+            write_json(self._file, self._content)
+
+    def _read(self) -> dict[str, Any]:
+        mend = "restore it, or remove it to run every stage again"
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{self._file}: not valid JSON ({error}); {mend}") from error
+        if not _is_manifest(found):
+            raise DataError(f"{self._file}: not a pipeline's manifest; {mend}")
+        return found
 
 
 def computation(config: StageConfig) -> dict[str, Any]:

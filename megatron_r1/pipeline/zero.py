@@ -32,13 +32,19 @@ from megatron_r1.observe.metrics import JsonLines, write_json
 from megatron_r1.observe.progress import Progress, duration
 from megatron_r1.observe.report import write_report
 from megatron_r1.observe.rollouts import rollout_records
-from megatron_r1.pipeline.servers import server_devices, start_reward_models, start_teacher, wait_for_graders
+from megatron_r1.pipeline.servers import (
+    server_devices,
+    start_reward_models,
+    start_rollouts,
+    start_teacher,
+    wait_for_graders,
+)
 from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rewards.compose import Scorer, check_preference_problems
 from megatron_r1.rollout.preference import RewardModelServer
-from megatron_r1.rollout.server import Engine, start_engines
+from megatron_r1.rollout.server import Engine
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.collector import Collector
 from megatron_r1.stages.distill import add_teacher_logprobs
@@ -145,7 +151,7 @@ def _policy_and_engines(
         starting = None
         if dist.get_rank() == 0:
             starting = background.submit(
-                start_engines,
+                start_rollouts,
                 config.rollout,
                 model_path=model.path,
                 run_dir=config.run_dir,

@@ -159,7 +159,7 @@ finish() {
     0) say "done"; exit 0 ;;
     2) say "refused: the configuration, the nodes or a folder must be mended first (not requeued)"; exit 2 ;;
     esac
-    if [ -n "$preempted" ]; then
+    if [ -n "$preempted" ] && [ -n "$trainers" ]; then
         requeue "ended with status $status before the time limit"
     fi
     failures=$(failures_in_a_row "$status")
@@ -212,6 +212,7 @@ if [ "$status" -ne 0 ] && grep -qs 'megatron-r1: preflight:' "$attempt/preflight
     status=2
 fi
 [ "$status" -eq 0 ] || finish "$status"
+[ -z "$preempted" ] || finish 75 # the limit is too near to begin
 while IFS='=' read -r name value; do
     case $name in
     world_size | trainer_nodes | first_server_node | server_nodes | threads | run_dir | done) declare "$name=$value" ;;

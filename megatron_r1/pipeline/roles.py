@@ -75,12 +75,14 @@ def roles_of(config: StageConfig, *, slots_per_node: int) -> Roles:
     ranks = ranks_of(config)
     world = ranks.world_size if ranks is not None else 1
     tasks = min(world, slots_per_node)
-    faults = [f"nodes: a node has {slots_per_node} slot(s); give the GPUs of a node"] if slots_per_node < 1 else []
-    if not faults and world % tasks:
+    if slots_per_node < 1:
+        raise ConfigError(f"nodes: a node has {slots_per_node} slot(s); give the GPUs of a node")
+    faults: list[str] = []
+    if world % tasks:
         faults.append(f"parallel.world_size is {world}; it must fill nodes of {slots_per_node} slot(s)")
     wanted = _servers(config)
     for name, _, _, size in wanted:
-        if not faults and size > slots_per_node and size % slots_per_node:
+        if size > slots_per_node and size % slots_per_node:
             faults.append(f"{name}: tensor_parallel {size} does not fill nodes of {slots_per_node} slot(s)")
     if faults:
         raise ConfigError(faults)

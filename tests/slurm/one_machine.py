@@ -15,6 +15,9 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
 
+GOING_ON = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
+"""States of a job that has not ended for good."""
+
 CONFIGURATION = """\
 ClusterName=one
 SlurmctldHost=localhost(127.0.0.1)
@@ -78,9 +81,7 @@ class Slurm:
         (folder / "key").chmod(0o600)
         folder.chmod(0o755)
         port = free_range(1 + self.nodes)
-        text = CONFIGURATION.format(
-            folder=folder, port=port, nodes=self.nodes, first=port + 1, last=port + self.nodes
-        )
+        text = CONFIGURATION.format(folder=folder, port=port, nodes=self.nodes, first=port + 1, last=port + self.nodes)
         (folder / "slurm.conf").write_text(text)
         self.run(
             "munged", "--force", f"--key-file={folder}/key", f"--socket={folder}/munge.sock",
@@ -122,7 +123,7 @@ class Slurm:
     def wait(self, number: str, *, seconds: float = 300.0) -> dict[str, str]:
         """The job's fields once it has ended."""
         deadline = time.monotonic() + seconds
-        while (job := self.job(number))["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"):
+        while (job := self.job(number))["JobState"] in GOING_ON:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {number} is still {job['JobState']} ({job['Reason']})")
             time.sleep(0.5)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import one_machine
 import psutil
 import pytest
 
@@ -28,6 +29,8 @@ SETTINGS = {
 }
 SFT = ("--data.base", 960, "--data.cold-start", 64, "--data.held-out", 20, "--data.problems", 100)
 SFT += ("--base.checkpoint-every", 1)
+LONG = ("--base.data.epochs", 12)
+"""Enough to be caught by a signal that may take half a minute to come."""
 GRPO = ("--sft.steps", 20, "--sft.batch-size", 16, "--grpo.steps", 3, "--grpo.prompts-per-step", 4)
 GRPO += ("--grpo.group-size", 4, "--data.holdout", 8)
 RESTARTS = "checkpoint_every" in RunConfig.__dataclass_fields__
@@ -56,12 +59,12 @@ def logs(folder, job):
     return "\n".join(f"--- {file}\n{file.read_text()[-3000:]}" for file in files if file.exists())
 
 
-def processes(job, word):
-    """The job's processes whose command line has `word`."""
+def processes(job, word=""):
+    """The job's processes (on whichever node) whose command line has `word`, if one is given."""
     found = []
     for process in psutil.process_iter():
         try:
-            if word in process.cmdline() and process.environ().get("SLURM_JOB_ID") == job:
+            if (not word or word in process.cmdline()) and process.environ().get("SLURM_JOB_ID") == job:
                 found.append(process)
         except psutil.Error:
             continue
@@ -73,7 +76,7 @@ def until(condition, slurm, folder, job, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, logs(folder, job)
-        assert slurm.job(job)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), logs(folder, job)
+        assert slurm.job(job)["JobState"] in one_machine.GOING_ON, logs(folder, job)
         time.sleep(0.05)
 
 
@@ -150,21 +153,22 @@ def test_a_stage_that_is_up_to_date_ends_at_once(slurm, submit_folder, chain):
 
 
 def test_the_signal_before_the_time_limit_requeues_and_nothing_is_lost(slurm, submit_folder, reference):
-    """Slurm looks at time limits every half minute and warns up to a minute early; steps are slowed down by nothing, so
-    the stage is made long enough to be caught."""
+    """The limit is brought near once training has begun, and Slurm then warns, as it looks at limits twice a minute."""
     run = submit_folder / "runs" / "limit"
-    words = ("r1_tiny", "--run-dir", run, *SFT)
+    words = ("r1_tiny", "--run-dir", run, *SFT, *LONG)
     data = submit(slurm, submit_folder, 1, *words, "--only", "data")
     assert slurm.wait(data)["JobState"] == "COMPLETED", logs(submit_folder, data)
-    # A warning half a minute before the limit that holds for the first attempt: the limit is raised when it came.
-    options = ("--time=1", "--signal=B:USR1@30")
-    job = submit(slurm, submit_folder, 2, *words, "--base.data.epochs", 6, "--only", "base", options=options)
+    options = ("--time=30", "--signal=B:USR1@600")
+    job = submit(slurm, submit_folder, 2, *words, "--only", "base", options=options)
     log = submit_folder / "logs" / job / "job.log"
-    until(lambda: log.exists() and "SIGUSR1: the time limit is near" in log.read_text(), slurm, submit_folder, job)
-    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+    until(lambda: (run / "base/checkpoints/step_00000002/stage.json").exists(), slurm, submit_folder, job)
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=8")
+    until(lambda: "SIGUSR1: the time limit is near" in log.read_text(), slurm, submit_folder, job)
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     ended = slurm.wait(job)
     assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", logs(submit_folder, job)
-    local("r1_tiny", "--run-dir", reference.parent / "long", *SFT, "--base.data.epochs", 6, "--until", "base")
+    assert "before the time limit: requeued" in log.read_text() and "going on from" in logs(submit_folder, job)
+    local("r1_tiny", "--run-dir", reference.parent / "long", *SFT, *LONG, "--until", "base")
     assert same_weights(run / "base/model", reference.parent / "long/base/model")
 
 
@@ -194,7 +198,7 @@ def grpo(slurm, submit_folder):
     found = {
         "token_mode": token.stat().st_mode & 0o777,
         "folder_mode": token.parent.stat().st_mode & 0o777,
-        "lines": [" ".join(p.cmdline()) for p in psutil.process_iter() if p.environ().get("SLURM_JOB_ID") == job],
+        "lines": [" ".join(process.cmdline()) for process in processes(job)],
         "token": token.read_text(),
         "server": json.loads((run / "servers" / "vllm-0.json").read_text()),
     }
@@ -225,7 +229,7 @@ def test_the_token_is_in_a_file_of_its_owner_and_on_no_command_line(grpo):
 
 
 def test_no_process_of_a_job_is_left(grpo):
-    assert processes(grpo["job"]["JobId"], "-m") == []
+    assert processes(grpo["job"]["JobId"]) == []
 
 
 @pytest.mark.skipif(not RESTARTS, reason="GRPO writes no checkpoints yet")

@@ -96,7 +96,17 @@ def roles_of(config: StageConfig, *, slots_per_node: int) -> Roles:
             "trainer nodes: use --rollout.sync nccl"
         )
     local = shared or beside + sum(size for *_, size in wanted) <= slots_per_node
-    # Explicit CUDA_VISIBLE_DEVICES are those of one host, too.
+    devices = {
+        "rollout.devices": rollout is not None and rollout.devices,
+        "teacher.devices": isinstance(config, RunConfig) and config.teacher.devices,
+        "rewards.preferences[].devices": isinstance(config, RunConfig)
+        and any(preference.devices for preference in config.rewards.preferences),
+    }
+    given = [field for field, value in devices.items() if value]
+    if given and not local:
+        raise ConfigError(
+            f"{', '.join(given)}: names GPUs of rank 0's node, and the servers are on nodes of their own: leave it out"
+        )
     first = 0 if ranks is None else trainer_nodes
     return Roles(
         world_size=world,

@@ -64,6 +64,13 @@ def test_servers_of_a_stage_without_ranks_begin_on_its_node():
     assert roles_of(asked, slots_per_node=8).nodes == 1 and not roles_of(asked, slots_per_node=8).servers
 
 
+def test_gpus_by_number_are_refused_where_servers_have_nodes_of_their_own():
+    config = with_rollout(RECIPES["tiny"](), devices=("4",))
+    with pytest.raises(ConfigError, match=r"rollout\.devices: names GPUs of rank 0's node"):
+        roles_of(config, slots_per_node=1)
+    assert roles_of(config, slots_per_node=3).local_servers
+
+
 def test_shared_gpus_are_refused_over_several_nodes():
     config = with_rollout(RECIPES["grpo_671b"](), sync="ipc")
     with pytest.raises(ConfigError, match=r"ipc.*64 trainer nodes"):

@@ -180,6 +180,29 @@ def test_a_wrong_configuration_is_not_requeued(slurm, submit_folder):
     assert not (submit_folder / "runs/wrong").exists()
 
 
+def test_a_cancelled_job_stays_cancelled(slurm, submit_folder):
+    job = submit(slurm, submit_folder, 1, "task", "sleep", 300)
+    until(lambda: processes(job, "sleep"), slurm, submit_folder, job)
+    slurm.run("scancel", job)
+    ended = slurm.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+    deadline = time.monotonic() + 30
+    while processes(job) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes(job) == []
+
+
+def test_a_job_whose_node_fails_begins_again(slurm, submit_folder):
+    again = '[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || sleep 300'
+    job = submit(slurm, submit_folder, 1, "task", "bash", "-c", again)
+    until(lambda: processes(job, "sleep"), slurm, submit_folder, job)
+    node = slurm.job(job)["NodeList"]
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=down", "Reason=test")
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=resume")
+    ended = slurm.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), logs(submit_folder, job)
+
+
 @pytest.fixture(scope="module")
 def grpo_reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grpo") / "run"

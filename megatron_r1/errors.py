@@ -49,3 +49,11 @@ class JudgeError(UserError, RuntimeError):
 
 class EmptyStageError(UserError, ValueError):
     """A stage has nothing to hand on; carries the report that says where everything went."""
+
+
+class PreemptedError(UserError):
+    """The run was asked to end early, and did, after a checkpoint. The exit status is PREEMPTED."""
+
+
+PREEMPTED = 75
+"""Exit status of a run that should be started again as it was (EX_TEMPFAIL in sysexits.h)."""

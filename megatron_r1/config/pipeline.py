@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_r1.config.paths import input_paths, replace_inputs
-from megatron_r1.config.schema import StageConfig
+from megatron_r1.config.schema import RunConfig, StageConfig
 from megatron_r1.config.sft import SFTRunConfig
 from megatron_r1.errors import ConfigError
 
@@ -55,7 +55,7 @@ def stages_of(pipeline: PipelineConfig) -> dict[str, StageConfig]:
             stage,
             run_dir=pipeline.run_dir / name,
             seed=pipeline.seed + stage.seed,
-            if_exists="resume" if isinstance(stage, SFTRunConfig) else "archive",
+            if_exists="resume" if isinstance(stage, SFTRunConfig | RunConfig) else "archive",
         )
     if faults:
         raise ConfigError(faults)

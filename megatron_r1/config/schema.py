@@ -59,11 +59,34 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FP8Config:
+    """How matrix products run when train.dtype is fp8 (Transformer Engine's recipes, through Megatron-Core).
+
+    As in DeepSeek-V3 (arXiv 2412.19437, section 3.3.1) only the products of linear layers and experts are in FP8:
+    embedding, output head, router, norms and the attention core stay in bf16 or fp32, gradients are summed in fp32, and
+    the optimizer's master weights are fp32."""
+
+    recipe: Literal["blockwise", "tensorwise", "delayed", "mxfp8"] = "blockwise"
+    """blockwise: DeepSeek-V3's, a scale for 1 x 128 activations and 128 x 128 weights (Hopper). tensorwise: a scale a
+    tensor, of its present values. delayed: of its past values. mxfp8: a scale for 1 x 32 (Blackwell)."""
+    format: Literal["e4m3", "hybrid"] = "e4m3"
+    """hybrid: gradients in e5m2, which has more range and less precision."""
+    parameters: bool = False
+    """Keep the weights that only FP8 products read in FP8 too."""
+    amax_history: int = 1024
+    """delayed only: steps that a scale looks back on."""
+    first_layers_bf16: int = 0
+    """Layers at the start of the model that stay in bf16."""
+    last_layers_bf16: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How a training step runs, whatever its loss."""
 
     dtype: Literal["fp32", "bf16", "fp8"] = "bf16"
     """Compute precision. fp8 needs Transformer Engine and is refused without it."""
+    fp8: FP8Config = field(default_factory=FP8Config)
     recompute: Literal["none", "selective", "full"] = "none"
     tokens_per_microbatch: int = 4096
     """Length of a packed row. Every sequence must fit in one."""
@@ -145,6 +168,12 @@ class RolloutConfig:
     """Weight-transfer engine: gloo on CPU; nccl across GPUs; ipc when trainer and server share a GPU."""
     sync_bucket_mib: int = 512
     """Weights are gathered and sent in buckets of at most this size (one larger tensor is a bucket of its own)."""
+    fp8_folder: Path | None = None
+    """FP8 rollouts on GPUs: a folder of the same model in DeepSeek's FP8 form, which the servers start from; every sync
+    then quantises the weights in its blocks before it sends them. None: rollouts in `dtype`."""
+    draft_tokens: int = 0
+    """Tokens that the model's multi-token-prediction layer drafts and the model then checks (speculative decoding,
+    exact). The layer keeps the weights that the server started with; 0 drafts none."""
     start_timeout_seconds: float = 600.0
     request_timeout_seconds: float = 3600.0
     max_restarts: int = 3
@@ -256,6 +285,28 @@ class SFTConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineConfig:
+    """Seconds that a phase may last. Past them every rank writes its Python stacks to run_dir/stacks and the run ends
+    with status 75, so that a batch system starts it again. 0: no deadline."""
+
+    start: float = 2 * 3600.0
+    """Loading the model and waiting for every server; the warm-up too, if there is one."""
+    rollout: float = 4 * 3600.0
+    """Sampling, and grading beside it."""
+    reward: float = 3600.0
+    """Grading that outlasts sampling."""
+    teacher: float = 3600.0
+    logprob: float = 3600.0
+    """Scoring by the old and the reference policy, and the check of rollouts against the trainer."""
+    train: float = 2 * 3600.0
+    """All optimizer steps of one rollout."""
+    sync: float = 1800.0
+    evaluate: float = 4 * 3600.0
+    save: float = 3600.0
+    """An export, or what a checkpoint holds the ranks up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Everything that a run needs. Saved as run.json in the run folder."""
 
@@ -263,8 +314,15 @@ class RunConfig:
     run_dir: Path
     model: ModelConfig
     seed: int = 0
-    if_exists: Literal["refuse", "archive"] = "refuse"
-    """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
+    if_exists: Literal["refuse", "archive", "resume"] = "refuse"
+    """What to do with a run_dir that is not empty: stop; rename it to run_dir.1, .2, ...; or go on from its last
+    checkpoint, if it is a run of this very configuration (else rename it)."""
+    checkpoint_every: int = 5
+    """Save what a restart needs every N steps (0: never). It is written while the next steps run."""
+    keep_checkpoints: int = 2
+    keep_best_checkpoint: bool = False
+    """Keep the checkpoint with the highest validation accuracy too."""
+    deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

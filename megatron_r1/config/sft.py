@@ -16,6 +16,7 @@ from megatron_r1.config.sft_data import SFTDataConfig, sft_data_faults
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
+    checkpoint_faults,
     optimizer_faults,
     parallel_faults,
     row_faults,
@@ -91,6 +92,7 @@ def validate_sft(config: SFTRunConfig, *, folder: bool = True) -> ModelShape:
     faults += train_faults(config.train, config.parallel, config.model, shape)
     faults += row_faults(config.train, config.data.max_tokens, "data.max_tokens")
     faults += optimizer_faults(config.optimizer)
+    faults += checkpoint_faults(config.checkpoint_every, config.optimizer)
     faults += sft_data_faults(config.data)
     if folder:
         faults += folder_faults(config)

@@ -144,6 +144,8 @@ def train_faults(
             "train.dtype is fp8, but Transformer Engine is not installed; install megatron-r1[gpu] on a machine with "
             "an H100 or newer, or use --train.dtype bf16"
         )
+    if train.dtype == "fp8":
+        faults += _fp8_faults(train, parallel, shape)
     multiple = math.lcm(parallel.row_multiple, parallel.segment_multiple)
     if train.tokens_per_microbatch % multiple:
         faults.append(
@@ -152,6 +154,31 @@ def train_faults(
         )
     if model.train_mtp and shape is not None and not shape.num_mtp_layers:
         faults.append("model.train_mtp is True, but config.json has no num_nextn_predict_layers")
+    return faults
+
+
+FP8_ROWS = 32
+"""Tokens of a rank in FP8 products come in multiples of it: 16 for Hopper's, 32 for mxfp8's blocks."""
+
+
+def _fp8_faults(train: TrainConfig, parallel: ParallelConfig, shape: ModelShape | None) -> list[str]:
+    fp8, faults = train.fp8, []
+    kept = fp8.first_layers_bf16 + fp8.last_layers_bf16
+    if min(fp8.first_layers_bf16, fp8.last_layers_bf16) < 0 or (shape is not None and kept > shape.num_layers):
+        faults.append(
+            f"train.fp8.first_layers_bf16 {fp8.first_layers_bf16} and last_layers_bf16 {fp8.last_layers_bf16} must be "
+            "at least 0 and together at most the number of layers"
+        )
+    if kept and fp8.recipe == "delayed":
+        faults.append("train.fp8.recipe delayed keeps no layers in bf16 (Megatron-Core refuses it): use another recipe")
+    if fp8.amax_history < 1:
+        faults.append(f"train.fp8.amax_history is {fp8.amax_history}; it must be at least 1")
+    rows = FP8_ROWS * parallel.tensor * parallel.context
+    if train.tokens_per_microbatch % rows:
+        faults.append(
+            f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; FP8 needs a multiple of {FP8_ROWS} tokens "
+            f"a rank: use a multiple of {rows}"
+        )
     return faults
 
 
@@ -169,3 +196,12 @@ def optimizer_faults(optimizer: OptimizerConfig, field: str = "optimizer") -> li
     if 0 <= optimizer.min_lr <= optimizer.lr < math.inf:
         return []
     return [f"{field}.min_lr is {optimizer.min_lr}; it must be between 0 and lr = {optimizer.lr}"]
+
+
+def checkpoint_faults(checkpoint_every: int, optimizer: OptimizerConfig) -> list[str]:
+    if not checkpoint_every or optimizer.distributed:
+        return []
+    return [
+        f"checkpoint_every is {checkpoint_every}, but only the distributed optimizer can be saved: use "
+        "--optimizer.distributed, or --checkpoint-every 0"
+    ]

@@ -6,16 +6,18 @@ Faults of content (a malformed jsonl line, a missing tensor) are found later, wh
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
 
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.run_folder import folder_faults
-from megatron_r1.config.schema import RunConfig
+from megatron_r1.config.schema import DeadlineConfig, RunConfig
 from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
+    checkpoint_faults,
     optimizer_faults,
     parallel_faults,
     row_faults,
@@ -26,6 +28,9 @@ from megatron_r1.errors import ConfigError
 
 AT_LEAST: dict[str, float] = {
     "seed": 0,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    **{f"deadlines.{field.name}": 0 for field in dataclasses.fields(DeadlineConfig)},
     "train.threads_per_rank": 1,
     "train.logprob_chunk_tokens": 1,
     "model.router_bias_update_rate": 0,
@@ -42,6 +47,7 @@ AT_LEAST: dict[str, float] = {
     "rollout.threads": 1,
     "rollout.sync_bucket_mib": 1,
     "rollout.max_restarts": 0,
+    "rollout.draft_tokens": 0,
     "rollout.sampling.max_new_tokens": 1,
     "rewards.num_workers": 1,
     "rewards.accuracy_weight": 0,
@@ -97,6 +103,14 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
     faults += optimizer_faults(config.optimizer) + optimizer_faults(config.sft.optimizer, "sft.optimizer")
     faults += _rollout_faults(config, shape)
     faults += _grpo_faults(config)
+    faults += checkpoint_faults(config.checkpoint_every, config.optimizer)
+    if config.keep_best_checkpoint and not (config.grpo.eval_every and config.checkpoint_every):
+        faults.append("keep_best_checkpoint is True; it needs grpo.eval_every and checkpoint_every above 0")
+    elif config.keep_best_checkpoint and config.checkpoint_every % config.grpo.eval_every:
+        faults.append(
+            f"checkpoint_every is {config.checkpoint_every}; for keep_best_checkpoint it must be a multiple of "
+            f"grpo.eval_every = {config.grpo.eval_every}"
+        )
     faults += _data_faults(config)
     faults += _preference_faults(config)
     faults += _teacher_faults(config)
@@ -123,6 +137,14 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             f"rollout.max_model_len is {rollout.max_model_len}; the model has max_position_embeddings = "
             f"{shape.max_positions}"
         )
+    if rollout.fp8_folder is not None:
+        faults += _fp8_rollout_faults(rollout.fp8_folder, rollout.device, shape)
+    if rollout.draft_tokens and shape is not None and not shape.num_mtp_layers:
+        faults.append(
+            f"rollout.draft_tokens is {rollout.draft_tokens}, but config.json has no num_nextn_predict_layers: use 0"
+        )
+    if rollout.draft_tokens and rollout.device == "cpu":
+        faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}; drafting needs a GPU: use 0")
     if sampling.max_new_tokens >= rollout.max_model_len:
         faults.append(
             f"rollout.sampling.max_new_tokens is {sampling.max_new_tokens}; it leaves no room for a prompt in "
@@ -136,6 +158,23 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             "the whole vocabulary"
         )
     return faults
+
+
+def _fp8_rollout_faults(folder: Path, device: str, shape: ModelShape | None) -> list[str]:
+    if device == "cpu":
+        return [f"rollout.fp8_folder is {folder}; vLLM has no FP8 products on CPUs: leave it out"]
+    try:
+        found = load_shape(folder)
+    except ConfigError as error:
+        return [fault.replace("model.path", "rollout.fp8_folder", 1) for fault in error.faults]
+    if found.fp8_block is None:
+        return [
+            f"rollout.fp8_folder: {folder} is not FP8; make it: tools/convert_checkpoint.py hf-to-hf SRC DST "
+            "--precision fp8"
+        ]
+    if shape is not None and dataclasses.replace(found, fp8_block=None) != dataclasses.replace(shape, fp8_block=None):
+        return [f"rollout.fp8_folder: {folder} holds another model than model.path; their config.json must agree"]
+    return []
 
 
 def _grpo_faults(config: RunConfig) -> list[str]:

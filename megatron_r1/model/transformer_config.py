@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 
-from megatron_r1.config.schema import ModelConfig, ParallelConfig, TrainConfig
+from megatron_r1.config.schema import FP8Config, ModelConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape
 
 PARAMETER_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -32,6 +32,7 @@ def transformer_config(
         **_dense_fields(shape),
         **_parallel_fields(parallel),
         **_precision_fields(train),
+        **(_fp8_fields(train.fp8, experts=shape.moe is not None) if train.dtype == "fp8" else {}),
         "transformer_impl": "transformer_engine" if transformer_engine else "local",
     }
     if shape.moe is not None:
@@ -95,14 +96,36 @@ def _parallel_fields(parallel: ParallelConfig) -> dict[str, Any]:
 
 def _precision_fields(train: TrainConfig) -> dict[str, Any]:
     dtype = PARAMETER_DTYPE[train.dtype]
-    fields: dict[str, Any] = {
+    return {
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
         "deterministic_mode": train.deterministic,
     }
-    if train.dtype == "fp8":
-        fields |= {"fp8": "e4m3", "fp8_recipe": "blockwise"}
+
+
+def _fp8_fields(fp8: FP8Config, *, experts: bool) -> dict[str, Any]:
+    """Megatron wraps the transformer layers alone in Transformer Engine's context: embedding and head are outside it,
+    norms and router compute no FP8 product, and attention's own products are left out by name."""
+    fields: dict[str, Any] = {
+        "fp8": fp8.format,
+        "fp8_recipe": fp8.recipe,
+        "fp8_param": fp8.parameters,
+        "fp8_dot_product_attention": False,
+        "fp8_multi_head_attention": False,
+        "fp8_wgrad": True,
+    }
+    if fp8.recipe == "delayed":
+        fields |= {"fp8_amax_history_len": fp8.amax_history, "fp8_amax_compute_algo": "max"}
+    if fp8.first_layers_bf16 or fp8.last_layers_bf16:
+        fields |= {
+            "first_last_layers_bf16": True,
+            "num_layers_at_start_in_bf16": fp8.first_layers_bf16,
+            "num_layers_at_end_in_bf16": fp8.last_layers_bf16,
+        }
+    if experts:
+        # An expert's tokens are the rows of its product, which must be a multiple of 16 (32 for mxfp8).
+        fields["moe_router_padding_for_quantization"] = True
     return fields
 
 

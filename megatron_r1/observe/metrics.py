@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,14 @@ class PhaseTimer:
     """Wall-clock seconds by phase. Phases may nest: the inner phase's time is not counted in the outer
     one."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        around: Callable[[str], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        """`around(name)` is entered with each phase, such as Watch.phase."""
+        self._clock, self._around = clock, around
         self._seconds: dict[str, float] = {}
         self._open: list[str] = []
         self._mark = self._start = clock()
@@ -141,7 +147,8 @@ class PhaseTimer:
         self._charge()
         self._open.append(name)
         try:
-            yield
+            with nullcontext() if self._around is None else self._around(name):
+                yield
         finally:
             self._charge()
             self._open.pop()

@@ -1,8 +1,9 @@
 """Checkpoints of a stage in its run folder: whole or not there, checked before they are used, the last few kept.
 
 A checkpoint is a folder checkpoints/step_N with the policy's files (policy/checkpoint.py) and stage.json: the stage's
-own state and a hash of every other file. It appears under its name when everything is written. One that is damaged is
-left aside with a warning, and the one before it is taken.
+own state and a hash of every other file. `save` copies the state and lets a thread of each rank write it while training
+goes on; the folder appears under its name at a later `commit`, when every rank has written. One that is damaged is
+renamed with a warning, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -10,76 +11,199 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from blake3 import blake3
 
+from megatron_r1.errors import CheckpointError
 from megatron_r1.observe.metrics import plain_json
-from megatron_r1.policy.checkpoint import load_policy, save_policy
+from megatron_r1.policy.checkpoint import Snapshot, load_policy, take_snapshot
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 
 CHECKPOINTS, STATE = "checkpoints", "stage.json"
+PARTIAL, DAMAGED = ".partial", ".damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """One that is being written."""
+
+    target: Path
+    partial: Path
+    content: Mapping[str, Any]
+    hashes: Future[dict[str, str]]
 
 
 class Checkpoints:
     """Those of one run folder; the same calls on every rank."""
 
-    def __init__(self, run_dir: Path, *, keep: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        keep: int,
+        say: Callable[[str], None],
+        keep_best: bool = False,
+        on_commit: Callable[[int], None] | None = None,
+    ) -> None:
+        """Keeps the last `keep`, and the one with the highest score if `keep_best`. `on_commit(step)` is called on
+        every rank when the checkpoint of that step is there."""
         self._folder, self._keep, self._say = run_dir / CHECKPOINTS, keep, say
+        self._keep_best, self._on_commit = keep_best, on_commit
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
 
-    def save(self, step: int, policy: Policy, state: Mapping[str, Any]) -> None:
-        """Write the policy and the stage's `state` (plain JSON) after step `step`. A collective."""
+    def save(self, step: int, policy: Policy, state: Mapping[str, Any], *, score: float | None = None) -> None:
+        """Copy the policy and the stage's `state` (plain JSON) after step `step`, and begin to write them. A
+        collective; waits for the checkpoint before, if it is still being written."""
+        self.commit(wait=True)
         target = self._folder / f"step_{step:08d}"
-        partial = target.with_name(f"{target.name}.partial")
+        partial = target.with_name(f"{target.name}{PARTIAL}")
 
         def begin() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
 
         on_rank_zero(begin)
-        save_policy(policy, partial)
-        on_rank_zero(lambda: self._finish(partial, target, step, state))
+        content = {"step": step, "score": score, "state": plain_json(state)}
+        snapshot = take_snapshot(policy)
+        self._pending = _Pending(target, partial, content, self._writer.submit(_write, snapshot, partial))
+
+    def commit(self, *, wait: bool = False) -> None:
+        """Give a checkpoint that every rank has written its name; `wait` until it is. A collective.
+
+        Raises CheckpointError on every rank if one could not write: checkpoints before it are intact."""
+        pending = self._pending
+        if pending is None:
+            return
+        found = _gather(_outcome(pending.hashes, wait=wait))
+        if any(one is None for one in found):
+            return
+        self._pending = None
+        errors = [one for one in found if isinstance(one, str)]
+        if errors:
+            on_rank_zero(lambda: shutil.rmtree(pending.partial, ignore_errors=True))
+            raise CheckpointError(
+                f"{pending.target}: {errors[0]}; earlier checkpoints are intact; free space or fix permissions, then "
+                "start the run again with --if-exists resume"
+            )
+        hashes = {name: known for one in found for name, known in one.items()}
+        on_rank_zero(lambda: self._finish(pending, hashes))
+        if self._on_commit is not None:
+            self._on_commit(pending.content["step"])
 
     def load_latest(self, policy: Policy) -> dict[str, Any] | None:
         """Put the newest whole checkpoint into the policy and return its state; None if there is none. A collective."""
-        found = on_rank_zero(self._latest)
-        if found is None:
-            return None
-        path, state = found
-        load_policy(policy, path)
-        self._say(f"going on from {path}")
-        return state
+        on_rank_zero(self._remove_partial)
+        while (found := on_rank_zero(self._newest)) is not None:
+            path, content = found
+            wrong = content if isinstance(content, str) else _damage(path, content["files"])
+            if not wrong:
+                assert not isinstance(content, str)
+                load_policy(policy, path)
+                self._say(f"going on from {path}")
+                return content["state"]
+            self._say(f"{path} is damaged ({wrong}): renamed to {path.name}{DAMAGED}; taking the one before it")
+            on_rank_zero(lambda: _set_aside(path))  # noqa: B023 - called at once
+        return None
 
-    def _finish(self, partial: Path, target: Path, step: int, state: Mapping[str, Any]) -> None:
-        hashes = {file.name: _hash(file) for file in sorted(partial.iterdir())}
-        content = json.dumps({"step": step, "state": plain_json(state), "files": hashes})
-        with open(partial / STATE, "w", encoding="utf-8") as file:
-            file.write(content)
+    def close(self) -> None:
+        """Finish what is being written. A collective."""
+        self.commit(wait=True)
+        self._writer.shutdown()
+
+    def _finish(self, pending: _Pending, hashes: Mapping[str, str]) -> None:
+        with open(pending.partial / STATE, "w", encoding="utf-8") as file:
+            json.dump({**pending.content, "files": dict(hashes)}, file)
             file.flush()
             os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        for old in self._all()[: -self._keep]:
+        shutil.rmtree(pending.target, ignore_errors=True)
+        pending.partial.rename(pending.target)
+        whole = self._all()
+        kept = set(whole[-self._keep :])
+        if self._keep_best:
+            scores = {path: score for path in whole if (score := _score(path)) is not None}
+            # Of equals, the earliest: later ones are no better.
+            kept |= {max(scores, key=lambda path: scores[path])} if scores else set()
+        for old in set(whole) - kept:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _all(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(path for path in self._folder.glob("step_*") if not path.name.endswith(".partial"))
+    def _remove_partial(self) -> None:
+        for path in self._folder.glob(f"*{PARTIAL}"):
+            shutil.rmtree(path, ignore_errors=True)
 
-    def _latest(self) -> tuple[Path, dict[str, Any]] | None:
-        for path in reversed(self._all()):
-            try:
-                content = json.loads((path / STATE).read_text(encoding="utf-8"))
-                wrong = [name for name, known in content["files"].items() if _hash(path / name) != known]
-            except (OSError, ValueError, KeyError) as error:
-                wrong = [str(error)]
-            if not wrong:
-                return path, content["state"]
-            self._say(f"{path} is damaged ({', '.join(wrong)}) and left aside; taking the one before it")
+    def _all(self) -> list[Path]:
+        """Those under their names, oldest first."""
+        return sorted(path for path in self._folder.glob("step_*") if not path.suffix)
+
+    def _newest(self) -> tuple[Path, dict[str, Any] | str] | None:
+        """The newest with its stage.json, or with what is wrong with that."""
+        found = self._all()
+        if not found:
+            return None
+        try:
+            content = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
+            return found[-1], content if isinstance(content.get("files"), dict) else f"{STATE} names no files"
+        except (OSError, ValueError, AttributeError) as error:
+            return found[-1], str(error)
+
+
+def _write(snapshot: Snapshot, folder: Path) -> dict[str, str]:
+    """In the writer's thread: this rank's files, on the disk, and their hashes by name."""
+    hashes = {}
+    for file in snapshot.write(folder):
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+        hashes[file.name] = _hash(file)
+    return hashes
+
+
+def _outcome(future: Future[dict[str, str]], *, wait: bool) -> dict[str, str] | str | None:
+    """The hashes; or why there are none; or None while it is being written."""
+    if not wait and not future.done():
         return None
+    error = future.exception()
+    return future.result() if error is None else str(error)
+
+
+def _damage(path: Path, files: Mapping[str, str]) -> str:
+    """The names of the files that are not as they were written, empty if none. Each rank looks at its part of them."""
+    own = sorted(files)[dist.get_rank() :: dist.get_world_size()]
+    wrong = _gather([name for name in own if not _is_whole(path / name, files[name])])
+    return ", ".join(name for names in wrong for name in names)
+
+
+def _is_whole(file: Path, known: str) -> bool:
+    try:
+        return _hash(file) == known
+    except OSError:
+        return False
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(f"{path.name}{DAMAGED}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def _score(path: Path) -> float | None:
+    try:
+        return json.loads((path / STATE).read_text(encoding="utf-8")).get("score")
+    except (OSError, ValueError):
+        return None
+
+
+def _gather(value: Any) -> Sequence[Any]:
+    """Every rank's value, in the order of ranks."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def _hash(file: Path) -> str:

@@ -14,12 +14,17 @@ from typing import IO, Any
 
 from megatron_r1.config.paths import input_paths
 from megatron_r1.config.run_folder import LOCK, is_held
+from megatron_r1.config.same import same_computation
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import plain_json, write_json
 
 RENDEZVOUS = ".rendezvous"
 """Where the ranks of a local launch meet; mode 0700."""
+
+
+STOP = "stop"
+"""A file that asks the run to end after its step (pipeline/preempt.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ def prepare_folder(config: StageConfig) -> PreparedFolder:
             raise ConfigError(f"run_dir: another run has just started in {folder}; choose another --run-dir")
         if config.if_exists == "resume" and _can_go_on(config):
             shutil.rmtree(folder / RENDEZVOUS, ignore_errors=True)
+            (folder / STOP).unlink(missing_ok=True)  # asked of the run before
         else:
             moved = _free_name(folder)
             folder.rename(moved)
@@ -67,14 +73,12 @@ def _free_name(folder: Path) -> Path:
 
 
 def _can_go_on(config: StageConfig) -> bool:
-    """Whether run_dir holds an unfinished run of this configuration on these inputs; what to do with such a folder is
-    no part of it."""
+    """Whether run_dir holds an unfinished run that computes the same from the same inputs."""
     if (config.run_dir / "summary.json").exists():
         return False
     try:
         known = json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))
-        same = known["config"] | {"if_exists": config.if_exists} == config_as_json(config)
-        return same and known["inputs"] == _inputs(config)
+        return same_computation(known["config"], config) and known["inputs"] == _inputs(config)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

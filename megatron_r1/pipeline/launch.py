@@ -13,11 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_r1.pipeline.folder import RENDEZVOUS
+from megatron_r1.pipeline.folder import RENDEZVOUS, STOP
 
 PARENT_VARIABLE = "MEGATRON_R1_PARENT"
 """Process id of the launcher, for a rank that it started; absent under an outer launcher (torchrun, srun)."""
@@ -40,10 +40,11 @@ class Ranks:
 
 def launch_local(run_dir: Path, words: Sequence[str], processes: Ranks) -> int:
     """Run `megatron-r1 run WORDS` as so many ranks and wait. Returns the exit status: 0, or that of the rank that
-    failed first, or 128 + the signal that ended the run."""
+    failed first, or 128 + the signal that ended the run. SIGUSR1 asks the run to end after its step, with a
+    checkpoint and status PREEMPTED (pipeline/preempt.py)."""
     (run_dir / RENDEZVOUS).mkdir(mode=0o700)
     ranks: list[subprocess.Popen[bytes]] = []
-    with _signals() as received:
+    with _signals() as received, _handler(signal.SIGUSR1, lambda: (run_dir / STOP).touch()):
         try:
             for rank in range(processes.world_size):
                 command = [sys.executable, "-m", "megatron_r1", "run", *words]
@@ -83,6 +84,15 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _handler(number: int, work: Callable[[], object]) -> Iterator[None]:
+    before = signal.signal(number, lambda *_: work())
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> int:

@@ -8,7 +8,6 @@ an earlier look is not read again. The code's version is recorded, but new code 
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -22,15 +21,14 @@ from blake3 import blake3
 
 from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import parent_of
+from megatron_r1.config.same import PLACE, as_json, same_computation
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import DataError
-from megatron_r1.observe.metrics import plain_json, write_json
+from megatron_r1.observe.metrics import write_json
 from megatron_r1.pipeline.kinds import OUTPUTS
 
 MANIFEST = "manifest.json"
 MANIFEST_LOCK = ".manifest.lock"
-PLACE = ("name", "run_dir", "if_exists", "checkpoint_every", "keep_checkpoints", "save_every", "validate_every")
-"""Fields that say where a stage runs and what it shows on the way, not what it makes."""
 MISSING = "missing"
 """Instead of a hash: there is no such file."""
 
@@ -66,7 +64,7 @@ class Manifest:
         # The folder may have been moved or be named in another way: the inputs' content is compared, not their paths.
         paths = {field: Path(known["path"]) for field, known in record["inputs"].items()}
         recorded = {path: paths.get(field, path) for field, path in input_paths(config).items()}
-        if record["config"] != computation(replace_inputs(config, lambda path: recorded[path])):
+        if not same_computation(record["config"], replace_inputs(config, lambda path: recorded[path])):
             return False
         return {field: known["content"] for field, known in record["inputs"].items()} == self._inputs(config)
 
@@ -144,9 +142,7 @@ class Manifest:
 
 def computation(config: StageConfig) -> dict[str, Any]:
     """The configuration as JSON without where it runs. Input paths stay; is_current() compares only their content."""
-    assert dataclasses.is_dataclass(config)
-    fields = plain_json(dataclasses.asdict(config))
-    return {name: value for name, value in fields.items() if name not in PLACE}
+    return {name: value for name, value in as_json(config).items() if name not in PLACE}
 
 
 def _is_manifest(found: object) -> bool:

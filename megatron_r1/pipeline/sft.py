@@ -24,13 +24,13 @@ from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.observe.metrics import JsonLines, keep_steps, write_json
 from megatron_r1.observe.progress import SFT_COLUMNS, Progress, duration
 from megatron_r1.pipeline.checkpoints import Checkpoints
-from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
+from megatron_r1.pipeline.preempt import Preemption
+from megatron_r1.pipeline.trainer import build_policy, export, printer, row_layout
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.sft import mean_loss, train_sft
 from megatron_r1.types import StepResult
-from megatron_r1.weights.export import save_hf_folder
 
 CACHE = "examples"
 """Folder of the tokenised files, in the run's folder."""
@@ -77,6 +77,7 @@ def run_sft(config: SFTRunConfig, shape: ModelShape, device: torch.device) -> di
         run.load_state_dict(state)
     with run:
         train_sft(policy, reader, layout, run.on_step, first_step=run.steps_done)
+    checkpoints.close()
     before, after = run.validation_loss_before, validate()
     save(config, policy, config.run_dir / "model", step=reader.order.num_steps)
     summary = {
@@ -98,9 +99,8 @@ def run_sft(config: SFTRunConfig, shape: ModelShape, device: torch.device) -> di
 
 def save(config: SFTRunConfig, policy: Policy, target: Path, *, step: int) -> None:
     """Export the policy after step n. A collective."""
-    stream = policy.weights(dtype=EXPORT_DTYPE[config.save_dtype], include_mtp=True)
-    save_hf_folder(stream, config.model.path, target, extra={"stage": config.name, "step": step})
-    dist.barrier()
+    extra = {"stage": config.name, "step": step}
+    export(policy, config.model.path, target, dtype=config.save_dtype, extra=extra)
 
 
 def _tokenise(config: SFTRunConfig, tokenizer: Tokenizer) -> Path:
@@ -137,6 +137,7 @@ class _Run:
         self.validation_loss_before: float | None = None
         self.num_steps = reader.order.num_steps
         self.skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
+        self.preemption = Preemption(config.run_dir, policy.device)
         self.is_writer = dist.get_rank() == 0
         self.tokens = 0
         self.first_loss = self.last_loss = float("nan")
@@ -186,14 +187,26 @@ class _Run:
         if self.is_writer:
             self.metrics.write(row)
             self.progress.update(step, row)
-        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < self.num_steps:
-            self.checkpoints.save(done, self.policy, self.state_dict())
+        if done < self.num_steps:
+            self._checkpoint(done)
         self._marked = time.perf_counter()
+
+    def _checkpoint(self, done: int) -> None:
+        every = self.config.checkpoint_every
+        asked = self.preemption.asked()
+        if every:
+            self.checkpoints.commit()
+            if asked or done % every == 0:
+                self.checkpoints.save(done, self.policy, self.state_dict())
+        if asked:
+            self.checkpoints.commit(wait=True)
+            self.preemption.end(done)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON: what a restart needs besides the policy."""
         return {
             "steps_done": self.steps_done,
+            "skipped_in_a_row": self.skips.count,
             "tokens": self.tokens,
             "losses": [self.first_loss, self.last_loss],
             "validation_loss_before": self.validation_loss_before,
@@ -204,5 +217,6 @@ class _Run:
         """Go on where `state` was taken. DataError if it belongs to other data."""
         self.reader.load_state_dict(state["reader"])
         self.steps_done, self.tokens = state["steps_done"], state["tokens"]
+        self.skips.count = state["skipped_in_a_row"]
         self.first_loss, self.last_loss = state["losses"]
         self.validation_loss_before = state["validation_loss_before"]

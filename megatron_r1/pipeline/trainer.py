@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, TrainerStage
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.config.trainer_faults import has_module
+from megatron_r1.config.trainer_faults import FP8_ROWS, has_module
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.weights.export import save_hf_folder
 
 EXPORT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def row_layout(config: TrainerStage, pad_id: int) -> RowLayout:
     parallel = config.parallel
+    fp8_rows = FP8_ROWS * parallel.tensor * parallel.context if config.train.dtype == "fp8" else 1
     return RowLayout(
         tokens_per_microbatch=config.train.tokens_per_microbatch,
-        row_multiple=parallel.row_multiple,
+        row_multiple=math.lcm(parallel.row_multiple, fp8_rows),
         segment_multiple=parallel.segment_multiple,
         pad_id=pad_id,
         rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
@@ -49,6 +55,15 @@ def build_policy(
         transformer_engine=device.type == "cuda" and has_module("transformer_engine"),
         temperature=temperature,
     )
+
+
+def export(policy: Policy, source: Path, target: Path, *, dtype: str, extra: Mapping[str, object]) -> None:
+    """Write the policy, MTP layers included, as a Hugging Face folder with `source`'s tokenizer and configuration. One
+    that an earlier start of this run left there is replaced. A collective; errors as in save_hf_folder."""
+    on_rank_zero(lambda: shutil.rmtree(target, ignore_errors=True))
+    stream = policy.weights(dtype=EXPORT_DTYPE[dtype], include_mtp=True)
+    save_hf_folder(stream, source, target, extra=extra)
+    dist.barrier()
 
 
 def printer() -> Callable[[str], None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_r1.config.schema import TrainerStage
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.errors import UserError
+from megatron_r1.errors import PREEMPTED, PreemptedError, UserError
 from megatron_r1.pipeline.cluster import store_path
 from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
@@ -54,6 +54,9 @@ def run_rank(config: TrainerStage, shape: ModelShape) -> int:
             topology.on_rank_zero(lambda: held.append(prepare_folder(config)))
             lock = held[0].lock if held else None
         loop_of(config)(config, shape, device)
+    except PreemptedError as stop:
+        _say_once(f"megatron-r1: {stop}", private)
+        return PREEMPTED
     except (UserError, OSError) as error:
         _say_once(f"megatron-r1: {error}", private)
         return 1

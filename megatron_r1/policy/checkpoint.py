@@ -12,6 +12,9 @@ is taken, and the state of the stage.
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,11 +26,12 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from megatron_r1.errors import CheckpointError
 from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.random_states import random_states, set_random_states
 from megatron_r1.weights.local import LocalTensor
 from megatron_r1.weights.transforms import shard, shard_shape, unshard
 
@@ -57,8 +61,36 @@ class Piece:
         return cls(name, kind, *map(int, numbers))
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What this rank writes of a policy: a copy in host memory, so that training may go on meanwhile."""
+
+    rank: int
+    tensors: Mapping[str, torch.Tensor]
+    random: Mapping[str, torch.Tensor]
+    state: Mapping[str, Any] | None
+    """Rank 0's: what is no tensor."""
+
+    def write(self, folder: Path) -> list[Path]:
+        """The files of this rank, written into `folder`, which is there. No collective. Raises OSError."""
+        files = [folder / _file(self.rank), folder / _random_file(self.rank)]
+        for file, tensors in zip(files, (self.tensors, self.random), strict=True):
+            _save(tensors, file)
+        if self.state is not None:
+            files.append(folder / STATE)
+            files[-1].write_text(json.dumps(self.state), encoding="utf-8")
+        return files
+
+
 def save_policy(policy: Policy, folder: Path) -> None:
-    """Write the policy's weights, optimizer and reference into `folder`, which is there. A collective."""
+    """Write the policy's weights, optimizer, reference and random states into `folder`, which is there. A
+    collective."""
+    take_snapshot(policy).write(folder)
+    dist.barrier()
+
+
+def take_snapshot(policy: Policy) -> Snapshot:
+    """A copy of all that `load_policy` puts back, each piece on one rank. A collective."""
     own = {piece.key: (piece, tensor) for piece, tensor in _pieces(policy)}
     everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, list(own))
@@ -67,18 +99,26 @@ def save_policy(policy: Policy, folder: Path) -> None:
     tensors = {
         key: tensor.detach().to("cpu", copy=True).contiguous() for key, (_, tensor) in own.items() if key not in written
     }
-    save_file(tensors, folder / _file(rank))
-    if rank == 0:
-        (folder / STATE).write_text(json.dumps({"steps_taken": policy.steps_taken, "adam_steps": _adam_steps(policy)}))
-    dist.barrier()
+    state = {
+        "model": _fingerprint(policy),
+        "world_size": dist.get_world_size(),
+        "steps_taken": policy.steps_taken,
+        "adam_steps": _adam_steps(policy),
+    }
+    return Snapshot(rank, tensors, random_states(), state if rank == 0 else None)
 
 
 def load_policy(policy: Policy, folder: Path) -> None:
     """Put `folder`'s state into the policy, whose layout may be another than the one that wrote it. A collective.
 
-    Raises CheckpointError if a piece is missing or a file cannot be read."""
+    Random states are put back where the number of ranks is the same. Raises CheckpointError if it is another model's,
+    a piece is missing or a file cannot be read."""
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if state["model"] != _fingerprint(policy):
+        raise CheckpointError(
+            f"{folder}: the checkpoint of a model of another shape; start in a new run folder, or restore model.path"
+        )
     saved = _Saved(folder)
-    state = json.loads((folder / STATE).read_text())
     policy.steps_taken = state["steps_taken"]
     owned = _owned(policy)
     trained = _trained_names(owned)
@@ -91,10 +131,29 @@ def load_policy(policy: Policy, folder: Path) -> None:
     if any(kind == REFERENCE for _, kind in saved.pieces):
         policy.set_reference({name: saved.read_shard(policy, name, REFERENCE) for name in policy.tensors})
     policy.spread_master_weights()
+    if state["world_size"] == dist.get_world_size():
+        set_random_states(load_file(folder / _random_file(dist.get_rank())))
 
 
 def _file(rank: int) -> str:
     return f"state-{rank:05d}.safetensors"
+
+
+def _random_file(rank: int) -> str:
+    return f"random-{rank:05d}.safetensors"
+
+
+def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    try:
+        save_file(dict(tensors), file)
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(errno.EIO, f"cannot be written: {error}", str(file)) from error
+
+
+def _fingerprint(policy: Policy) -> str:
+    """Of the model's shape: a checkpoint fits only the model that it was made of."""
+    shape = dataclasses.asdict(policy.shape) | {"fp8_block": None}
+    return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _optimizers(policy: Policy) -> Sequence[DistributedOptimizer]:

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_r1.config import SamplingConfig
@@ -69,11 +69,13 @@ def collect(
     on_group: Callable[[int, Group], None] | None = None,
     resync: Callable[[Engine], None] | None = None,
     decode: Decode | None = None,
+    known: Mapping[int, Group] | None = None,
 ) -> Collected:
     """Sample `group_size` completions of every prompt.
 
     Completion g of prompt i uses random seed `seed + i * group_size + g` (None: the engines' own streams).
-    `on_group(i, group)` runs in the calling thread as each group arrives, in order of arrival.
+    `on_group(i, group)` runs in the calling thread as each group arrives, in order of arrival. The groups that are
+    `known` already, by their prompts' places, come first and are not sampled.
     `resync(engine)` runs in the calling thread after a restart and must make the engine serve the current
     weights (it serves version 0); without it only an engine at version 0 may be restarted. Raises ValueError
     for a prompt without room, before anything is sent; RequestError for a refused request; EngineError when
@@ -81,7 +83,7 @@ def collect(
     """
     for prompt in prompts:
         check_room(prompt, engines[0].config.max_model_len)
-    return _Collection(engines, prompts, group_size, sampling, seed, decode).run(on_group, resync)
+    return _Collection(engines, prompts, group_size, sampling, seed, decode, known or {}).run(on_group, resync)
 
 
 class _Collection:
@@ -97,6 +99,7 @@ class _Collection:
         sampling: SamplingConfig,
         seed: int | None,
         decode: Decode | None,
+        known: Mapping[int, Group],
     ) -> None:
         self.engines = engines
         self.prompts = prompts
@@ -104,7 +107,8 @@ class _Collection:
         self.sampling = sampling
         self.seed = seed
         self.decode = decode
-        self.waiting = deque(range(len(prompts)))
+        self.known = known
+        self.waiting = deque(index for index in range(len(prompts)) if index not in known)
         self.events: queue.Queue[_Event] = queue.Queue()
         self.groups: dict[int, Group] = {}
         self.restarting: set[int] = set()
@@ -112,12 +116,16 @@ class _Collection:
         self.version: int | None = None
         self.cancelled = threading.Event()
         seats = OVERSUBSCRIPTION * math.ceil(engines[0].config.max_num_seqs / group_size)
-        self.threads_per_engine = min(seats, len(prompts))
+        self.threads_per_engine = min(seats, len(self.waiting))
 
     def run(self, on_group: Callable[[int, Group], None] | None, resync: Callable[[Engine], None] | None) -> Collected:
         begun = time.perf_counter()
         self.version = served_version(self.engines)
         try:
+            for index, group in self.known.items():
+                self.groups[index] = group
+                if on_group is not None:
+                    on_group(index, group)
             for engine in self.engines:
                 self.draw(engine, self.threads_per_engine)
             while len(self.groups) < len(self.prompts):

@@ -83,6 +83,9 @@ def server_command(
         }
         # Scale-out is /inference/v1/generate: token ids in, token ids and weight versions out.
         switches += ["--enable-prefix-caching", "--enable-scale-out"]
+        if config.draft_tokens:
+            draft = {"method": "mtp", "num_speculative_tokens": config.draft_tokens}
+            flags["--speculative-config"] = json.dumps(draft)
     if config.device == "cpu":
         # Prompts must not be split over steps: with per-request seeds vLLM 0.32 then rewinds a CPU random
         # generator, which raises and kills the engine.

@@ -7,6 +7,7 @@ are called to take part in that push first.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -18,8 +19,10 @@ import torch.distributed as dist
 from megatron_r1.config.schema import DataConfig, RolloutConfig, SamplingConfig
 from megatron_r1.data.template import encode_prompt
 from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.observe.watch import Watch
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.collect import Group, collect
+from megatron_r1.rollout.journal import Journal, record
 from megatron_r1.rollout.server import Engine
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.types import Problem, Reward, RolloutGroup
@@ -39,7 +42,7 @@ class Rollout:
 
 
 class Collector:
-    """Collects groups; construct it on every rank. `engines` and `scorer` are used on rank 0 only."""
+    """Collects groups; construct it on every rank. `engines`, `scorer` and `journal` are used on rank 0 only."""
 
     def __init__(
         self,
@@ -50,16 +53,22 @@ class Collector:
         sync: WeightSync,
         engines: Sequence[Engine] = (),
         scorer: Scorer | None = None,
+        journal: Journal | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._rollout, self._data, self._tokenizer = rollout, data, tokenizer
         self._sync, self._engines, self._scorer = sync, engines, scorer
+        self._journal, self._watch = journal, watch
 
-    def collect(self, problems: Sequence[Problem], *, group_size: int, seed: int, greedy: bool = False) -> Rollout:
-        """Sample and grade `group_size` completions of each problem. A collective; errors are raised on every rank."""
+    def collect(
+        self, problems: Sequence[Problem], *, group_size: int, seed: int, greedy: bool = False, step: int | None = None
+    ) -> Rollout:
+        """Sample and grade `group_size` completions of each problem; those of `step` are kept in the journal, and what
+        it has of them is not sampled again. A collective; errors are raised on every rank."""
         if dist.get_rank() == 0:
             message: list[object] = ["done", None]
             try:
-                message[1] = self._collect(problems, group_size, seed, greedy)
+                message[1] = self._collect(problems, group_size, seed, greedy, step)
             except Exception as error:
                 message = ["error", error]
                 if dist.get_world_size() == 1:
@@ -84,37 +93,48 @@ class Collector:
             max_model_len=self._rollout.max_model_len,
         )
 
-    def _collect(self, problems: Sequence[Problem], group_size: int, seed: int, greedy: bool) -> Rollout:
+    def _collect(
+        self, problems: Sequence[Problem], group_size: int, seed: int, greedy: bool, step: int | None
+    ) -> Rollout:
         assert self._scorer is not None
         prompts = [self.encode(problem) for problem in problems]
         token_lists: list[list[int]] = [prompt.tolist() for prompt in prompts]
         graded: dict[int, list[Future[Reward]]] = {}
         scorer = self._scorer
         before = scorer.counts()
+        journal = self._journal if step is not None else None
+        known = journal.known(step, problems) if journal is not None and step is not None else {}
 
-        def grade(index: int, group: Group) -> None:
-            graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
+        with contextlib.ExitStack() as files:
+            file = files.enter_context(journal.open(step)) if journal is not None and step is not None else None
 
-        collected = collect(
-            self._engines,
-            token_lists,
-            group_size=group_size,
-            sampling=self._sampling(greedy),
-            seed=seed,
-            on_group=grade,
-            resync=self._resync,
-            decode=self._tokenizer.decode,
-        )
-        begun = time.perf_counter()
-        groups = [
-            RolloutGroup(
-                problem=problem,
-                prompt_ids=prompt,
-                completions=group,
-                rewards=tuple(future.result() for future in graded[index]),
+            def grade(index: int, group: Group) -> None:
+                if file is not None and index not in known:
+                    record(file, index, problems[index], group)
+                graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
+
+            collected = collect(
+                self._engines,
+                token_lists,
+                group_size=group_size,
+                sampling=self._sampling(greedy),
+                seed=seed,
+                on_group=grade,
+                resync=self._resync,
+                decode=self._tokenizer.decode,
+                known=known,
             )
-            for index, (problem, prompt, group) in enumerate(zip(problems, prompts, collected.groups, strict=True))
-        ]
+        begun = time.perf_counter()
+        with contextlib.nullcontext() if self._watch is None else self._watch.phase("reward"):
+            groups = [
+                RolloutGroup(
+                    problem=problem,
+                    prompt_ids=prompt,
+                    completions=group,
+                    rewards=tuple(future.result() for future in graded[index]),
+                )
+                for index, (problem, prompt, group) in enumerate(zip(problems, prompts, collected.groups, strict=True))
+            ]
         after = scorer.counts()
         return Rollout(
             grading={

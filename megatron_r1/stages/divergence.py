@@ -7,18 +7,18 @@ from megatron_r1.types import StepResult
 
 
 class SkippedSteps:
-    """Counts optimizer steps in a row whose gradient was not finite."""
+    """Counts optimizer steps in a row whose gradient was not finite; `count` is part of a checkpoint."""
 
     def __init__(self, limit: int, *, field: str) -> None:
         """`field`: where the configuration sets `limit`."""
-        self._limit, self._field, self._count = limit, field, 0
+        self._limit, self._field, self.count = limit, field, 0
 
     def check(self, result: StepResult, step: int) -> None:
         """Count the result of step `step` (from 0). Raises DivergedError past the limit."""
-        self._count = self._count + 1 if result.skipped else 0
-        if self._count > self._limit:
+        self.count = self.count + 1 if result.skipped else 0
+        if self.count > self._limit:
             raise DivergedError(
-                f"step {step + 1}: {self._count} optimizer steps in a row had no finite gradient "
+                f"step {step + 1}: {self.count} optimizer steps in a row had no finite gradient "
                 f"(norm {result.grad_norm}), {self._field} is {self._limit}; lower optimizer.lr or start from an "
                 "earlier export"
             )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,33 +58,48 @@ class Loop:
     """Greedy accuracy on the validation problems with the engines' current weights."""
     save: Callable[[int], None]
     """Export the policy after step n."""
+    checkpoint: Callable[[int, dict[str, Any]], None]
+    """After step n, unless it is the last, with its metrics: save what a restart needs, if it is time. Raises
+    PreemptedError if the run is to end here."""
+    skips: SkippedSteps
     decode: Callable[[Sequence[int]], str]
     teach: Callable[[list[RolloutGroup]], list[RolloutGroup]] | None = None
     """Adds a teacher's logprobs to the completions, which then train instead of the rewards."""
+    watch: Callable[[str], AbstractContextManager[None]] | None = None
+    """Entered with the name of each phase."""
 
 
 def train_grpo(
-    policy: Policy, config: GRPOConfig, layout: RowLayout, loop: Loop, *, max_new_tokens: int, seed: int
+    policy: Policy,
+    config: GRPOConfig,
+    layout: RowLayout,
+    loop: Loop,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    first_step: int = 0,
 ) -> int:
     """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights.
+    `first_step` have been done, if the policy came from a checkpoint, which has its reference policy too.
 
     Returns the number of steps done: fewer if an evaluation reaches `config.target_accuracy`. Raises DivergedError
     when more than `config.max_skipped_steps` optimizer steps in a row had no finite gradient.
     """
     rank, ranks = data_parallel()
-    if config.kl_coef > 0:
+    if config.kl_coef > 0 and not first_step:
         policy.refresh_reference()
     loss = distill_loss if loop.teach is not None else grpo_loss(config)
-    skips = SkippedSteps(config.max_skipped_steps, field="grpo.max_skipped_steps")
-    timer = PhaseTimer()
-    for step in range(config.steps):
+    timer = PhaseTimer(around=loop.watch)
+    for step in range(first_step, config.steps):
         with timer.phase("rollout"):
             early = step < config.preference_from_step
             problems = loop.stream.take(
                 config.prompts_per_step,
                 lambda problem: not (early and problem.grader == "preference"),  # noqa: B023 - called at once
             )
-            rollout = loop.collector.collect(problems, group_size=config.group_size, seed=step_seed(seed, step))
+            rollout = loop.collector.collect(
+                problems, group_size=config.group_size, seed=step_seed(seed, step), step=step
+            )
         groups = rollout.groups
         if loop.teach is not None:
             with timer.phase("teacher"):
@@ -93,7 +109,7 @@ def train_grpo(
                 pack_rank(to_sequences(part, config, max_new_tokens), layout, rank=rank, num_ranks=ranks)
                 for part in split_minibatches(groups, config.minibatches)
             ]
-        if step == 0:
+        if step == first_step:
             with timer.phase("check"):
                 check_mismatch(policy, minibatches[0], bound=config.mismatch_bound, decode=loop.decode)
         with timer.phase("logprob"):
@@ -104,7 +120,7 @@ def train_grpo(
             results = []
             for rows in minibatches:
                 results.append(policy.step(rows, loss))
-                skips.check(results[-1], step)
+                loop.skips.check(results[-1], step)
         with timer.phase("sync"):
             loop.push(step + 1)
         metrics = step_metrics(results, groups)
@@ -124,6 +140,9 @@ def train_grpo(
         loop.on_step(step, metrics, groups)
         if 0 < config.target_accuracy <= metrics.get("eval_accuracy", 0.0):
             return step + 1
+        if step + 1 < config.steps:
+            with timer.phase("checkpoint"):
+                loop.checkpoint(step + 1, metrics)
     return config.steps
 
 

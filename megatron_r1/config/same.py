@@ -1,0 +1,75 @@
+"""Whether two runs compute the same: their configurations, apart from where they run and what they show on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+PLACE = frozenset(
+    {
+        "name",
+        "run_dir",
+        "if_exists",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_best_checkpoint",
+        "deadlines",
+        "save_every",
+        "validate_every",
+        "grpo.save_every",
+        "grpo.rollouts_logged_per_step",
+        "rewards.num_workers",
+        "rollout.start_timeout_seconds",
+        "rollout.request_timeout_seconds",
+        "rollout.max_restarts",
+        "train.collective_timeout_seconds",
+        "train.recompute",
+        "train.threads_per_rank",
+        "parallel",
+        "rollout.devices",
+        "rollout.max_num_seqs",
+        "rollout.memory_fraction",
+        "rollout.num_engines",
+        "rollout.tensor_parallel",
+        "rollout.threads",
+    }
+)
+"""Fields, by their paths, that change no result, or only by rounding: a run may go on with others."""
+
+
+def same_computation(recorded: Mapping[str, Any], config: object, *, within: str = "") -> bool:
+    """Whether `recorded`, a configuration as plain JSON, computes what `config` does. A field that the record does not
+    have, because it is newer than the record, must have its default."""
+    assert dataclasses.is_dataclass(config)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    if any(f"{within}{name}" not in PLACE and name not in fields for name in recorded):
+        return False
+    for name, field in fields.items():
+        if f"{within}{name}" in PLACE:
+            continue
+        value = getattr(config, name)
+        if name not in recorded:
+            if value != _default(field):
+                return False
+        elif dataclasses.is_dataclass(value) and isinstance(recorded[name], Mapping):
+            if not same_computation(recorded[name], value, within=f"{within}{name}."):
+                return False
+        elif as_json(value) != recorded[name]:
+            return False
+    return True
+
+
+def as_json(value: Any) -> Any:
+    """A field's value as JSON would hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [as_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default

@@ -1,0 +1,138 @@
+"""Watches a rank from a thread of its own: a deadline for every phase, a heartbeat for the batch system.
+
+When a phase outlasts its deadline, each rank writes where it is (every thread's Python stack, the phase, the collective
+that it waits in) to stacks/rank_N.txt of the run folder and ends at once with status 75; what was sampled lies in the
+journal. Rank 0 renews heartbeat.json. A rank that is stopped by the kernel cannot write; the others, which wait for it,
+do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+from megatron_r1.errors import PREEMPTED
+from megatron_r1.observe.metrics import OutputError, write_json
+
+HEARTBEAT, STACKS = "heartbeat.json", "stacks"
+HEARTBEAT_SECONDS = 5.0
+POLL_SECONDS = 0.5
+TORCH = "/torch/distributed/"
+COLLECTIVES = f"{TORCH}distributed_c10d.py"
+"""The file whose functions are the collectives; others of torch's wrap them."""
+
+
+class Watch:
+    """Of one rank. Use it as a context; `phase` and `step` are called by the rank's main thread."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        rank: int,
+        deadlines: Mapping[str, float],
+        steps: int = 0,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        """`deadlines`: seconds by phase; 0, and a phase that is not named, have none. `steps`: of the whole run.
+        `end(status)` ends the process."""
+        self._run_dir, self._rank, self._deadlines, self._end = run_dir, rank, dict(deadlines), end
+        self._steps, self._step = steps, 0
+        self._open: list[str] = []
+        self._since = time.monotonic()
+        self._main = threading.main_thread().ident
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        self._thread.join()
+        self._beat()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """The rank is in this phase; an inner phase stops the outer one's clock, which begins anew after it."""
+        self._open.append(name)
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._open.pop()
+            self._since = time.monotonic()
+
+    def step(self, done: int) -> None:
+        """So many steps are done."""
+        self._step = done
+
+    @property
+    def current(self) -> str:
+        """The innermost phase."""
+        opened = self._open[-1:]
+        return opened[0] if opened else "between phases"
+
+    def _run(self) -> None:
+        beaten = 0.0
+        while not self._closed.wait(POLL_SECONDS):
+            now = time.monotonic()
+            if now - beaten >= HEARTBEAT_SECONDS:
+                self._beat()
+                beaten = now
+            phase, lasted = self.current, now - self._since
+            limit = self._deadlines.get(phase, 0.0)
+            if limit and lasted > limit:
+                self._give_up(phase, lasted, limit)
+
+    def _beat(self) -> None:
+        if self._rank == 0:
+            content = {"time": time.time(), "phase": self.current, "step": self._step, "steps": self._steps}
+            with contextlib.suppress(OutputError):  # a full disk is the run's own trouble, said by the run
+                write_json(self._run_dir / HEARTBEAT, content)
+
+    def _give_up(self, phase: str, lasted: float, limit: float) -> None:
+        frames = sys._current_frames()
+        head = (
+            f"rank {self._rank}: phase {phase} has lasted {lasted:.0f} s, its deadline is {limit:.0f} s "
+            f"(deadlines.{phase}); done {self._step} of {self._steps} steps; waits in {collective(frames[self._main])}"
+            if self._main in frames
+            else f"rank {self._rank}: phase {phase} has lasted {lasted:.0f} s, its deadline is {limit:.0f} s"
+        )
+        target = self._run_dir / STACKS / f"rank_{self._rank:05d}.txt"
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(f"{head}\n\n{stacks(frames)}", encoding="utf-8")
+        print(f"megatron-r1: {head}; Python stacks: {target}", file=sys.stderr, flush=True)
+        self._end(PREEMPTED)
+
+
+def collective(frame: FrameType | None) -> str:
+    """The torch.distributed call that a thread is in and where it was made, or "no collective"."""
+    found = None
+    while frame is not None:
+        file = frame.f_code.co_filename.replace(os.sep, "/")
+        if file.endswith(COLLECTIVES):
+            found = frame.f_code.co_name
+        elif found is not None and TORCH not in file:
+            return f"{found}, called in {frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return found or "no collective"
+
+
+def stacks(frames: Mapping[int, FrameType]) -> str:
+    """Every thread's Python stack, innermost call last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    parts = [
+        f"thread {names.get(number, number)}:\n{''.join(traceback.format_stack(frame))}"
+        for number, frame in frames.items()
+    ]
+    return "\n".join(parts)

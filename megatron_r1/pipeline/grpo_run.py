@@ -1,0 +1,252 @@
+"""GRPO of one run: what the loop calls, the files that it fills, and what a restart needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from megatron_r1.config.schema import RunConfig
+from megatron_r1.data.packing import RowLayout
+from megatron_r1.data.problems import ProblemSplit
+from megatron_r1.data.stream import ProblemStream
+from megatron_r1.data.template import render_prompt
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import EngineError
+from megatron_r1.grpo.advantage import group_advantages
+from megatron_r1.observe.metrics import JsonLines, keep_steps
+from megatron_r1.observe.progress import Progress
+from megatron_r1.observe.rollouts import rollout_records
+from megatron_r1.observe.watch import Watch
+from megatron_r1.pipeline.checkpoints import Checkpoints
+from megatron_r1.pipeline.preempt import Preemption
+from megatron_r1.pipeline.trainer import export
+from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.rollout.journal import Journal
+from megatron_r1.rollout.server import Engine
+from megatron_r1.rollout.sync import WeightSync
+from megatron_r1.stages.collector import Collector
+from megatron_r1.stages.distill import add_teacher_logprobs
+from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.evaluate import greedy_scores
+from megatron_r1.stages.grpo import ASIDE, Loop, train_grpo
+from megatron_r1.types import Problem, RolloutGroup
+
+
+class GRPORun:
+    """One on every rank."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: Policy,
+        collector: Collector,
+        sync: WeightSync,
+        tokenizer: Tokenizer,
+        stream: ProblemStream,
+        base: Path,
+        watch: Watch,
+        say: Callable[[str], None],
+        teachers: Sequence[Engine] = (),
+    ) -> None:
+        self.teachers = teachers
+        self.config, self.policy, self.collector, self.sync = config, policy, collector, sync
+        self.tokenizer, self.stream, self.base, self.watch, self.say = tokenizer, stream, base, watch, say
+        self.is_writer = dist.get_rank() == 0
+        self.preemption = Preemption(config.run_dir, policy.device)
+        self.skips = SkippedSteps(config.grpo.max_skipped_steps, field="grpo.max_skipped_steps")
+        self.journal = Journal(config.run_dir)
+        self.checkpoints = Checkpoints(
+            config.run_dir,
+            keep=config.keep_checkpoints,
+            keep_best=config.keep_best_checkpoint,
+            say=say,
+            on_commit=self._forget,
+        )
+        self.steps_done = 0
+        self.before: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        self.tokens = 0
+        self.sync_milliseconds: list[float] = []
+
+    def train(self, layout: RowLayout, split: ProblemSplit, seconds: dict[str, float]) -> dict[str, Any]:
+        """Evaluate, train, export, evaluate; or go on from the last checkpoint. Returns the summary.
+
+        If the servers are lost on the way, what was trained is exported first, then the error is raised."""
+        config, held_out = self.config, split.held_out
+        with self.watch.phase("start"):
+            state = self.checkpoints.load_latest(self.policy)
+        if state is not None:
+            self.load_state_dict(state)
+        self.watch.step(self.steps_done)
+        with self.watch.phase("sync"):
+            self.push(self.steps_done)
+        if state is None:
+            self.before = self._judge(held_out)
+            accuracy = self.before["accuracy"]
+            self.say(f"held-out greedy accuracy before GRPO: {accuracy:.1%} of {len(held_out)} problems")
+        with ExitStack() as files:
+            if self.is_writer:
+                self._open_files(files)
+            loop = Loop(
+                stream=self.stream,
+                collector=self.collector,
+                push=self.push,
+                on_step=self.on_step,
+                evaluate=lambda: greedy_scores(self.collector, split.validation)["accuracy"],
+                save=self.save,
+                checkpoint=self.checkpoint,
+                skips=self.skips,
+                decode=self.tokenizer.decode,
+                teach=self.teach if config.teacher.model is not None else None,
+                watch=self.watch.phase,
+            )
+            try:
+                steps = train_grpo(
+                    self.policy,
+                    config.grpo,
+                    layout,
+                    loop,
+                    max_new_tokens=config.rollout.sampling.max_new_tokens,
+                    seed=config.seed,
+                    first_step=self.steps_done,
+                )
+            except EngineError:
+                if self.policy.steps_taken:
+                    self.save(self.policy.steps_taken // config.grpo.minibatches)
+                raise
+        with self.watch.phase("save"):
+            self.checkpoints.close()
+            self.save(steps, last=True)
+        after = self._judge(held_out)
+        grpo_seconds = sum(value for phase, value in self.seconds.items() if phase not in ASIDE)
+        total = dict(seconds)
+        for phase, value in self.seconds.items():
+            total[phase] = total.get(phase, 0.0) + value
+        return {
+            "accuracy_before": self.before["accuracy"],
+            "accuracy_after": after["accuracy"],
+            "held_out_before": self.before,
+            "held_out_after": after,
+            "steps": steps,
+            "seconds": total,
+            "tokens_per_second": self.tokens / max(grpo_seconds, 1e-9),
+            "sync_milliseconds_median": float(np.median(self.sync_milliseconds)),
+            "held_out": len(held_out),
+        }
+
+    def _judge(self, problems: Sequence[Problem]) -> dict[str, Any]:
+        marked = time.perf_counter()
+        with self.watch.phase("evaluate"):
+            scores = greedy_scores(self.collector, problems)
+        self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - marked
+        return scores
+
+    def _open_files(self, files: ExitStack) -> None:
+        paths = [self.config.run_dir / name for name in ("metrics.jsonl", "rollouts.jsonl")]
+        for path in paths:
+            keep_steps(path, self.steps_done)
+        self.metrics, self.rollouts = (files.enter_context(JsonLines(path)) for path in paths)
+        self.progress = files.enter_context(Progress(self.config.grpo.steps, first_step=self.steps_done))
+
+    # ---- what a restart needs
+
+    def checkpoint(self, step: int, metrics: dict[str, Any]) -> None:
+        """See Loop.checkpoint. A collective."""
+        self.steps_done = step
+        asked = self.preemption.asked()
+        every = self.config.checkpoint_every
+        if every:
+            self.checkpoints.commit()
+            if asked or step % every == 0:
+                self.checkpoints.save(step, self.policy, self.state_dict(), score=metrics.get("eval_accuracy"))
+        if asked:
+            self.checkpoints.commit(wait=True)
+            self.preemption.end(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON: what a restart needs besides the policy."""
+        return {
+            "steps_done": self.steps_done,
+            "stream": self.stream.state_dict(),
+            "skipped_in_a_row": self.skips.count,
+            "before": self.before,
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "sync_milliseconds": self.sync_milliseconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. DataError if it belongs to other data."""
+        self.stream.load_state_dict(state["stream"])
+        self.steps_done, self.skips.count = state["steps_done"], state["skipped_in_a_row"]
+        self.before, self.seconds, self.tokens = state["before"], dict(state["seconds"]), state["tokens"]
+        self.sync_milliseconds = list(state["sync_milliseconds"])
+
+    def _forget(self, step: int) -> None:
+        if self.is_writer:
+            self.journal.forget(step)
+
+    # ---- what the loop calls
+
+    def push(self, version: int) -> None:
+        """Weights to every server; a server that died meanwhile, or dies of it, is restarted and pushed to again.
+
+        Raises EngineError on every rank when a server is past its restarts or the second push fails too.
+        """
+        for attempt in range(2):
+            on_rank_zero(self._revive)
+            failure: EngineError | None = None
+            try:
+                report = self.sync.push(version)
+                self.sync_milliseconds.append(report.seconds * 1e3)
+            except EngineError as error:  # on rank 0 only: the others' part of the push is done
+                failure = error
+            failure = on_rank_zero(lambda: failure)  # noqa: B023 - called at once
+            if failure is None:
+                return
+            if attempt == 1:
+                raise EngineError(f"weight sync failed twice; {failure}") from failure
+
+    def _revive(self) -> None:
+        for engine in self.sync.engines:
+            if not engine.alive():
+                engine.restart()
+
+    def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        """The groups with the teacher's logprobs; rank 0 asks, all get them. A collective."""
+        return on_rank_zero(lambda: add_teacher_logprobs(self.teachers[0], groups))
+
+    def save(self, step: int, *, last: bool = False) -> None:
+        target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")
+        export(self.policy, self.base, target, dtype=self.config.rollout.dtype, extra={"stage": "grpo", "step": step})
+
+    def on_step(self, step: int, metrics: dict[str, Any], groups: list[RolloutGroup]) -> None:
+        self.watch.step(step + 1)
+        for phase, value in metrics["seconds"].items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + value
+        self.tokens += metrics["tokens"]
+        if not self.is_writer:
+            return
+        self.metrics.write({"step": step, **metrics})
+        records = rollout_records(
+            step=step,
+            groups=groups,
+            advantages=[
+                group_advantages(np.array([r.total for r in group.rewards]), self.config.grpo.advantage).tolist()
+                for group in groups
+            ],
+            prompt_texts=[render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in groups],
+            limit=self.config.grpo.rollouts_logged_per_step,
+        )
+        for record in records:
+            self.rollouts.write(record)
+        self.progress.update(step, metrics)
+        if metrics["skipped_steps"]:
+            self.progress.note(f"  {metrics['skipped_steps']} optimizer step(s) skipped: the gradient was not finite")

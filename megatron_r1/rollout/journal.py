@@ -1,0 +1,78 @@
+"""The groups that were sampled since the last checkpoint, on disk as they come, so that a restart samples none twice.
+
+One file a step, journal/step_N.jsonl, written by rank 0. A run that goes on from a checkpoint takes the groups of the
+steps after it from here and samples only those that are missing; half-sampled ones begin anew, with the seeds they had.
+Arrays are kept exactly. Rewards are not kept: grading is done again.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_r1.observe.metrics import JsonLines, read_json_lines
+from megatron_r1.types import Completion, Problem
+
+JOURNAL = "journal"
+
+Group = tuple[Completion, ...]
+ARRAYS = {"token_ids": np.int32, "logprobs": np.float32}
+
+
+class Journal:
+    """That of one run folder, on rank 0."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / JOURNAL
+
+    def known(self, step: int, problems: Sequence[Problem]) -> dict[int, Group]:
+        """The groups that a killed run sampled in step `step`, by their place among `problems`; a record of another
+        problem is passed over."""
+        found: dict[int, Group] = {}
+        for record in read_json_lines(self._file(step)):
+            index = record["index"]
+            if index < len(problems) and problems[index].id == record["problem"]:
+                found[index] = tuple(_from_json(one) for one in record["completions"])
+        return found
+
+    def open(self, step: int) -> JsonLines:
+        """The file of step `step`, to `record` in; what it holds stays."""
+        self._folder.mkdir(exist_ok=True)
+        return JsonLines(self._file(step))
+
+    def forget(self, before: int) -> None:
+        """Remove the steps below `before`, which a checkpoint has made past."""
+        for file in self._folder.glob("step_*.jsonl"):
+            if int(file.stem.removeprefix("step_")) < before:
+                file.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove everything: the run is over, or begins from its start."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, step: int) -> Path:
+        return self._folder / f"step_{step:08d}.jsonl"
+
+
+def record(file: JsonLines, index: int, problem: Problem, group: Group) -> None:
+    """Add the group of problem number `index` of the step. OutputError if it cannot be written."""
+    file.write({"index": index, "problem": problem.id, "completions": [_to_json(one) for one in group]})
+
+
+def _to_json(completion: Completion) -> dict[str, Any]:
+    arrays = {
+        name: base64.b64encode(np.ascontiguousarray(getattr(completion, name), dtype)).decode()
+        for name, dtype in ARRAYS.items()
+    }
+    fields = ("finish_reason", "weight_version", "text")
+    return arrays | {name: getattr(completion, name) for name in fields}
+
+
+def _from_json(found: dict[str, Any]) -> Completion:
+    arrays = {name: np.frombuffer(base64.b64decode(found[name]), dtype) for name, dtype in ARRAYS.items()}
+    return Completion(**found | arrays)

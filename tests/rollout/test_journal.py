@@ -1,0 +1,77 @@
+"""What was sampled lies on disk and comes back exactly."""
+
+import numpy as np
+import pytest
+
+from megatron_r1.rollout.journal import Journal, record
+from megatron_r1.types import Completion, Problem
+
+PROBLEMS = [Problem(id=f"p{number}", domain="math", messages=()) for number in range(3)]
+
+
+def group(seed):
+    random = np.random.default_rng(seed)
+    return tuple(
+        Completion(
+            token_ids=random.integers(0, 2**31 - 1, length, dtype=np.int32),
+            logprobs=np.log(random.random(length, dtype=np.float32)),
+            finish_reason="stop",
+            weight_version=seed,
+            text="5 \u2260 7",
+        )
+        for length in (4, 0, 1)
+    )
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path)
+
+
+def same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        np.testing.assert_array_equal(one.logprobs, other.logprobs)
+        assert one.token_ids.dtype == np.int32 and one.logprobs.dtype == np.float32
+        assert (one.finish_reason, one.weight_version, one.text) == ("stop", other.weight_version, "5 \u2260 7")
+
+
+def test_groups_come_back_bit_for_bit(journal):
+    with journal.open(7) as file:
+        record(file, 2, PROBLEMS[2], group(2))
+        record(file, 0, PROBLEMS[0], group(0))
+    found = journal.known(7, PROBLEMS)
+    assert sorted(found) == [0, 2]
+    same(found[0], group(0))
+    same(found[2], group(2))
+    assert journal.known(8, PROBLEMS) == {}
+
+
+def test_a_killed_write_costs_only_its_own_group(journal, tmp_path):
+    with journal.open(1) as file:
+        record(file, 0, PROBLEMS[0], group(0))
+        record(file, 1, PROBLEMS[1], group(1))
+    path = tmp_path / "journal" / "step_00000001.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert sorted(journal.known(1, PROBLEMS)) == [0]
+    with journal.open(1) as file:
+        record(file, 1, PROBLEMS[1], group(1))
+    assert sorted(journal.known(1, PROBLEMS)) == [0, 1]
+
+
+def test_another_problem_in_its_place_is_not_answered_by_it(journal):
+    with journal.open(1) as file:
+        record(file, 0, PROBLEMS[1], group(0))
+        record(file, 5, PROBLEMS[0], group(0))
+    assert journal.known(1, PROBLEMS) == {}
+
+
+def test_steps_that_a_checkpoint_has_made_past_are_forgotten(journal, tmp_path):
+    for step in (1, 2, 3):
+        with journal.open(step) as file:
+            record(file, 0, PROBLEMS[0], group(step))
+    journal.forget(3)
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == ["step_00000003.jsonl"]
+    journal.clear()
+    journal.clear()
+    assert not (tmp_path / "journal").exists()

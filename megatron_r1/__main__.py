@@ -17,7 +17,7 @@ from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.pipeline.chain import run_pipeline
-from megatron_r1.pipeline.cluster import become_rank, record_exit
+from megatron_r1.pipeline.cluster import become_rank
 from megatron_r1.pipeline.kinds import check, summary_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.pipeline.options import split_options
@@ -40,12 +40,6 @@ megatron-r1 run RECIPE --help lists them."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the run failed, 2 the command or configuration is wrong, 75 start it again."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] in (["run"], ["evaluate"]):
-        return record_exit(_main(words))
-    return _main(words)
-
-
-def _main(words: list[str]) -> int:
     command, rest = (words[0], words[1:]) if words else ("help", [])
     try:
         if command == "run":

@@ -28,6 +28,9 @@ NETWORK_INTERFACE=${NETWORK_INTERFACE:-}     # interface for rendezvous and HTTP
 MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 MAX_FAILURES=${MAX_FAILURES:-3}
 STOP_SECONDS=${STOP_SECONDS:-60}             # from SIGTERM to SIGKILL for what is still running at the end
+GRACE_SECONDS=${GRACE_SECONDS:-720}          # from the warning before the time limit to the end of ranks that go on
+FOLLOW_SECONDS=${FOLLOW_SECONDS:-15}         # after one rank failed, the others are given this long to say how they did
+export FOLLOW_SECONDS
 
 # ---------------------------------------------------------------------------------------------------------- network
 # Every setting of NCCL and of the links between GPUs and nodes, in this one place. What is set already stays.
@@ -65,6 +68,12 @@ runtime_settings() {
     export MALLOC_MMAP_THRESHOLD_=$((1 << 30)) MALLOC_TRIM_THRESHOLD_=$((1 << 34))
 }
 
+# Around each task: its exit status, however it ended, is left in exit/, because srun tells only the highest of all.
+# shellcheck disable=SC2016  # expanded where the task runs
+around='trap ended=1 TERM; "$@"; status=$?
+[ "$status" -eq 0 ] || { echo "$status" >"$MEGATRON_R1_JOB/exit/$SLURM_STEP_ID.$SLURM_PROCID"; [ "${ended:-}" ] || sleep "$FOLLOW_SECONDS"; }
+exit "$status"'
+
 # step NAME NODES FIRST TASKS WORDS...: an srun step on NODES nodes of the job from node FIRST on. Its output goes to
 # NAME-TASK.log. --kill-on-bad-exit: what ends one task ends them all.
 step() {
@@ -75,18 +84,17 @@ step() {
     exec srun --nodes="$nodes" --relative="$first" --ntasks="$tasks" --ntasks-per-node="$per_node" \
         --cpus-per-task=$((cpus > 0 ? cpus : 1)) --mem=0 --overlap --cpu-bind=none --kill-on-bad-exit=1 \
         --job-name="$name" --open-mode=append --output="$attempt/$name-%t.log" \
-        ${container[@]+"${container[@]}"} ${runtime[@]+"${runtime[@]}"} "$@"
+        ${container[@]+"${container[@]}"} bash -c "$around" around ${runtime[@]+"${runtime[@]}"} "$@"
 }
 
 say() { echo "$(date '+%F %T') launch: $*"; }
 
 # --------------------------------------------------------------------------------------------------------------- ends
-trainers='' servers='' preempted=''
+trainers='' servers='' preempted='' run_dir=''
 # shellcheck disable=SC2317  # called by trap
 on_usr1() {
     say "SIGUSR1: the time limit is near; asking the ranks to finish the step and write a checkpoint"
-    preempted=1
-    [ -z "$trainers" ] || kill -USR1 "$trainers" 2>/dev/null || true
+    [ -n "$preempted" ] || preempted=$SECONDS
 }
 # shellcheck disable=SC2317  # called by trap
 on_term() {
@@ -107,6 +115,19 @@ stop_step() {
     kill -KILL "$1" 2>/dev/null || true
 }
 
+# ask_to_end: ask the ranks to finish the step, write a checkpoint and end. By a file in the run folder: a signal through
+# srun would reach every process below the ranks, vLLM and graders too. Again and again, since a run that just begins
+# takes such a file for an older one's. What has not ended GRACE_SECONDS after the warning, or cannot be asked, is ended;
+# it goes on from its last checkpoint.
+ask_to_end() {
+    [ -n "$preempted" ] || return 0
+    if [ -n "$run_dir" ] && [ $((SECONDS - preempted)) -lt "$GRACE_SECONDS" ]; then
+        [ ! -e "$run_dir/run.json" ] || touch "$run_dir/stop"
+    else
+        stop_step "$trainers"
+    fi
+}
+
 # wait_for PID: its exit status, through the signals that we trap.
 wait_for() {
     local status
@@ -117,8 +138,8 @@ wait_for() {
     done
 }
 
-# exit_status STATUS: why the step ended. srun gives the highest status of all tasks, which is often that of one that
-# was ended with the others; each rank leaves its own, and 2 (refused) and 75 (start again) are reasons.
+# exit_status STATUS: why the step ended. The highest status of all tasks is often that of one that was ended with the
+# others; 2 (refused) and 75 (start again) are reasons.
 exit_status() {
     local reason
     for reason in 2 75; do
@@ -189,13 +210,29 @@ runtime_settings
 trap on_usr1 USR1
 trap on_term TERM
 
+# attend: until the ranks have ended, and finish. Whatever ends first ends the other: ranks without servers could only
+# wait.
+attend() {
+    local status=0
+    while kill -0 "$trainers" 2>/dev/null; do
+        ask_to_end
+        if [ -n "$servers" ] && ! kill -0 "$servers" 2>/dev/null; then
+            say "the servers' step has ended: ending the ranks"
+            stop_step "$trainers"
+        fi
+        sleep 1 &
+        wait $! || true
+    done
+    wait_for "$trainers" || status=$?
+    stop_step "$servers"
+    finish "$status"
+}
+
 if [ "$1" = task ]; then
     shift
     (step task 1 0 1 "$@") &
     trainers=$!
-    status=0
-    wait_for "$trainers" || status=$?
-    finish "$status"
+    attend
 fi
 
 command=(run)
@@ -235,17 +272,4 @@ say "$world_size rank(s) on $trainer_nodes node(s); output: $attempt/ranks-0.log
 (OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads} step ranks "$trainer_nodes" 0 "$world_size" "${main[@]}" "${command[@]}" "${words[@]}") &
 trainers=$!
 
-# Whatever ends first ends the other: ranks without servers could only wait.
-while kill -0 "$trainers" 2>/dev/null && { [ -z "$servers" ] || kill -0 "$servers" 2>/dev/null; }; do
-    sleep 1 &
-    wait $! || true
-done
-if [ -n "$servers" ] && kill -0 "$trainers" 2>/dev/null; then
-    say "the servers' step has ended: ending the ranks"
-    stop_step "$trainers"
-fi
-status=0
-wait_for "$trainers" || status=$?
-stop_step "$servers"
-[ -z "$servers" ] || [ "$status" -ne 0 ] || wait "$servers" || true
-finish "$status"
+attend

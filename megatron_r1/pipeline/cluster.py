@@ -5,7 +5,7 @@ somebody may as well run the command by hand, and is then no rank of anything.
 
 The attempt's folder lies on the shared file system, mode 0700, and is new for every start of the job (a requeue is
 another attempt). In it: nodes/N.json, what each node said of itself (preflight.py); `roles`, which node does what;
-exit/RANK, how each rank ended; store, where gloo ranks meet. Ranks on GPUs meet through torch's TCP store on rank 0's
+exit/, how tasks ended (launch.sh); stores/, where gloo ranks meet. Ranks on GPUs meet through torch's TCP store on rank 0's
 node, which has no authentication: anybody who reaches that port could join or disturb the start.
 """
 
@@ -28,7 +28,7 @@ SLOTS_VARIABLE = "MEGATRON_R1_SLOTS_PER_NODE"
 INTERFACE_VARIABLE = "MEGATRON_R1_INTERFACE"
 """Network interface whose address the other nodes use; unset: what the host's name resolves to."""
 
-NODES, ROLES, EXITS, STORES = "nodes", "roles", "exit", "stores"
+NODES, ROLES, STORES = "nodes", "roles", "stores"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +111,6 @@ def store_path(environment: Mapping[str, str] = os.environ) -> str | None:
     """The file where gloo ranks meet; None for a rank that launch.sh did not start."""
     task = this_task(environment)
     return str(task.store_path()) if task is not None else None
-
-
-def record_exit(status: int, environment: Mapping[str, str] = os.environ) -> int:
-    """Leave `status` where launch.sh looks for it: srun tells only the highest of all ranks', and the one that says why
-    is seldom the highest. Returns `status`."""
-    task = this_task(environment) if JOB_VARIABLE in environment else None
-    if task is not None:
-        write_whole(task.folder / EXITS / str(task.rank), f"{status}\n")
-    return status
 
 
 def own_address(environment: Mapping[str, str] = os.environ) -> str:

@@ -10,7 +10,6 @@ from megatron_r1.pipeline.cluster import (
     become_rank,
     own_address,
     read_roles,
-    record_exit,
     store_path,
     tasks_on_nodes,
     this_task,
@@ -55,7 +54,6 @@ def test_slurm_alone_makes_no_rank(environment):
     del environment["MEGATRON_R1_JOB"]
     before = dict(environment)
     assert become_rank(environment) is None and store_path(environment) is None
-    assert record_exit(3, environment) == 3
     assert environment == before
 
 
@@ -72,11 +70,6 @@ def test_a_variable_that_srun_did_not_set_is_named(environment):
 @pytest.mark.parametrize(("text", "tasks"), [("8(x2),4", [8, 8, 4]), ("1", [1]), ("2,1(x3)", [2, 1, 1, 1])])
 def test_tasks_of_each_node(text, tasks):
     assert tasks_on_nodes(text) == tasks
-
-
-def test_a_rank_leaves_its_exit_status(environment, tmp_path):
-    assert record_exit(75, environment) == 75
-    assert (tmp_path / "exit" / "9").read_text() == "75\n"
 
 
 def test_the_address_is_that_of_the_interface_or_a_clear_fault():

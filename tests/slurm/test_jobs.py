@@ -26,12 +26,13 @@ SETTINGS = {
     "GPUS_PER_NODE": "1",
     "NETWORK_INTERFACE": "lo",
     "STOP_SECONDS": "20",
+    "FOLLOW_SECONDS": "5",
 }
 SFT = ("--data.base", 960, "--data.cold-start", 64, "--data.held-out", 20, "--data.problems", 100)
 SFT += ("--base.checkpoint-every", 1)
 LONG = ("--base.data.epochs", 12)
 """Enough to be caught by a signal that may take half a minute to come."""
-GRPO = ("--sft.steps", 20, "--sft.batch-size", 16, "--grpo.steps", 3, "--grpo.prompts-per-step", 4)
+GRPO = ("--sft.steps", 60, "--sft.batch-size", 16, "--grpo.steps", 3, "--grpo.prompts-per-step", 4)
 GRPO += ("--grpo.group-size", 4, "--data.holdout", 8)
 RESTARTS = "checkpoint_every" in RunConfig.__dataclass_fields__
 """Whether GRPO writes checkpoints."""
@@ -69,6 +70,13 @@ def processes(job, word=""):
         except psutil.Error:
             continue
     return found
+
+
+def kill_rank_1(job):
+    """SIGKILL to the second rank itself, not to the shell around it or to srun."""
+    own = [p for p in processes(job, "megatron_r1") if "run" in p.cmdline() and p.cmdline()[0] == sys.executable]
+    (rank,) = [p for p in own if p.environ().get("RANK", p.environ()["SLURM_PROCID"]) == "1"]
+    rank.kill()
 
 
 def until(condition, slurm, folder, job, seconds=240):
@@ -109,8 +117,7 @@ def chain(slurm, submit_folder, reference):
     jobs = {name: rest.split(",")[0] for name, rest in jobs.items()}
     base = jobs["base"]
     until(lambda: (run / "base/checkpoints/step_00000003/stage.json").exists(), slurm, submit_folder, base)
-    rank = next(p for p in processes(base, "run") if p.environ()["SLURM_PROCID"] == "1" and "srun" not in p.name())
-    os.kill(rank.pid, signal.SIGKILL)
+    kill_rank_1(base)
     return {
         "run": run,
         "output": done.stdout,
@@ -236,6 +243,7 @@ def test_grpo_with_its_server_on_another_node_ends_with_the_weights_of_one_machi
     assert grpo["job"]["JobState"] == "COMPLETED" and grpo["job"]["Restarts"] == "0", grpo["logs"]
     assert grpo["server_node"] == "node3"
     assert same_weights(grpo["run"] / "policy", grpo_reference / "policy")
+    assert not same_weights(grpo["run"] / "policy", grpo["run"] / "base"), "it has learnt something"
 
 
 def test_a_server_that_dies_is_restarted_by_its_supervisor_and_given_the_current_weights(grpo):
@@ -266,8 +274,7 @@ def test_grpo_that_was_interrupted_ends_with_the_same_weights(slurm, submit_fold
     if how == "warned":
         slurm.run("scancel", "--batch", "--signal=USR1", job)
     else:
-        ranks = [p for p in processes(job, "run") if "srun" not in p.name()]
-        os.kill(next(p.pid for p in ranks if p.environ()["SLURM_PROCID"] == "1"), signal.SIGKILL)
+        kill_rank_1(job)
     ended = slurm.wait(job, seconds=400)
     assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", logs(submit_folder, job)
     assert same_weights(run / "policy", grpo_reference / "policy")

@@ -6,11 +6,15 @@ the real one sets. The same launch.sh under the real ones is test_jobs.py.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_r1.__main__ import main
@@ -18,7 +22,7 @@ from megatron_r1.__main__ import main
 ROOT = Path(__file__).parents[2]
 
 SRUN = """#!/bin/bash
-echo "$*" >> "$WORDS"
+echo "${*//$'\\n'/ }" >> "$WORDS"
 tasks=1 output=/dev/stdout
 while [[ $1 == --* ]]; do
     case $1 in
@@ -69,6 +73,7 @@ def job(tmp_path):
             "PYTHON": sys.executable,
             "GPUS_PER_NODE": "1",
             "NETWORK_INTERFACE": "lo",
+            "FOLLOW_SECONDS": "0",
             **settings,
         }
         command = ["bash", "slurm/launch.sh", *map(str, words)]
@@ -128,18 +133,25 @@ def test_a_refusal_is_not_requeued(job):
 @pytest.mark.parametrize(("left", "status"), [(["1", "2"], 2), (["75", "1"], 75)])
 def test_the_rank_that_says_why_counts_and_not_the_highest_status(job, left, status):
     """A rank that is ended with the others has a higher status than the one that refused or asked."""
-    write = "; ".join(f"echo {code} > $MEGATRON_R1_JOB/exit/{rank}" for rank, code in enumerate(left))
+    write = "; ".join(f"echo {code} > $MEGATRON_R1_JOB/exit/0.{rank}" for rank, code in enumerate(left, start=1))
     done = job("task", "bash", "-c", f"{write}; exit 143")
     assert f"status {status}" in said(job) or done.returncode == status
     assert requeues(job) == (status == 75)
 
 
-def test_the_signal_before_the_time_limit_reaches_the_ranks_and_requeues(job):
-    # srun forwards signals to its tasks; the script that stands for it becomes its task instead.
-    (job.folder / "bin" / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
-    rank = "trap 'echo asked > got; exit 75' USR1; kill -USR1 $PPID; while true; do sleep 0.1; done"
-    job("task", "bash", "-c", rank, MAX_FAILURES="0")
-    assert (job.folder / "got").read_text() == "asked\n"
+def warn(job):
+    """What Slurm does to the batch script some time before the limit, once its task has begun."""
+    deadline = time.monotonic() + 60
+    while not (job.folder / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (launcher,) = [p for p in psutil.process_iter() if p.cmdline()[:3] == ["bash", "slurm/launch.sh", "task"]]
+    launcher.send_signal(signal.SIGUSR1)
+
+
+def test_what_cannot_be_asked_to_end_is_ended_before_the_time_limit_and_requeued(job):
+    threading.Thread(target=warn, args=(job,), daemon=True).start()
+    job("task", "bash", "-c", "trap 'echo ended > got; exit 1' TERM; touch begun; while true; do sleep 0.1; done")
     assert requeues(job) == 1 and "before the time limit" in said(job)
 
 
@@ -149,7 +161,9 @@ def test_a_registry_image_goes_to_pyxis_and_a_sif_file_to_apptainer(job):
     assert f"--container-mounts={job.folder}:{job.folder},/data:/data" in asked(job)
     job("task", "true", CONTAINER_IMAGE="r1.sif")
     last = asked(job).splitlines()[-1]
-    assert f"apptainer exec --nv --bind {job.folder}:{job.folder} --pwd {job.folder} r1.sif true" in last
+    assert f"apptainer exec --nv --bind {job.folder}:{job.folder} --pwd {job.folder} r1.sif true" in last.replace(
+        "\n", " "
+    )
     assert "--container-image" not in last
 
 

@@ -5,8 +5,8 @@ somebody may as well run the command by hand, and is then no rank of anything.
 
 The attempt's folder lies on the shared file system, mode 0700, and is new for every start of the job (a requeue is
 another attempt). In it: nodes/N.json, what each node said of itself (preflight.py); `roles`, which node does what;
-exit/, how tasks ended (launch.sh); stores/, where gloo ranks meet. Ranks on GPUs meet through torch's TCP store on rank 0's
-node, which has no authentication: anybody who reaches that port could join or disturb the start.
+exit/, how tasks ended (launch.sh); stores/, where gloo ranks meet. Ranks on GPUs meet through torch's TCP store on rank
+0's node, which has no authentication: anybody who reaches that port could join or disturb the start.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_r1.config.run_folder import folder_faults, is_held
+from megatron_r1.config.same import as_json, same_computation
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
@@ -272,9 +273,7 @@ def run_folder_faults(config: StageConfig, *, wait_seconds: float = LOCK_SECONDS
         return faults
     if not any((config.run_dir / "checkpoints").glob("step_*")):
         return faults
-    from megatron_r1.observe.metrics import plain_json
-
-    now, before = plain_json(dataclasses.asdict(model)), known.get("config", {}).get("model", {})  # pyright: ignore
+    now, before = as_json(model), known.get("config", {}).get("model", {})
     differ = [f"model.{name} {before.get(name)!r}, now {now[name]!r}" for name in now if now[name] != before.get(name)]
     if differ:
         faults.append(
@@ -288,10 +287,8 @@ def is_finished(config: StageConfig) -> bool:
     """Whether run_dir holds the end of this very run, so that a job that was requeued late has nothing left to do."""
     if config.if_exists != "resume" or not (config.run_dir / "summary.json").exists():
         return False
-    from megatron_r1.pipeline.folder import config_as_json
-
     known = _read(config.run_dir / "run.json")
-    return known is not None and known.get("config") == config_as_json(config)
+    return known is not None and same_computation(known.get("config", {}), config)
 
 
 def is_locked(path: Path) -> bool:

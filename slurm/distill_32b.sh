@@ -11,4 +11,4 @@
 # Qwen2.5-32B on the teacher's samples (data/distill.jsonl): 8 nodes of 8 GPUs, TP8.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
-exec bash slurm/launch.sh distill_32b --if-exists resume --checkpoint-every 50 "$@"
+exec bash slurm/launch.sh distill_32b --if-exists resume "$@"

@@ -13,4 +13,4 @@
 # slurm/grpo_671b.sh [WORDS]` overrides the number above; WORDS are fields of the recipe.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
-exec bash slurm/launch.sh grpo_671b --if-exists resume --checkpoint-every 5 "$@"
+exec bash slurm/launch.sh grpo_671b --if-exists resume "$@"

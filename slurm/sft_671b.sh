@@ -11,4 +11,4 @@
 # Supervised fine-tuning of DeepSeek-V3-Base on data/sft.jsonl: 64 nodes of 8 GPUs, no servers.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
-exec bash slurm/launch.sh sft_671b --if-exists resume --checkpoint-every 50 "$@"
+exec bash slurm/launch.sh sft_671b --if-exists resume "$@"

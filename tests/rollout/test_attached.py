@@ -87,6 +87,7 @@ def test_a_supervised_server_is_used_like_one_of_our_own(config, folders, oracle
 
         os.killpg(owned.pid, signal.SIGKILL)
         wait_until(lambda: not engine.alive())
+        wait_until(lambda: "exit code -9" in str(engine.death("died")))  # the supervisor looks four times a second
         assert "died" in str(engine.death("died")) and str(owned.log_path) in str(engine.death("died"))
         engine.restart()
         assert engine.alive() and engine.starts == 2 and engine.client.weight_version() == 0
@@ -160,6 +161,28 @@ def test_the_parts_of_a_server_over_two_nodes_are_started_without_ray(config, fo
         assert not any("ray" in word.lower() for word in line)
     alone = server_command(large, model_path=folders[0], host="127.0.0.1", port=8000, seed=0)
     assert "--nnodes" not in alone and "--headless" not in alone
+
+
+@pytest.mark.slow  # four workers, started twice
+def test_a_server_over_two_nodes_answers_and_comes_back_when_one_node_loses_its_part(
+    config, folders, oracles, tmp_path, monkeypatch
+):
+    """TP2 as one worker on each of two nodes, which meet through vLLM's own multi-node start."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    wide = dataclasses.replace(config, tensor_parallel=2, start_timeout_seconds=400.0)
+    ids = prompt(20, 3)
+    with supervised(wide, run_dir, tmp_path / "logs", nodes=2) as (_, other):
+        engine = attach(wide, folders[0], run_dir)
+        engine.start()
+        engine.wait_ready()
+        assert abs(engine.client.score(ids) - oracles[0].logprobs(ids)).max() < 1e-3
+        os.killpg(other.pid, signal.SIGKILL)
+        wait_until(lambda: not engine.alive())
+        wait_until(lambda: "(node 1 of the server) died" in str(engine.death("died")))
+        engine.restart()
+        assert abs(engine.client.score(ids) - oracles[0].logprobs(ids)).max() < 1e-3
 
 
 def test_gloo_of_a_server_over_nodes_keeps_the_interface_that_launch_sh_names(config, folders):

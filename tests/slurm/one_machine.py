@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
 
 GOING_ON = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
 """States of a job that has not ended for good."""
@@ -98,6 +98,11 @@ class Slurm:
             time.sleep(0.1)
 
     def stop(self) -> None:
+        """End the jobs, then the daemons, which could not end a job's processes any more."""
+        self.run("scancel", "--user=root", check=False)
+        deadline = time.monotonic() + 30
+        while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
+            time.sleep(0.2)
         for number in (signal.SIGTERM, signal.SIGKILL):
             for file in self.folder.glob("*.pid"):
                 try:

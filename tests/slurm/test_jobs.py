@@ -60,29 +60,30 @@ def logs(folder, job):
     return "\n".join(f"--- {file}\n{file.read_text()[-3000:]}" for file in files if file.exists())
 
 
-def processes(job, word=""):
+def processes(slurm, job, word=""):
     """The job's processes (on whichever node) whose command line has `word`, if one is given."""
+    own = {"SLURM_CONF": slurm.environment["SLURM_CONF"], "SLURM_JOB_ID": job}
     found = []
     for process in psutil.process_iter():
         try:
-            if (not word or word in process.cmdline()) and process.environ().get("SLURM_JOB_ID") == job:
+            if (not word or word in process.cmdline()) and own.items() <= process.environ().items():
                 found.append(process)
         except psutil.Error:
             continue
     return found
 
 
-def left_after(job, seconds=30):
+def left_after(slurm, job, seconds=30):
     """The processes of a job that has ended which are still there; a server that lost its supervisor has 8 s to end."""
     deadline = time.monotonic() + seconds
-    while (left := processes(job)) and time.monotonic() < deadline:
+    while (left := processes(slurm, job)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return left
 
 
-def kill_rank_1(job):
+def kill_rank_1(slurm, job):
     """SIGKILL to the second rank itself, not to the shell around it or to srun."""
-    own = [p for p in processes(job, "megatron_r1") if "run" in p.cmdline() and p.cmdline()[0] == sys.executable]
+    own = [p for p in processes(slurm, job, "megatron_r1") if "run" in p.cmdline() and p.cmdline()[0] == sys.executable]
     (rank,) = [p for p in own if p.environ().get("RANK", p.environ()["SLURM_PROCID"]) == "1"]
     rank.kill()
 
@@ -125,7 +126,7 @@ def chain(slurm, submit_folder, reference):
     jobs = {name: rest.split(",")[0] for name, rest in jobs.items()}
     base = jobs["base"]
     until(lambda: (run / "base/checkpoints/step_00000003/stage.json").exists(), slurm, submit_folder, base)
-    kill_rank_1(base)
+    kill_rank_1(slurm, base)
     return {
         "run": run,
         "output": done.stdout,
@@ -200,17 +201,17 @@ def test_a_wrong_configuration_is_not_requeued(slurm, submit_folder):
 
 def test_a_cancelled_job_stays_cancelled(slurm, submit_folder):
     job = submit(slurm, submit_folder, 1, "task", "sleep", 300)
-    until(lambda: processes(job, "sleep"), slurm, submit_folder, job)
+    until(lambda: processes(slurm, job, "sleep"), slurm, submit_folder, job)
     slurm.run("scancel", job)
     ended = slurm.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
-    assert left_after(job) == []
+    assert left_after(slurm, job) == []
 
 
 def test_a_job_whose_node_fails_begins_again(slurm, submit_folder):
     again = '[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || sleep 300'
     job = submit(slurm, submit_folder, 1, "task", "bash", "-c", again)
-    until(lambda: processes(job, "sleep"), slurm, submit_folder, job)
+    until(lambda: processes(slurm, job, "sleep"), slurm, submit_folder, job)
     node = slurm.job(job)["NodeList"]
     slurm.run("scontrol", "update", f"NodeName={node}", "State=down", "Reason=test")
     slurm.run("scontrol", "update", f"NodeName={node}", "State=resume")
@@ -236,11 +237,11 @@ def grpo(slurm, submit_folder):
     found = {
         "token_mode": token.stat().st_mode & 0o777,
         "folder_mode": token.parent.stat().st_mode & 0o777,
-        "lines": [" ".join(process.cmdline()) for process in processes(job)],
+        "lines": [" ".join(process.cmdline()) for process in processes(slurm, job)],
         "token": token.read_text(),
         "server": json.loads((run / "servers" / "vllm-0.json").read_text()),
     }
-    server = processes(job, "megatron_r1.rollout.launch")[0]
+    server = processes(slurm, job, "megatron_r1.rollout.launch")[0]
     found["server_node"] = server.environ()["SLURMD_NODENAME"]
     os.killpg(server.pid, signal.SIGKILL)
     ended = slurm.wait(job)
@@ -267,8 +268,8 @@ def test_the_token_is_in_a_file_of_its_owner_and_on_no_command_line(grpo):
     assert not any(grpo["token"] in line for line in grpo["lines"])
 
 
-def test_no_process_of_a_job_is_left(grpo):
-    assert left_after(grpo["job"]["JobId"]) == []
+def test_no_process_of_a_job_is_left(slurm, grpo):
+    assert left_after(slurm, grpo["job"]["JobId"]) == []
 
 
 @pytest.mark.skipif(not RESTARTS, reason="GRPO writes no checkpoints yet")
@@ -282,7 +283,7 @@ def test_grpo_that_was_interrupted_ends_with_the_same_weights(slurm, submit_fold
     if how == "warned":
         slurm.run("scancel", "--batch", "--signal=USR1", job)
     else:
-        kill_rank_1(job)
+        kill_rank_1(slurm, job)
     ended = slurm.wait(job, seconds=400)
     assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", logs(submit_folder, job)
     assert same_weights(run / "policy", grpo_reference / "policy")

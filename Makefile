@@ -1,6 +1,7 @@
 # make quickstart   R1-Zero on a 1M-parameter DeepSeek-V3, two CPU cores, some minutes; installs into .venv first
 # make install      only .venv and what a run needs
 # make test         every test that needs neither a GPU, nor slurm, nor minutes
+# make test-slurm   jobs under a real Slurm on loopback (root; installs Debian's slurm packages if they are missing)
 # make lint         ruff and pyright
 #
 # Variables: ARGS (more words for the run, e.g. ARGS="--grpo.steps 20"), PYTHON (a Python 3.11 or 3.12),
@@ -42,7 +43,11 @@ test: check $(DEV)
 test-slow: check $(DEV)
 	$(PY) -m pytest -m "slow and not gpu and not slurm" $(ARGS)
 
+# The daemons are started by the tests themselves, so the packages' own services are of no use here.
 test-slurm: check $(DEV)
+	@command -v slurmctld slurmd sbatch munged >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
+		slurmctld slurmd slurm-client munge >/dev/null; } || echo "no Slurm here and none can be installed" >&2
 	$(PY) -m pytest -m slurm $(ARGS)
 
 # On a GPU machine the environment is its own (pip install -e '.[gpu,dev]', or a container): PYTHON names it.

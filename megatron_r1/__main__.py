@@ -1,7 +1,8 @@
 """The command line: megatron-r1 run RECIPE | plan RECIPE | evaluate | doctor | recipes.
 
 `run` checks the configuration without torch, then starts one process a rank: this same command, told its rank by RANK.
-Under an outer launcher that sets RANK (torchrun) it is the rank itself, and checks for itself.
+Under an outer launcher that sets RANK (torchrun, or srun by slurm/launch.sh) it is the rank itself, and checks for
+itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.pipeline.chain import run_pipeline
+from megatron_r1.pipeline.cluster import become_rank
 from megatron_r1.pipeline.kinds import check, summary_of
+from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.pipeline.options import split_options
 from megatron_r1.pipeline.run import run_here, run_stage
 from megatron_r1.planning.summary import describe_fields
@@ -29,13 +32,15 @@ USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 evaluate --model FOLDER --run-dir FOLDER --data.files FILE ... [--FIELD VALUE ...]
        megatron-r1 doctor [RECIPE]
        megatron-r1 recipes
+       megatron-r1 nodes RECIPE --slots-per-node N       how many cluster nodes each stage needs
+       megatron-r1 preflight | serve RECIPE ...          what slurm/launch.sh calls on a job's nodes
 
 Every field of a recipe can be set, e.g. megatron-r1 run quickstart --grpo.kl-coef 0.001;
 megatron-r1 run RECIPE --help lists them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 the run failed, 2 the command or configuration is wrong."""
+    """Exit status: 0 done, 1 the run failed, 2 the command or configuration is wrong, 75 start it again."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (words[0], words[1:]) if words else ("help", [])
     try:
@@ -45,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _plan(rest)
         if command == "evaluate":
             return _evaluate(rest)
+        if command in ("nodes", "preflight", "serve"):
+            from megatron_r1.pipeline.cluster_commands import cluster_command
+
+            return cluster_command(command, rest, parse)
         if command == "doctor":
             from megatron_r1.doctor import doctor
 
@@ -68,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
     """RECIPE and its overrides as a configuration. Raises ConfigError for an unknown recipe; tyro exits on an unknown
     field."""
+    if words and words[0] == "evaluate":
+        from megatron_r1.config.evaluation import EvaluateConfig
+
+        return tyro.cli(EvaluateConfig, args=list(words[1:]), prog="megatron-r1 evaluate")
     if not words or words[0].startswith("-"):
         raise ConfigError(f"name a recipe first: {', '.join(RECIPES)}")
     if words[0] not in RECIPES:
@@ -78,6 +91,8 @@ def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
 
 def _run(words: list[str]) -> int:
     words, options = split_options(words)
+    if PARENT_VARIABLE not in os.environ:
+        become_rank()
     config = parse(words)
     if isinstance(config, PipelineConfig):
         return run_pipeline(config, words, options)
@@ -108,7 +123,8 @@ def _plan(words: list[str]) -> int:
 def _evaluate(words: list[str]) -> int:
     from megatron_r1.config.evaluation import EvaluateConfig, validate_evaluation
 
-    config = tyro.cli(EvaluateConfig, args=words, prog="megatron-r1 evaluate")
+    config = parse(["evaluate", *words])
+    assert isinstance(config, EvaluateConfig)
     validate_evaluation(config)
     from megatron_r1.pipeline.evaluate import describe, evaluate
     from megatron_r1.pipeline.folder import prepare_folder

@@ -27,7 +27,10 @@ def folder_faults(config: StageConfig) -> list[str]:
     if not (folder / "run.json").is_file() and any(entry.name != LOCK for entry in folder.iterdir()):
         return [f"run_dir: {given} is not empty and not a run's folder (no run.json); choose another --run-dir"]
     if is_held(folder):
-        return [f"run_dir: a run is going on in {given} (process {_holder(folder)}); choose another --run-dir"]
+        return [
+            f"run_dir: a run is going on in {given} (process {_holder(folder)}); choose another --run-dir, or, if that "
+            f"process is gone with its node and the lock is stale, remove {given / LOCK}"
+        ]
     return [
         f"{name}: {path} lies in run_dir {given}, which would be moved aside; choose another --run-dir"
         for name, path in input_paths(config).items()

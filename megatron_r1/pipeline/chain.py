@@ -1,7 +1,8 @@
 """Run the stages of a pipeline in order, each in a folder and processes of its own, and keep the manifest.
 
 A stage that is up to date is not run again; a killed pipeline goes on with the stage that it was in, from that stage's
-beginning. Under an outer launcher that sets RANK (torchrun) one stage is run at a time: `--only STAGE`.
+beginning. Under an outer launcher that sets RANK (torchrun, slurm/launch.sh) one stage is run at a time, `--only
+STAGE`, and its rank 0 keeps the manifest; stages that do not need each other may then run side by side.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Option
         return 0
     if "RANK" in os.environ:
         if not options.only:
-            raise ConfigError("under torchrun one stage is run at a time: add --only STAGE")
-        return run_here(stages[options.only])
+            raise ConfigError("under torchrun and srun one stage is run at a time: add --only STAGE")
+        return _run_as_rank(pipeline, stages, options.only)
     if pipeline.run_dir.exists() and not pipeline.run_dir.is_dir():
         raise ConfigError(f"run_dir: {pipeline.run_dir} is a file")
     pipeline.run_dir.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,38 @@ def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Option
         except OSError as error:
             raise ConfigError(f"run_dir: this pipeline is already running in {pipeline.run_dir}") from error
         return _run_chosen(pipeline, stages, chosen, words, options)
+
+
+def _run_as_rank(pipeline: PipelineConfig, stages: Mapping[str, StageConfig], name: str) -> int:
+    """One rank of one stage. Rank 0 records its beginning and its end; the others wait for it where the ranks meet."""
+    stage = stages[name]
+    if os.environ["RANK"] != "0":
+        return run_here(stage)
+    pipeline.run_dir.mkdir(parents=True, exist_ok=True)
+    with open(pipeline.run_dir / LOCK, "a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"run_dir: this whole pipeline is already running in {pipeline.run_dir}") from error
+        manifest = Manifest(pipeline.run_dir, pipeline.name)
+        _check_inputs(name, manifest, stages, pipeline.run_dir)
+        stage = _begin(name, stage, manifest)
+        started, status = time.monotonic(), 1
+        try:
+            status = run_here(stage)
+        finally:
+            manifest.finish(name, stage, seconds=time.monotonic() - started, status=status)
+            write_pipeline_report(pipeline.run_dir, list(stages))
+        return status
+
+
+def _begin(name: str, stage: StageConfig, manifest: Manifest) -> StageConfig:
+    """Record that the stage runs; returns it as it is to be run."""
+    if not manifest.same_origin(name, stage):
+        # Its folder may hold an unfinished run with other inputs, which must not be gone on with.
+        stage = dataclasses.replace(stage, if_exists="archive")  # pyright: ignore[reportArgumentType]
+    manifest.begin(name, stage)
+    return stage
 
 
 def choose(stages: Mapping[str, StageConfig], options: Options) -> list[str]:
@@ -92,10 +125,7 @@ def _run_chosen(
             continue
         _check_inputs(name, manifest, stages, pipeline.run_dir)
         print(f"{head}\n{summary_of(stage, check(stage))}", flush=True)
-        if not manifest.same_origin(name, stage):
-            # Its folder may hold an unfinished run with other inputs, which must not be gone on with.
-            stage = dataclasses.replace(stage, if_exists="archive")  # pyright: ignore[reportArgumentType]
-        manifest.begin(name, stage)
+        stage = _begin(name, stage, manifest)
         write_pipeline_report(pipeline.run_dir, list(stages))
         started = time.monotonic()
         status = run_stage(stage, [*words, "--only", name])

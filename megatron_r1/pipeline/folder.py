@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -59,7 +60,7 @@ def prepare_folder(config: StageConfig) -> PreparedFolder:
     except OSError as error:
         lock.close()
         raise ConfigError(f"run_dir: another run has just started in {folder}; choose another --run-dir") from error
-    lock.write(f"{os.getpid()}\n")
+    lock.write(f"{os.getpid()}@{socket.gethostname()}\n")
     lock.flush()
     write_json(folder / "run.json", {"name": config.name, "config": config_as_json(config), "inputs": _inputs(config)})
     return PreparedFolder(lock, moved)

@@ -8,6 +8,7 @@ an earlier look is not read again. The code's version is recorded, but new code 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -30,6 +31,7 @@ from megatron_r1.observe.progress import duration
 from megatron_r1.pipeline.kinds import OUTPUTS
 
 MANIFEST = "manifest.json"
+MANIFEST_LOCK = ".manifest.lock"
 SHOWN_BYTES = 10e9
 """Progress is shown where at least so many bytes must be read."""
 MISSING = "missing"
@@ -45,13 +47,7 @@ class Manifest:
         self._file = run_dir / MANIFEST
         self._content: dict[str, Any] = {"pipeline": name, "stages": {}, "looks": {}}
         if self._file.exists():
-            mend = "restore it, or remove it to run every stage again"
-            try:
-                found = json.loads(self._file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise DataError(f"{self._file}: not valid JSON ({error}); {mend}") from error
-            if not _is_manifest(found):
-                raise DataError(f"{self._file}: not a pipeline's manifest; {mend}")
+            found = self._read()
             if found.get("pipeline", name) != name:
                 raise DataError(
                     f"{self._file}: of the pipeline {found['pipeline']}, this is {name}; choose another --run-dir"
@@ -144,8 +140,23 @@ class Manifest:
         return digest
 
     def _put(self, stage: str, record: Mapping[str, Any]) -> None:
-        self._content["stages"][stage] = record
-        write_json(self._file, self._content)
+        # On a cluster another stage may have been recorded meanwhile.
+        with open(self.run_dir / MANIFEST_LOCK, "a", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = self._read() if self._file.exists() else {}
+            self._content["stages"] = self._content["stages"] | found.get("stages", {}) | {stage: record}
+            self._content["looks"] = found.get("looks", {}) | self._content["looks"]
+            write_json(self._file, self._content)
+
+    def _read(self) -> dict[str, Any]:
+        mend = "restore it, or remove it to run every stage again"
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{self._file}: not valid JSON ({error}); {mend}") from error
+        if not _is_manifest(found):
+            raise DataError(f"{self._file}: not a pipeline's manifest; {mend}")
+        return found
 
 
 def _look(file: Path) -> list[int]:

@@ -18,9 +18,10 @@ from megatron_r1.data.template import PromptRoom, Template, encode_prompt
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.progress import duration
+from megatron_r1.pipeline.servers import start_rollouts
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.collect import Group, collect
-from megatron_r1.rollout.server import Engine, start_engines
+from megatron_r1.rollout.server import Engine
 from megatron_r1.types import Problem, Reward
 
 TELL_SECONDS = 10.0
@@ -85,7 +86,7 @@ def running_engines(rollout: RolloutConfig, *, folder: Path, run_dir: Path, seed
         size = rollout.tensor_parallel
         starts = range(0, rollout.num_engines * size, size)
         devices = [",".join(map(str, range(start, start + size))) for start in starts]
-    engines = start_engines(rollout, model_path=folder, run_dir=run_dir, seed=seed, visible_devices=devices)
+    engines = start_rollouts(rollout, model_path=folder, run_dir=run_dir, seed=seed, visible_devices=devices)
     try:
         yield engines
     finally:

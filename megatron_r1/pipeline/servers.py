@@ -1,15 +1,19 @@
-"""The vLLM servers that an RL stage has beside its rollouts', and the GPUs that each server sees. Rank 0 owns them."""
+"""A stage's vLLM servers, and the GPUs that each sees. Rank 0 starts them on its own host, or attaches to those that
+the job's other nodes supervise (serve.py)."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from megatron_r1.config.schema import RunConfig
+from megatron_r1.config.schema import RolloutConfig, RunConfig
+from megatron_r1.pipeline.cluster import own_address, this_task
 from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rollout.attached import AttachedEngine
 from megatron_r1.rollout.preference import RewardModelServer
-from megatron_r1.rollout.server import Engine
+from megatron_r1.rollout.server import Engine, start_all, start_engines
 
 
 def server_devices(config: RunConfig) -> Sequence[str | None]:
@@ -26,12 +30,59 @@ def server_devices(config: RunConfig) -> Sequence[str | None]:
     return [",".join(map(str, range(start, start + size))) for start in starts]
 
 
+def start_rollouts(
+    rollout: RolloutConfig, *, model_path: Path, run_dir: Path, seed: int, visible_devices: Sequence[str | None] = ()
+) -> tuple[Engine, ...]:
+    """rollout.num_engines servers of `model_path`, ready: processes of ours, or those of the job's server nodes."""
+    if _attached(rollout, model_path, run_dir) is None:
+        return start_engines(
+            rollout, model_path=model_path, run_dir=run_dir, seed=seed, visible_devices=visible_devices
+        )
+    engines = [
+        _attached(rollout, model_path, run_dir, index=index, seed=seed + index) for index in range(rollout.num_engines)
+    ]
+    return start_all([engine for engine in engines if engine is not None])
+
+
+def _attached(
+    rollout: RolloutConfig,
+    model_path: Path,
+    run_dir: Path,
+    *,
+    name: str = "",
+    index: int = 0,
+    seed: int = 0,
+    reward_model: bool = False,
+) -> Engine | None:
+    """A server of the job's server nodes; None if this is no such job, or its servers are rank 0's."""
+    task = this_task()
+    if task is None or not task.has_servers:
+        return None
+    return AttachedEngine(
+        rollout,
+        model_path=model_path,
+        run_dir=run_dir,
+        attempt=task.attempt,
+        trainer_host=own_address(),
+        index=index,
+        seed=seed,
+        name=name,
+        reward_model=reward_model,
+    )
+
+
 def start_reward_models(config: RunConfig) -> list[RewardModelServer]:
     """The servers of config.rewards.preferences, starting. Stops all if one cannot be started."""
     servers: list[RewardModelServer] = []
     try:
         for preference in config.rewards.preferences:
-            server = RewardModelServer(preference, config.rollout, run_dir=config.run_dir)
+            beside = dataclasses.replace(
+                config.rollout, tensor_parallel=preference.tensor_parallel, num_engines=1, devices=()
+            )
+            engine = _attached(
+                beside, preference.model, config.run_dir, name=f"reward-{preference.name}", reward_model=True
+            )
+            server = RewardModelServer(preference, config.rollout, run_dir=config.run_dir, engine=engine)
             servers.append(server)
             server.engine.start()
     except BaseException:
@@ -46,8 +97,9 @@ def start_teacher(config: RunConfig) -> list[Engine]:
     teacher = config.teacher
     if teacher.model is None:
         return []
-    engine = Engine(
-        dataclasses.replace(config.rollout, tensor_parallel=teacher.tensor_parallel, num_engines=1, devices=()),
+    rollout = dataclasses.replace(config.rollout, tensor_parallel=teacher.tensor_parallel, num_engines=1, devices=())
+    engine = _attached(rollout, teacher.model, config.run_dir, name="teacher") or Engine(
+        rollout,
         model_path=teacher.model,
         run_dir=config.run_dir,
         name="teacher",

@@ -12,6 +12,7 @@ from pathlib import Path
 from megatron_r1.config.schema import TrainerStage
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import PREEMPTED, PreemptedError, UserError
+from megatron_r1.pipeline.cluster import store_path
 from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 
@@ -45,7 +46,7 @@ def run_rank(config: TrainerStage, shape: ModelShape) -> int:
             seed=config.seed,
             cpu=cpu,
             timeout_seconds=config.train.collective_timeout_seconds,
-            store_path=str((private / "store").resolve()) if private else None,
+            store_path=str((private / "store").resolve()) if private else (store_path() if cpu else None),
         )
         device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
         if not parent:  # an outer launcher (torchrun, srun): no parent of ours has made the folder

@@ -27,7 +27,13 @@ from megatron_r1.observe.progress import duration
 from megatron_r1.observe.report import write_report
 from megatron_r1.observe.watch import Watch
 from megatron_r1.pipeline.grpo_run import GRPORun
-from megatron_r1.pipeline.servers import server_devices, start_reward_models, start_teacher, wait_for_graders
+from megatron_r1.pipeline.servers import (
+    server_devices,
+    start_reward_models,
+    start_rollouts,
+    start_teacher,
+    wait_for_graders,
+)
 from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
 from megatron_r1.pipeline.warm_up import warm_up
 from megatron_r1.policy.policy import Policy
@@ -36,7 +42,7 @@ from megatron_r1.rewards.compose import Scorer, check_preference_problems
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.rollout.quantised import QuantisedSource
-from megatron_r1.rollout.server import Engine, start_engines
+from megatron_r1.rollout.server import Engine
 from megatron_r1.rollout.source import WeightSource, read_shapes
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.collector import Collector
@@ -172,7 +178,7 @@ def _policy_and_engines(
         starting = None
         if dist.get_rank() == 0:
             starting = background.submit(
-                start_engines,
+                start_rollouts,
                 config.rollout,
                 model_path=served_folder(config, model.path),
                 run_dir=config.run_dir,

@@ -33,6 +33,8 @@ from megatron_r1.recipes.r1_zero import grpo_671b
 BASE = Path("models/DeepSeek-V3-Base")
 HELD_OUT = (Path("data/aime_2024.jsonl"), Path("data/math_500.jsonl"))
 MAX_TOKENS = 32_768
+CHECKPOINT_EVERY = 50
+"""Supervised steps, for a restart."""
 
 STUDENTS: dict[str, tuple[str, float, ParallelConfig]] = {
     "qwen_1_5b": ("Qwen2.5-Math-1.5B", 1e-4, ParallelConfig(world_size=8)),
@@ -103,6 +105,7 @@ def sft_671b(name: str = "sft_671b", file: Path = Path("data/sft.jsonl")) -> SFT
         data=SFTDataConfig(
             files=(file,), template="chat", max_tokens=MAX_TOKENS, batch_sequences=128, epochs=2, validation=512
         ),
+        checkpoint_every=CHECKPOINT_EVERY,
     )
 
 
@@ -124,6 +127,7 @@ def distill(name: str, file: Path = Path("@distill_set/kept.jsonl"), *, run_dir:
         data=SFTDataConfig(
             files=(file,), template="chat", max_tokens=MAX_TOKENS, batch_sequences=64, epochs=2, validation=512
         ),
+        checkpoint_every=CHECKPOINT_EVERY,
     )
 
 

@@ -123,7 +123,7 @@ def open_channel(
     if config.sync == "nccl":
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        host = engines[0].host if engines else LOOPBACK
+        host = engines[0].trainer_host if engines else LOOPBACK  # rank 0 listens there
         init_info: Any = NCCLTrainerInitInfo(
             rank=rank,
             master_address=host,

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_r1.config import RolloutConfig
@@ -35,11 +36,30 @@ DeepSeek-V3 gives them (logprobs off by 1); its plain PyTorch version agrees wit
 VLLM_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpan:
+    """A server over several nodes, and which of them a process is for. Its workers meet at `address`:`port` of node 0;
+    the other nodes have workers only and answer no requests."""
+
+    nodes: int
+    node: int
+    address: str
+    port: int
+
+
 def server_command(
-    config: RolloutConfig, *, model_path: Path, host: str, port: int, seed: int, reward_model: bool = False
+    config: RolloutConfig,
+    *,
+    model_path: Path,
+    host: str,
+    port: int,
+    seed: int,
+    reward_model: bool = False,
+    span: NodeSpan | None = None,
 ) -> list[str]:
     """The command line of one server. It holds no secret: other users can read it. `reward_model`: it gives one value
-    for a text (/pooling) instead of more text, and keeps the weights that it was started with."""
+    for a text (/pooling) instead of more text, and keeps the weights that it was started with. `span`: it is one
+    node's part of a server over several, started by vLLM itself without Ray."""
     flags: dict[str, str | int | float] = {
         "--model": str(model_path),
         "--host": host,
@@ -78,6 +98,15 @@ def server_command(
         switches.append("--enforce-eager")
     if not list(model_path.glob("*.safetensors")):
         flags["--load-format"] = "dummy"
+    if span is not None:
+        flags |= {
+            "--distributed-executor-backend": "mp",
+            "--nnodes": span.nodes,
+            "--node-rank": span.node,
+            "--master-addr": span.address,
+            "--master-port": span.port,
+        }
+        switches += ["--headless"] if span.node else []
     arguments = [str(part) for flag in flags.items() for part in flag]
     return [sys.executable, "-m", "megatron_r1.rollout.launch", str(os.getpid()), *arguments, *switches]
 
@@ -91,10 +120,12 @@ def server_environment(
     token: str,
     private_dir: Path,
     visible_devices: str | None,
+    span: NodeSpan | None = None,
 ) -> dict[str, str]:
     """`base` with every third-party variable of a server.
 
-    `private_dir` (mode 0700) takes the engine's unix sockets, rendezvous files and temporary files.
+    `private_dir` (mode 0700) takes the engine's unix sockets, rendezvous files and temporary files. Over several nodes
+    (`span`) gloo keeps the interface that `base` names.
     """
     environment = dict(base)
     for name in (
@@ -117,8 +148,9 @@ def server_environment(
         "VLLM_HOST_IP": host,
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",  # a connection dropped while idle looks like a death
         "TOKENIZERS_PARALLELISM": "false",
-        "GLOO_SOCKET_IFNAME": "lo",  # one server's workers share a host
     }
+    if span is None:
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # the server's workers share a host
     if config.device == "cpu":
         environment |= {
             "OMP_NUM_THREADS": str(config.threads),
@@ -129,7 +161,7 @@ def server_environment(
             "TORCH_COMPILE_DISABLE": "1",
             "VLLM_MLA_DISABLE": "0" if mla_head_size(model_path) == COMPILED_MLA_HEAD_SIZE else "1",
         }
-        if config.tensor_parallel == 1:
+        if config.tensor_parallel == 1 and span is None:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model runs in the engine's own process
     else:
         if config.sync == "ipc":

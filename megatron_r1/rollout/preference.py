@@ -28,8 +28,11 @@ CHOICES = {"part": get_args(Part), "template": get_args(Template)}
 class RewardModelServer:
     """A reward model and its server. Start it with `engine.start()`, wait with `engine.wait_ready()`, close it."""
 
-    def __init__(self, config: PreferenceConfig, rollout: RolloutConfig, *, run_dir: Path) -> None:
-        """Raises ConfigError for a folder that is no reward model stage's."""
+    def __init__(
+        self, config: PreferenceConfig, rollout: RolloutConfig, *, run_dir: Path, engine: Engine | None = None
+    ) -> None:
+        """`engine`: a server that is supervised elsewhere; None: one of our own. Raises ConfigError for a folder that
+        is no reward model stage's."""
         self.config = config
         if not load_shape(config.model).reward_head:
             raise ConfigError(
@@ -41,7 +44,7 @@ class RewardModelServer:
         self.encoder = JudgedEncoder(
             template=self.scale["template"], tokenizer=load_tokenizer(config.model), part=self.scale["part"]
         )
-        self.engine = Engine(
+        self.engine = engine or Engine(
             dataclasses.replace(rollout, tensor_parallel=config.tensor_parallel, num_engines=1, devices=()),
             model_path=config.model,
             run_dir=run_dir,

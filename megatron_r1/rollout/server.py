@@ -2,8 +2,8 @@
 
 An Engine owns one server process and everything below it, its log file, its token and its private folder
 (mode 0700: unix sockets, rendezvous files, temporary files). A server serves the start checkpoint when it
-comes up, also after a restart: pushing newer weights is the caller's business (sync.py). Placement of servers
-on other hosts and TLS are not here.
+comes up, also after a restart: pushing newer weights is the caller's business (sync.py). Servers on other hosts
+are attached.py and supervise.py; TLS is not here.
 
 What listens on a running server, and who can reach it: the HTTP port on `host` (token on every route); ZMQ
 sockets between vLLM's processes are unix sockets in the private folder; torch's rendezvous is a file there
@@ -32,7 +32,7 @@ from megatron_r1.config import RolloutConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.auth import new_token
 from megatron_r1.rollout.client import EngineClient
-from megatron_r1.rollout.command import server_command, server_environment
+from megatron_r1.rollout.command import NodeSpan, server_command, server_environment
 
 LOG_TAIL_LINES = 30
 POLL_SECONDS = 0.1
@@ -60,7 +60,8 @@ class Engine:
     Attributes: `index`; `starts`, how many times its process was started (it names an incarnation: weights
     and connections made for an older one are gone); `failures`, how many incarnations ended by themselves;
     `client`, for the current incarnation; `log_path`, of all incarnations, and `log_begin`, where the current
-    one's part begins (bytes).
+    one's part begins (bytes); `trainer_host`, the address under which the server's workers reach the trainer;
+    `span`, the node's part of a server over several nodes (set before `start`).
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class Engine:
         self.name = name or f"vllm-{index}"
         self.reward_model = reward_model
         self.seed = seed
-        self.host = host
+        self.host = self.trainer_host = host
+        self.span: NodeSpan | None = None
         self.visible_devices = visible_devices
         self.log_path = Path(run_dir) / "logs" / f"{self.name}.log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +118,7 @@ class Engine:
             port=self.port,
             seed=self.seed,
             reward_model=self.reward_model,
+            span=self.span,
         )
         environment = server_environment(
             self.config,
@@ -125,6 +128,7 @@ class Engine:
             token=self.token,
             private_dir=Path(self.private_dir.name),
             visible_devices=self.visible_devices,
+            span=self.span,
         )
         born = threading.Event()
         failure: list[OSError] = []
@@ -278,6 +282,11 @@ def start_engines(
         )
         for index in range(config.num_engines)
     )
+    return start_all(engines, progress)
+
+
+def start_all(engines: Sequence[Engine], progress: Callable[[str], None] | None = None) -> tuple[Engine, ...]:
+    """Start these together and wait for all. If one fails, all are stopped and its EngineError is raised."""
     try:
         for engine in engines:
             engine.start()
@@ -287,7 +296,7 @@ def start_engines(
         for engine in engines:
             engine.stop()
         raise
-    return engines
+    return tuple(engines)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

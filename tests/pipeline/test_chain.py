@@ -1,5 +1,6 @@
 """A pipeline from the command line: stages in order, none run twice for nothing, none lost by a kill."""
 
+import fcntl
 import json
 import os
 import signal
@@ -110,3 +111,19 @@ def test_a_wrong_choice_is_said_before_anything_runs(tmp_path, capsys, words, sa
     assert status == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_rank_0_under_an_outer_launcher_records_its_stage(tmp_path):
+    command = [sys.executable, "-m", "megatron_r1", "run", "r1_tiny", "--run-dir", str(tmp_path / "run"), *SMALL]
+    outer = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    done = subprocess.run([*command, "--only", "data"], env=outer, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = manifest(tmp_path / "run")["stages"]["data"]
+    assert record["state"] == "done" and "missing" not in record["outputs"].values()
+    again = subprocess.run(command, env=outer, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 2 and "add --only STAGE" in again.stderr
+    # The whole pipeline, which another command runs, keeps a single stage out; side by side, stages keep nobody out.
+    with open(tmp_path / "run" / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept_out = subprocess.run([*command, "--only", "data"], env=outer, capture_output=True, text=True, timeout=120)
+        assert kept_out.returncode == 2 and "this whole pipeline is already running" in kept_out.stderr

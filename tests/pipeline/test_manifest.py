@@ -176,3 +176,17 @@ def test_long_reading_shows_how_far_it_is(stage, tmp_path, monkeypatch, capsys):
     assert "reading" in capsys.readouterr().out
     manifest.content(stage.model)  # known by now
     assert capsys.readouterr().out == ""
+
+
+def test_stages_that_run_side_by_side_do_not_lose_each_others_records(stage, tmp_path):
+    """On a cluster each has a manifest of its own in memory."""
+    one, other = Manifest(tmp_path, "test"), Manifest(tmp_path, "test")
+    one.begin("left", stage)
+    other.begin("right", stage)
+    one.finish("left", stage, seconds=1.0, status=1)
+    last = json.loads((tmp_path / "manifest.json").read_text())["stages"]
+    assert {name: record["state"] for name, record in last.items()} == {
+        "score": "done",
+        "left": "failed",
+        "right": "running",
+    }

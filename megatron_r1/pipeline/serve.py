@@ -1,0 +1,78 @@
+"""megatron-r1 serve RECIPE: the vLLM servers of one node, as the job's trainer asks for them.
+
+Started by slurm/launch.sh: one process on every server node; which servers are its own follows from the recipe
+(roles.py) and the node's number. Nothing is written before the trainer's rank 0 has made the run folder. Ends when it
+is told to (SIGTERM).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from megatron_r1.config.schema import StageConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.cluster import own_address, this_task
+from megatron_r1.pipeline.roles import ServerRole, roles_of, server_config
+
+ROLES: tuple[ServerRole, ...] = ("rollout", "reward", "teacher")
+EXTRA_START_SECONDS = 1.0
+
+
+def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
+    """Supervise this node's servers of `roles` until a signal comes. Returns 0.
+
+    Raises ConfigError outside a job of launch.sh, and for a stage whose servers are not on nodes of their own."""
+    unknown = [role for role in roles if role not in ROLES]
+    if unknown:
+        raise ConfigError(f"--role {unknown[0]}: there are {', '.join(ROLES)}")
+    task = this_task()
+    if task is None:
+        raise ConfigError("serve is for the server nodes of a cluster job; slurm/launch.sh starts it")
+    layout = roles_of(config, slots_per_node=task.slots_per_node)
+    if not layout.servers:
+        raise ConfigError(f"{config.name} has no servers on nodes of their own; its rank 0 starts what it needs")
+    from megatron_r1.rollout.attached import ServerFiles
+    from megatron_r1.rollout.server import Engine
+    from megatron_r1.rollout.supervise import follow, supervise
+
+    node, host = layout.first_server_node + task.node, own_address()
+    cuda = config.rollout.device == "cuda"  # pyright: ignore[reportAttributeAccessIssue] - it has servers, so rollouts
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    threads, engines = [], []
+    for place in layout.servers:
+        if node not in place.nodes or place.role not in roles:
+            continue
+        part = place.nodes.index(node)
+        engine = Engine(
+            server_config(config, place),
+            model_path=config.run_dir,  # the trainer says which model, when it asks for the server
+            run_dir=task.folder,
+            index=place.index,
+            host=host,
+            visible_devices=",".join(map(str, place.slots)) if cuda else None,
+            name=place.name if part == 0 else f"{place.name}-node{part}",
+            reward_model=place.role == "reward",
+        )
+        files = ServerFiles(config.run_dir, place.name, attempt=task.attempt)
+        work = supervise if part == 0 else follow
+        extra = {"nodes": len(place.nodes)} | ({"node": part} if part else {})
+        threads.append(threading.Thread(target=work, args=(engine, files, ended), kwargs=extra, name=engine.name))
+        engines.append(engine)
+        spread = f", part {part} of {len(place.nodes)}" if len(place.nodes) > 1 else ""
+        print(f"{engine.name}{spread}: waits on {host} for the trainer's request; log {engine.log_path}", flush=True)
+    for thread in threads:
+        thread.start()
+    while not ended.wait(1.0):
+        if any(not thread.is_alive() for thread in threads):
+            print("megatron-r1: serve: a supervisor has failed: see above", file=sys.stderr, flush=True)
+            ended.set()
+    for engine in engines:
+        engine.stop()  # which ends a wait for its start
+    for thread in threads:
+        thread.join()
+    return 0

@@ -8,7 +8,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@900
 #SBATCH --output=%x-%j.out
-# R1-Zero on DeepSeek-V3-Base: 64 nodes of 8 GPUs train (PP16 x EP32), 32 more serve 16 vLLM servers of 16 GPUs each.
+# R1-Zero on DeepSeek-V3-Base: 64 nodes of 8 GPUs train (PP16 x EP32), 32 more serve 8 vLLM servers of 32 GPUs each.
 # Other sizes: `megatron-r1 nodes grpo_671b --slots-per-node 8 [WORDS]` says how many nodes, `sbatch --nodes=N
 # slurm/grpo_671b.sh [WORDS]` overrides the number above; WORDS are fields of the recipe.
 set -euo pipefail

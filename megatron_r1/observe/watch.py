@@ -24,6 +24,7 @@ from megatron_r1.observe.metrics import OutputError, write_json
 HEARTBEAT, STACKS = "heartbeat.json", "stacks"
 HEARTBEAT_SECONDS = 5.0
 POLL_SECONDS = 0.5
+CLEANUP_SECONDS = 20.0
 TORCH = "/torch/distributed/"
 COLLECTIVES = f"{TORCH}distributed_c10d.py"
 """The file whose functions are the collectives; others of torch's wrap them."""
@@ -45,6 +46,7 @@ class Watch:
         `end(status)` ends the process."""
         self._run_dir, self._rank, self._deadlines, self._end = run_dir, rank, dict(deadlines), end
         self._steps, self._step = steps, 0
+        self._cleanups: list[Callable[[], object]] = []
         self._open: list[str] = []
         self._since = time.monotonic()
         self._main = threading.main_thread().ident
@@ -70,6 +72,11 @@ class Watch:
         finally:
             self._open.pop()
             self._since = time.monotonic()
+
+    def before_the_end(self, work: Callable[[], object]) -> None:
+        """When a deadline has passed, do this too before the process ends: there is no time for `finally` then. Given
+        up after CLEANUP_SECONDS."""
+        self._cleanups.append(work)
 
     def step(self, done: int, of: int = 0) -> None:
         """So many steps are done, `of` all if that is known only now. The present phase's clock begins anew: a deadline
@@ -114,6 +121,12 @@ class Watch:
             target.parent.mkdir(exist_ok=True)
             target.write_text(f"{head}\n\n{stacks(frames)}", encoding="utf-8")
         print(f"megatron-r1: {head}; Python stacks: {target}", file=sys.stderr, flush=True)
+        workers = [threading.Thread(target=work, daemon=True) for work in self._cleanups]
+        for worker in workers:
+            worker.start()
+        deadline = time.monotonic() + CLEANUP_SECONDS
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
         self._end(PREEMPTED)
 
 

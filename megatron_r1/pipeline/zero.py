@@ -106,6 +106,14 @@ def _run(
         )
 
     engines: Sequence[Engine] = ()
+
+    def stop_servers() -> None:
+        # A server that hangs would not notice that its parent has ended.
+        servers = [*engines, *teachers, *(judge.engine for judge in judges)]
+        with ThreadPoolExecutor(max(1, len(servers))) as threads:
+            list(threads.map(lambda engine: engine.stop(), servers))
+
+    watch.before_the_end(stop_servers)
     try:
         on_rank_zero(make_scorer)
         scorer = made[0] if made else None

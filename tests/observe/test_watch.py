@@ -41,6 +41,17 @@ def test_a_phase_past_its_deadline_writes_stacks_and_ends(tmp_path, ended, wait,
     assert "phase train" in capsys.readouterr().err
 
 
+def test_what_must_be_done_before_the_end_is_done(tmp_path, ended, wait, monkeypatch):
+    monkeypatch.setattr("megatron_r1.observe.watch.CLEANUP_SECONDS", 0.5)
+    done, never = [], threading.Event()
+    with Watch(tmp_path, rank=0, deadlines={"train": 0.1}, end=ended.append) as watch:
+        watch.before_the_end(lambda: done.append("stopped"))
+        watch.before_the_end(never.wait)  # does not come back
+        with watch.phase("train"):
+            wait()
+    assert done[0] == "stopped" and ended[0] == 75
+
+
 def test_each_phase_has_a_clock_of_its_own(tmp_path, ended):
     with Watch(tmp_path, rank=0, deadlines={"train": 1.5, "sync": 0.0}, end=ended.append) as watch:
         for _ in range(3):

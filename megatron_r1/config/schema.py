@@ -309,10 +309,14 @@ class DeadlineConfig:
     save: float = 3600.0
     """An export, or what a checkpoint holds the ranks up."""
 
-    @property
-    def by_phase(self) -> dict[str, float]:
-        """Seconds by the names that the phases have in metrics.jsonl."""
+    def by_phase(self, rank: int) -> dict[str, float]:
+        """Seconds by the names that the phases have in metrics.jsonl. Rank 0 alone knows when sampling ends and grading
+        begins; the others are in one phase meanwhile."""
         named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if rank:
+            named |= {
+                name: named[name] + self.reward for name in ("rollout", "evaluate") if named[name] and self.reward
+            }
         return named | {"check": self.logprob, "checkpoint": self.save}
 
 

@@ -1,4 +1,4 @@
-"""Watches a rank from a thread of its own: a deadline for every phase, a heartbeat for the batch system.
+"""Watches a rank from threads of its own: a deadline for every phase, a heartbeat for the batch system.
 
 When a phase outlasts its deadline, each rank writes where it is (every thread's Python stack, the phase, the collective
 that it waits in) to stacks/rank_N.txt of the run folder and ends at once with status 75; what was sampled lies in the
@@ -19,11 +19,12 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_r1.errors import PREEMPTED
-from megatron_r1.observe.metrics import OutputError, write_json
+from megatron_r1.observe.metrics import write_json
 
 HEARTBEAT, STACKS = "heartbeat.json", "stacks"
 HEARTBEAT_SECONDS = 5.0
 POLL_SECONDS = 0.5
+BETWEEN = "between phases"
 CLEANUP_SECONDS = 20.0
 TORCH = "/torch/distributed/"
 COLLECTIVES = f"{TORCH}distributed_c10d.py"
@@ -47,31 +48,39 @@ class Watch:
         self._run_dir, self._rank, self._deadlines, self._end = run_dir, rank, dict(deadlines), end
         self._steps, self._step = steps, 0
         self._cleanups: list[Callable[[], object]] = []
+        self._beaten = False
         self._open: list[str] = []
-        self._since = time.monotonic()
+        self._now = (BETWEEN, time.monotonic())
+        """The innermost phase and its beginning: one assignment, so that the thread sees both or neither."""
         self._main = threading.main_thread().ident
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        # Two threads: a file system that hangs holds up the heartbeat, and must not hold up the deadlines.
+        self._threads = [threading.Thread(target=self._run, name="watch", daemon=True)]
+        if rank == 0:
+            self._threads.append(threading.Thread(target=self._beat_on, name="heartbeat", daemon=True))
 
     def __enter__(self) -> Watch:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._closed.set()
-        self._thread.join()
-        self._beat()
+        for thread in self._threads:
+            thread.join(CLEANUP_SECONDS + POLL_SECONDS)
+        if self._rank == 0:
+            self._beat()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """The rank is in this phase; an inner phase stops the outer one's clock, which begins anew after it."""
         self._open.append(name)
-        self._since = time.monotonic()
+        self._now = (name, time.monotonic())
         try:
             yield
         finally:
             self._open.pop()
-            self._since = time.monotonic()
+            self._now = (self._open[-1] if self._open else BETWEEN, time.monotonic())
 
     def before_the_end(self, work: Callable[[], object]) -> None:
         """When a deadline has passed, do this too before the process ends: there is no time for `finally` then. Given
@@ -82,52 +91,54 @@ class Watch:
         """So many steps are done, `of` all if that is known only now. The present phase's clock begins anew: a deadline
         is one step's."""
         self._step, self._steps = done, of or self._steps
-        self._since = time.monotonic()
+        self._now = (self._now[0], time.monotonic())
 
     @property
     def current(self) -> str:
         """The innermost phase."""
-        opened = self._open[-1:]
-        return opened[0] if opened else "between phases"
+        return self._now[0]
 
     def _run(self) -> None:
-        beaten = 0.0
         while not self._closed.wait(POLL_SECONDS):
-            now = time.monotonic()
-            if now - beaten >= HEARTBEAT_SECONDS:
-                self._beat()
-                beaten = now
-            phase, lasted = self.current, now - self._since
-            limit = self._deadlines.get(phase, 0.0)
+            phase, since = self._now
+            lasted, limit = time.monotonic() - since, self._deadlines.get(phase, 0.0)
             if limit and lasted > limit:
                 self._give_up(phase, lasted, limit)
+                return
+
+    def _beat_on(self) -> None:
+        while not self._closed.wait(HEARTBEAT_SECONDS if self._beaten else 0.0):
+            self._beat()
 
     def _beat(self) -> None:
-        if self._rank == 0:
-            content = {"time": time.time(), "phase": self.current, "step": self._step, "steps": self._steps}
-            with contextlib.suppress(OutputError):  # a full disk is the run's own trouble, said by the run
-                write_json(self._run_dir / HEARTBEAT, content)
+        content = {"time": time.time(), "phase": self.current, "step": self._step, "steps": self._steps}
+        with contextlib.suppress(OSError):  # a full disk is the run's own trouble, said by the run
+            write_json(self._run_dir / HEARTBEAT, content)
+        self._beaten = True
 
     def _give_up(self, phase: str, lasted: float, limit: float) -> None:
+        """Say so as far as that can be done, and end in any case."""
+        works = [lambda: self._report(phase, lasted, limit), *self._cleanups]
+        threads = [threading.Thread(target=work, daemon=True) for work in works]
+        deadline = time.monotonic() + CLEANUP_SECONDS
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._end(PREEMPTED)
+
+    def _report(self, phase: str, lasted: float, limit: float) -> None:
         frames = sys._current_frames()
         head = (
             f"rank {self._rank}: phase {phase} has lasted {lasted:.0f} s, its deadline is {limit:.0f} s "
-            f"(deadlines.{phase}); done {self._step} of {self._steps} steps; waits in {collective(frames[self._main])}"
-            if self._main in frames
-            else f"rank {self._rank}: phase {phase} has lasted {lasted:.0f} s, its deadline is {limit:.0f} s"
+            f"(deadlines.{phase}); done {self._step} of {self._steps} steps; "
+            f"waits in {collective(frames.get(self._main or 0))}"
         )
         target = self._run_dir / STACKS / f"rank_{self._rank:05d}.txt"
-        with contextlib.suppress(OSError):
-            target.parent.mkdir(exist_ok=True)
-            target.write_text(f"{head}\n\n{stacks(frames)}", encoding="utf-8")
-        print(f"megatron-r1: {head}; Python stacks: {target}", file=sys.stderr, flush=True)
-        workers = [threading.Thread(target=work, daemon=True) for work in self._cleanups]
-        for worker in workers:
-            worker.start()
-        deadline = time.monotonic() + CLEANUP_SECONDS
-        for worker in workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
-        self._end(PREEMPTED)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more
+            print(f"megatron-r1: {head}; Python stacks: {target}", file=sys.stderr, flush=True)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(f"{head}\n\n{stacks(frames)}", encoding="utf-8", errors="replace")
 
 
 def collective(frame: FrameType | None) -> str:

@@ -18,9 +18,10 @@ from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
 from megatron_r1.config.run_folder import LOCK
 from megatron_r1.config.schema import RunConfig, StageConfig
-from megatron_r1.errors import ConfigError
+from megatron_r1.errors import PREEMPTED, ConfigError
 from megatron_r1.observe.pipeline_report import write_pipeline_report
 from megatron_r1.observe.progress import duration
+from megatron_r1.pipeline.folder import STOP
 from megatron_r1.pipeline.kinds import check, summary_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.pipeline.manifest import Manifest
@@ -85,8 +86,8 @@ def _run_as_rank(pipeline: PipelineConfig, stages: Mapping[str, StageConfig], na
 
 def _begin(name: str, stage: StageConfig, manifest: Manifest) -> StageConfig:
     """Record that the stage runs; returns it as it is to be run."""
-    if not manifest.same_origin(name, stage):
-        # Its folder may hold an unfinished run with other inputs, which must not be gone on with.
+    if not manifest.same_origin(name, stage) or manifest.record(name).get("state") == "done":
+        # Its folder may hold an unfinished run with other inputs, or a finished one that is wanted anew.
         stage = dataclasses.replace(stage, if_exists="archive")  # pyright: ignore[reportArgumentType]
     manifest.begin(name, stage)
     return stage
@@ -131,6 +132,10 @@ def _run_chosen(
         status = run_stage(stage, [*words, "--only", name])
         manifest.finish(name, stage, seconds=time.monotonic() - started, status=status)
         write_pipeline_report(pipeline.run_dir, list(stages))
+        if status == PREEMPTED or (status == 0 and (stage.run_dir / STOP).exists()):
+            (stage.run_dir / STOP).unlink(missing_ok=True)
+            print(f"{head}: asked to end; run the same command again to go on", flush=True)
+            return PREEMPTED
         if status:
             print(f"{head}: failed with exit status {status}; mend it and run the same command again", flush=True)
             return status

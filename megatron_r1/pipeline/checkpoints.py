@@ -53,7 +53,7 @@ class Checkpoints:
         on_commit: Callable[[int], None] | None = None,
     ) -> None:
         """Keeps the last `keep`, and the one with the highest score if `keep_best`. `on_commit(step)` is called on
-        every rank when the checkpoint of that step is there."""
+        every rank when a checkpoint is there, with the step of the oldest of the last `keep`."""
         self._folder, self._keep, self._say = run_dir / CHECKPOINTS, keep, say
         self._keep_best, self._on_commit = keep_best, on_commit
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -94,9 +94,9 @@ class Checkpoints:
                 "start the run again with --if-exists resume"
             )
         hashes = {name: known for one in found for name, known in one.items()}
-        on_rank_zero(lambda: self._finish(pending, hashes))
+        oldest = on_rank_zero(lambda: self._finish(pending, hashes))
         if self._on_commit is not None:
-            self._on_commit(pending.content["step"])
+            self._on_commit(oldest)
 
     def load_latest(self, policy: Policy) -> dict[str, Any] | None:
         """Put the newest whole checkpoint into the policy and return its state; None if there is none. A collective."""
@@ -118,7 +118,7 @@ class Checkpoints:
         self.commit(wait=True)
         self._writer.shutdown()
 
-    def _finish(self, pending: _Pending, hashes: Mapping[str, str]) -> None:
+    def _finish(self, pending: _Pending, hashes: Mapping[str, str]) -> int:
         with open(pending.partial / STATE, "w", encoding="utf-8") as file:
             json.dump({**pending.content, "files": dict(hashes)}, file)
             file.flush()
@@ -133,6 +133,7 @@ class Checkpoints:
             kept |= {max(scores, key=lambda path: scores[path])} if scores else set()
         for old in set(whole) - kept:
             shutil.rmtree(old, ignore_errors=True)
+        return int(whole[-self._keep :][0].name.removeprefix("step_"))
 
     def _remove_partial(self) -> None:
         for path in self._folder.glob(f"*{PARTIAL}"):
@@ -149,7 +150,7 @@ class Checkpoints:
             return None
         try:
             content = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
-            return found[-1], content if isinstance(content.get("files"), dict) else f"{STATE} names no files"
+            return found[-1], content if content.get("files") else f"{STATE} names no files"
         except (OSError, ValueError, AttributeError) as error:
             return found[-1], str(error)
 

@@ -13,13 +13,13 @@ from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.chain import check_all, choose
 from megatron_r1.pipeline.cluster import Task, this_task
+from megatron_r1.pipeline.folder import is_finished
 from megatron_r1.pipeline.kinds import check, ranks_of
 from megatron_r1.pipeline.manifest import Manifest
 from megatron_r1.pipeline.options import Options, split_options
 from megatron_r1.pipeline.preflight import (
     Meeting,
     Report,
-    is_finished,
     look,
     node_faults,
     port_faults,

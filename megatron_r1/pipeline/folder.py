@@ -19,6 +19,7 @@ from megatron_r1.config.same import same_computation
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import plain_json, write_json
+from megatron_r1.observe.watch import STACKS
 
 RENDEZVOUS = ".rendezvous"
 """Where the ranks of a local launch meet; mode 0700."""
@@ -49,6 +50,7 @@ def prepare_folder(config: StageConfig) -> PreparedFolder:
             raise ConfigError(f"run_dir: another run has just started in {folder}; choose another --run-dir")
         if config.if_exists == "resume" and _can_go_on(config):
             shutil.rmtree(folder / RENDEZVOUS, ignore_errors=True)
+            shutil.rmtree(folder / STACKS, ignore_errors=True)
             (folder / STOP).unlink(missing_ok=True)  # asked of the run before
         else:
             moved = _free_name(folder)
@@ -75,11 +77,22 @@ def _free_name(folder: Path) -> Path:
 
 def _can_go_on(config: StageConfig) -> bool:
     """Whether run_dir holds an unfinished run that computes the same from the same inputs."""
-    if (config.run_dir / "summary.json").exists():
-        return False
+    return not (config.run_dir / "summary.json").exists() and _is_same_run(config)
+
+
+def is_finished(config: StageConfig) -> bool:
+    """Whether run_dir holds the end of this very run: one that is started again to go on has nothing to do."""
+    return config.if_exists == "resume" and (config.run_dir / "summary.json").exists() and _is_same_run(config)
+
+
+def _is_same_run(config: StageConfig) -> bool:
     try:
         known = json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))
-        return same_computation(known["config"], config) and known["inputs"] == _inputs(config)
+        same = same_computation(known["config"], config) and known["inputs"] == _inputs(config)
+        if getattr(getattr(config, "model", None), "router_bias_update_rate", 0):
+            # Padding counts in the routers' loads, and differs between layouts.
+            same = same and known["config"]["parallel"] == config_as_json(config)["parallel"]
+        return same
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -84,6 +84,8 @@ class GRPORun:
             state = self.checkpoints.load_latest(self.policy)
         if state is not None:
             self.load_state_dict(state)
+        if self.is_writer:
+            self.journal.keep_from(self.steps_done)
         self.watch.step(self.steps_done)
         with self.watch.phase("sync"):
             self.push(self.steps_done)
@@ -103,6 +105,7 @@ class GRPORun:
                 save=self.save,
                 checkpoint=self.checkpoint,
                 skips=self.skips,
+                warn=self.say,
                 decode=self.tokenizer.decode,
                 teach=self.teach if config.teacher.model is not None else None,
                 watch=self.watch.phase,
@@ -118,11 +121,13 @@ class GRPORun:
                     first_step=self.steps_done,
                 )
             except EngineError:
+                self.checkpoints.commit(wait=True)
                 if self.policy.steps_taken:
                     self.save(self.policy.steps_taken // config.grpo.minibatches)
                 raise
-        with self.watch.phase("save"):
+        with self.watch.phase("checkpoint"):
             self.checkpoints.close()
+        with self.watch.phase("save"):
             self.save(steps, last=True)
         after = self._judge(held_out)
         grpo_seconds = sum(value for phase, value in self.seconds.items() if phase not in ASIDE)
@@ -160,12 +165,10 @@ class GRPORun:
     def checkpoint(self, step: int, metrics: dict[str, Any]) -> None:
         """See Loop.checkpoint. A collective."""
         self.steps_done = step
-        asked = self.preemption.asked()
-        every = self.config.checkpoint_every
-        if every:
-            self.checkpoints.commit()
-            if asked or step % every == 0:
-                self.checkpoints.save(step, self.policy, self.state_dict(), score=metrics.get("eval_accuracy"))
+        self.checkpoints.commit()
+        due, asked = self.preemption.checkpoint_now(step, self.config.checkpoint_every)
+        if due:
+            self.checkpoints.save(step, self.policy, self.state_dict(), score=metrics.get("eval_accuracy"))
         if asked:
             self.checkpoints.commit(wait=True)
             self.preemption.end(step)
@@ -189,9 +192,9 @@ class GRPORun:
         self.before, self.seconds, self.tokens = state["before"], dict(state["seconds"]), state["tokens"]
         self.sync_milliseconds = list(state["sync_milliseconds"])
 
-    def _forget(self, step: int) -> None:
+    def _forget(self, oldest: int) -> None:
         if self.is_writer:
-            self.journal.forget(step)
+            self.journal.forget(oldest)
 
     # ---- what the loop calls
 

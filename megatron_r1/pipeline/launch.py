@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_r1.errors import PREEMPTED
 from megatron_r1.pipeline.folder import RENDEZVOUS, STOP
 
 PARENT_VARIABLE = "MEGATRON_R1_PARENT"
@@ -103,6 +104,8 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> 
             deadline = time.monotonic() + FOLLOW_SECONDS
             while None in [rank.poll() for rank in ranks] and time.monotonic() < deadline and not received:
                 time.sleep(POLL_SECONDS)
+            if PREEMPTED in [rank.poll() for rank in ranks]:  # the others only lost it
+                return PREEMPTED
             return failed[0] if failed[0] > 0 else 128 - failed[0]
         if None not in codes:
             return 0

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_r1.config.run_folder import folder_faults, is_held
-from megatron_r1.config.same import as_json, same_computation
+from megatron_r1.config.same import as_json
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
@@ -281,14 +281,6 @@ def run_folder_faults(config: StageConfig, *, wait_seconds: float = LOCK_SECONDS
             "--run-dir, or --if-exists archive to move them aside"
         )
     return faults
-
-
-def is_finished(config: StageConfig) -> bool:
-    """Whether run_dir holds the end of this very run, so that a job that was requeued late has nothing left to do."""
-    if config.if_exists != "resume" or not (config.run_dir / "summary.json").exists():
-        return False
-    known = _read(config.run_dir / "run.json")
-    return known is not None and same_computation(known.get("config", {}), config)
 
 
 def is_locked(path: Path) -> bool:

@@ -5,19 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from megatron_r1.config.schema import StageConfig
-from megatron_r1.pipeline.folder import prepare_folder
+from megatron_r1.config.schema import RunConfig, StageConfig
+from megatron_r1.observe.report import write_report
+from megatron_r1.pipeline.folder import is_finished, prepare_folder
 from megatron_r1.pipeline.kinds import check, loop_of, ranks_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE, Ranks, launch_local
 
 
 def run_stage(config: StageConfig, words: Sequence[str]) -> int:
     """Make the stage's folder and run `megatron-r1 run WORDS` as its processes. Returns the exit status."""
+    if is_finished(config):
+        print(f"{config.run_dir} is finished: nothing to do{_report_of(config)}", flush=True)
+        return 0
     prepared = prepare_folder(config)
     with prepared.lock:
         if prepared.moved is not None:
             print(f"the earlier run was moved to {prepared.moved}", flush=True)
         return launch_local(config.run_dir, words, ranks_of(config) or Ranks(world_size=1, threads=1, cpu=True))
+
+
+def _report_of(config: StageConfig) -> str:
+    """Says where its report is, which a run that was killed as it ended may not have written."""
+    if not isinstance(config, RunConfig):
+        return ""
+    report = config.run_dir / "report.html"
+    return f"; report: {report if report.exists() else write_report(config.run_dir)}"
 
 
 def run_here(config: StageConfig) -> int:

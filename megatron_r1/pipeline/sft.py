@@ -42,7 +42,7 @@ LINES_SHOWN = 40
 
 def run_sft(config: SFTRunConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
     """The whole stage on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
-    with Watch(config.run_dir, rank=dist.get_rank(), deadlines=config.deadlines.by_phase) as watch:
+    with Watch(config.run_dir, rank=dist.get_rank(), deadlines=config.deadlines.by_phase(dist.get_rank())) as watch:
         return _run(config, shape, device, watch)
 
 
@@ -86,8 +86,9 @@ def _run(config: SFTRunConfig, shape: ModelShape, device: torch.device, watch: W
     with run, watch.phase("train"):
         train_sft(policy, reader, layout, run.on_step, first_step=run.steps_done)
     before, after = run.validation_loss_before, validate()
-    with watch.phase("save"):
+    with watch.phase("checkpoint"):
         checkpoints.close()
+    with watch.phase("save"):
         save(config, policy, config.run_dir / "model", step=reader.order.num_steps)
     summary = {
         "steps": reader.order.num_steps,
@@ -200,17 +201,15 @@ class _Run:
             self.metrics.write(row)
             self.progress.update(step, row)
         if done < self.num_steps:
-            with self.watch.phase("save"):
+            with self.watch.phase("checkpoint"):
                 self._checkpoint(done)
         self._marked = time.perf_counter()
 
     def _checkpoint(self, done: int) -> None:
-        every = self.config.checkpoint_every
-        asked = self.preemption.asked()
-        if every:
-            self.checkpoints.commit()
-            if asked or done % every == 0:
-                self.checkpoints.save(done, self.policy, self.state_dict())
+        self.checkpoints.commit()
+        due, asked = self.preemption.checkpoint_now(done, self.config.checkpoint_every)
+        if due:
+            self.checkpoints.save(done, self.policy, self.state_dict())
         if asked:
             self.checkpoints.commit(wait=True)
             self.preemption.end(done)
@@ -230,6 +229,6 @@ class _Run:
         """Go on where `state` was taken. DataError if it belongs to other data."""
         self.reader.load_state_dict(state["reader"])
         self.steps_done, self.tokens = state["steps_done"], state["tokens"]
-        self.skips.count = state["skipped_in_a_row"]
+        self.skips.count = state.get("skipped_in_a_row", 0)  # not in the first version's
         self.first_loss, self.last_loss = state["losses"]
         self.validation_loss_before = state["validation_loss_before"]

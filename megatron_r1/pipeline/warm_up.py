@@ -17,6 +17,7 @@ from megatron_r1.data.problems import ProblemSplit
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.observe.progress import duration
+from megatron_r1.observe.watch import Watch
 from megatron_r1.pipeline.trainer import build_policy, export
 from megatron_r1.stages.sft import train_sft
 from megatron_r1.types import StepResult, TrainingSequence
@@ -31,6 +32,7 @@ def warm_up(
     layout: RowLayout,
     base: Path,
     say: Callable[[str], None],
+    watch: Watch,
 ) -> None:
     """Supervised steps on noisy demonstrations, then the base model as a Hugging Face folder."""
     sft = config.sft
@@ -53,6 +55,7 @@ def warm_up(
     begun = time.perf_counter()
 
     def on_step(step: int, result: StepResult) -> None:
+        watch.step(0)  # a deadline is one step's
         done = step + 1
         if done % max(1, sft.steps // 10) == 0:
             left = (time.perf_counter() - begun) / done * (sft.steps - done)

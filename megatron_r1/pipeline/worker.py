@@ -15,6 +15,7 @@ from megatron_r1.errors import PREEMPTED, PreemptedError, UserError
 from megatron_r1.pipeline.cluster import store_path
 from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
+from megatron_r1.pipeline.preempt import listen
 
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
 """How gloo and nccl say that another rank has ended."""
@@ -28,6 +29,7 @@ def run_rank(config: TrainerStage, shape: ModelShape) -> int:
         from megatron_r1.rollout.launch import die_with_parent
 
         die_with_parent(parent, "the launcher")
+    listen()
     # As an exception, so that servers and graders are stopped on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from megatron_r1.policy.platform import configure_process

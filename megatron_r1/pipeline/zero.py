@@ -50,8 +50,9 @@ from megatron_r1.stages.collector import Collector
 
 def run_zero(config: RunConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
     """The whole run on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
-    watch = Watch(config.run_dir, rank=dist.get_rank(), deadlines=config.deadlines.by_phase, steps=config.grpo.steps)
-    with watch:
+    rank = dist.get_rank()
+    deadlines = config.deadlines.by_phase(rank)
+    with Watch(config.run_dir, rank=rank, deadlines=deadlines, steps=config.grpo.steps) as watch:
         return _run(config, shape, device, watch, printer())
 
 
@@ -84,7 +85,7 @@ def _run(
             steps = f"{config.sft.steps} supervised steps make" if config.sft.steps else "random weights are"
             say(f"warm-up: {steps} the base model")
             with watch.phase("start"):
-                warm_up(config, shape, device, tokenizer, split, layout, base, say)
+                warm_up(config, shape, device, tokenizer, split, layout, base, say, watch)
         model = dataclasses.replace(model, path=base, load_from=None, initialise="weights")
         seconds["warm_up"] = time.perf_counter() - begun
     base = model.path

@@ -114,7 +114,7 @@ def load_policy(policy: Policy, folder: Path) -> None:
     Random states are put back where the number of ranks is the same. Raises CheckpointError if it is another model's,
     a piece is missing or a file cannot be read."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    if state["model"] != _fingerprint(policy):
+    if state.get("model", own := _fingerprint(policy)) != own:  # the first version's have no such field
         raise CheckpointError(
             f"{folder}: the checkpoint of a model of another shape; start in a new run folder, or restore model.path"
         )
@@ -131,7 +131,7 @@ def load_policy(policy: Policy, folder: Path) -> None:
     if any(kind == REFERENCE for _, kind in saved.pieces):
         policy.set_reference({name: saved.read_shard(policy, name, REFERENCE) for name in policy.tensors})
     policy.spread_master_weights()
-    if state["world_size"] == dist.get_world_size():
+    if state.get("world_size") == dist.get_world_size():
         set_random_states(load_file(folder / _random_file(dist.get_rank())))
 
 

@@ -8,6 +8,7 @@ Arrays are kept exactly. Rewards are not kept: grading is done again.
 from __future__ import annotations
 
 import base64
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_r1.errors import DataError
 from megatron_r1.observe.metrics import JsonLines, read_json_lines
 from megatron_r1.types import Completion, Problem
 
@@ -34,10 +36,11 @@ class Journal:
         """The groups that a killed run sampled in step `step`, by their place among `problems`; a record of another
         problem is passed over."""
         found: dict[int, Group] = {}
-        for record in read_json_lines(self._file(step)):
-            index = record["index"]
-            if index < len(problems) and problems[index].id == record["problem"]:
-                found[index] = tuple(_from_json(one) for one in record["completions"])
+        with contextlib.suppress(DataError):  # a line that a power cut spoilt: what is from there on is sampled again
+            for record in read_json_lines(self._file(step)):
+                index = record["index"]
+                if index < len(problems) and problems[index].id == record["problem"]:
+                    found[index] = tuple(_from_json(one) for one in record["completions"])
         return found
 
     def open(self, step: int) -> JsonLines:
@@ -49,6 +52,15 @@ class Journal:
         """Remove the steps below `before`, which a checkpoint has made past."""
         for file in self._folder.glob("step_*.jsonl"):
             if int(file.stem.removeprefix("step_")) < before:
+                file.unlink(missing_ok=True)
+
+    def keep_from(self, step: int) -> None:
+        """A run goes on from step `step`: remove what was sampled after a gap. The steps of the gap are sampled anew,
+        and need not lead to the weights that those after it were sampled from."""
+        while self._file(step).exists():
+            step += 1
+        for file in self._folder.glob("step_*.jsonl"):
+            if int(file.stem.removeprefix("step_")) > step:
                 file.unlink(missing_ok=True)
 
     def clear(self) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from megatron_r1.config.schema import GRPOConfig
 from megatron_r1.data.packing import RowLayout, pack_rank, split_minibatches
 from megatron_r1.data.stream import ProblemStream
+from megatron_r1.errors import MismatchError
 from megatron_r1.grpo.advantage import group_advantages
 from megatron_r1.grpo.loss import grpo_token_loss, truncated_importance
 from megatron_r1.grpo.weights import token_weights
@@ -63,6 +64,8 @@ class Loop:
     """After step n, unless it is the last, with its metrics: save what a restart needs, if it is time. Raises
     PreemptedError if the run is to end here."""
     skips: SkippedSteps
+    warn: Callable[[str], None]
+    """Say something on rank 0."""
     decode: Callable[[Sequence[int]], str]
     teach: Callable[[list[RolloutGroup]], list[RolloutGroup]] | None = None
     """Adds a teacher's logprobs to the completions, which then train instead of the rewards."""
@@ -112,7 +115,12 @@ def train_grpo(
             ]
         if step == first_step:
             with timer.phase("check"):
-                check_mismatch(policy, minibatches[0], bound=config.mismatch_bound, decode=loop.decode)
+                try:
+                    check_mismatch(policy, minibatches[0], bound=config.mismatch_bound, decode=loop.decode)
+                except MismatchError as error:
+                    if not first_step:
+                        raise
+                    loop.warn(f"going on in spite of this, as the run before its restart would have: {error}")
         with timer.phase("logprob"):
             if config.kl_coef > 0 and refresh_now(step * config.minibatches, config):
                 policy.refresh_reference()

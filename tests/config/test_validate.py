@@ -437,3 +437,11 @@ def test_fp8_rollouts_start_from_an_fp8_folder_of_the_same_model(sound, tmp_path
     write({"quantization_config": quantised, "vocab_size": 101})
     (fault,) = faults_of(config)
     assert "holds another model than model.path" in fault
+
+
+def test_ranks_that_cannot_tell_sampling_from_grading_wait_for_both(sound):
+    deadlines = with_fields(sound(), {"deadlines.rollout": 100.0, "deadlines.reward": 10.0}).deadlines
+    assert deadlines.by_phase(0)["rollout"] == 100.0 and deadlines.by_phase(1)["rollout"] == 110.0
+    assert deadlines.by_phase(1)["checkpoint"] == deadlines.save
+    unbounded = with_fields(sound(), {"deadlines.rollout": 100.0, "deadlines.evaluate": 0.0}).deadlines
+    assert unbounded.by_phase(1)["evaluate"] == 0.0

@@ -72,14 +72,42 @@ def test_an_inner_phase_stops_the_outer_one(tmp_path, ended, wait):
         assert watch.current == "between phases"
 
 
-def test_the_heartbeat_says_where_the_run_is(tmp_path):
+def test_it_ends_even_where_nothing_can_be_written(tmp_path, ended, wait):
+    (tmp_path / "stacks").write_text("a file where the folder should be")
+    (tmp_path / "heartbeat.json").mkdir()
+    with Watch(tmp_path, rank=0, deadlines={"train": 0.1}, end=ended.append) as watch, watch.phase("train"):
+        wait()
+    assert ended == [75]
+
+
+def test_a_hanging_disk_holds_up_the_heartbeat_only(tmp_path, ended, wait, monkeypatch):
+    hangs = threading.Event()
+    monkeypatch.setattr("megatron_r1.observe.watch.write_json", lambda path, content: hangs.wait(60))
+    with Watch(tmp_path, rank=0, deadlines={"train": 0.1}, end=ended.append) as watch, watch.phase("train"):
+        wait()
+        hangs.set()
+    assert ended == [75]
+
+
+def test_a_step_begins_the_clock_anew(tmp_path, ended):
+    with Watch(tmp_path, rank=1, deadlines={"train": 1.5}, end=ended.append) as watch, watch.phase("train"):
+        for step in range(3):
+            time.sleep(0.7)
+            watch.step(step)
+    assert ended == []
+
+
+def test_the_heartbeat_says_where_the_run_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_r1.observe.watch.HEARTBEAT_SECONDS", 0.05)
+    beat = {}
     with Watch(tmp_path, rank=0, deadlines={}, steps=5) as watch:
         watch.step(2)
         with watch.phase("train"):
             deadline = time.monotonic() + 20
-            while not (tmp_path / "heartbeat.json").exists() and time.monotonic() < deadline:
+            while beat.get("phase") != "train" and time.monotonic() < deadline:
                 time.sleep(0.02)
-            beat = json.loads((tmp_path / "heartbeat.json").read_text())
+                if (tmp_path / "heartbeat.json").exists():
+                    beat = json.loads((tmp_path / "heartbeat.json").read_text())
     assert (beat["phase"], beat["step"], beat["steps"]) == ("train", 2, 5)
     assert abs(beat["time"] - time.time()) < 30
 

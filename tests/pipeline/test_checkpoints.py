@@ -158,11 +158,14 @@ def test_it_appears_only_when_it_is_written(tmp_path, checkpoints, save):
 def test_what_follows_it_is_told(tmp_path, said, monkeypatch):
     steps = []
     monkeypatch.setattr(checkpoints_module, "take_snapshot", lambda policy: ready())
-    told = Checkpoints(tmp_path, keep=1, say=said.append, on_commit=steps.append)
+    told = Checkpoints(tmp_path, keep=2, say=said.append, on_commit=steps.append)
     told.save(3, None, {})
     assert steps == []
+    told.save(5, None, {})
+    told.save(7, None, {})
     told.close()
-    assert steps == [3]
+    # The oldest that may still be gone on from: what lies before it is needed no more.
+    assert steps == [3, 3, 5]
 
 
 def test_a_full_disk_is_said_and_leaves_the_one_before(tmp_path, checkpoints, save, loaded):

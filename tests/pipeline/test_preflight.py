@@ -14,7 +14,7 @@ import pytest
 
 from megatron_r1.__main__ import parse
 from megatron_r1.pipeline import preflight
-from megatron_r1.pipeline.folder import prepare_folder
+from megatron_r1.pipeline.folder import is_finished, prepare_folder
 from megatron_r1.pipeline.preflight import Meeting, look
 from megatron_r1.pipeline.roles import roles_of
 from megatron_r1.recipes import RECIPES
@@ -181,11 +181,11 @@ def test_a_checkpoint_of_another_model(tmp_path):
 def test_only_the_end_of_this_very_run_counts_as_finished(tmp_path):
     config = sft(tmp_path / "run")
     prepare_folder(config).lock.close()
-    assert not preflight.is_finished(config)
+    assert not is_finished(config)
     (tmp_path / "run" / "summary.json").write_text("{}")
-    assert preflight.is_finished(config)
-    assert not preflight.is_finished(dataclasses.replace(config, seed=5))
-    assert not preflight.is_finished(dataclasses.replace(config, if_exists="archive"))
+    assert is_finished(config)
+    assert not is_finished(dataclasses.replace(config, seed=5))
+    assert not is_finished(dataclasses.replace(config, if_exists="archive"))
 
 
 def test_recipes_are_read_as_by_run():

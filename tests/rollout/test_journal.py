@@ -75,3 +75,23 @@ def test_steps_that_a_checkpoint_has_made_past_are_forgotten(journal, tmp_path):
     journal.clear()
     journal.clear()
     assert not (tmp_path / "journal").exists()
+
+
+def test_what_was_sampled_after_a_gap_is_not_used(journal, tmp_path):
+    """Steps 5 and 6 follow the checkpoint at 5; 8 was sampled from weights that step 7, whose rollout is gone, made."""
+    for step in (5, 6, 8, 9):
+        with journal.open(step) as file:
+            record(file, 0, PROBLEMS[0], group(step))
+    journal.keep_from(5)
+    names = sorted(path.name for path in (tmp_path / "journal").iterdir())
+    assert names == ["step_00000005.jsonl", "step_00000006.jsonl"]
+    journal.keep_from(4)
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
+def test_a_spoilt_line_is_sampled_again(journal, tmp_path):
+    with journal.open(1) as file:
+        record(file, 0, PROBLEMS[0], group(0))
+    path = tmp_path / "journal" / "step_00000001.jsonl"
+    path.write_bytes(path.read_bytes() + b"\0\0\0\n")
+    assert sorted(journal.known(1, PROBLEMS)) == [0]

@@ -94,6 +94,20 @@ def test_it_makes_what_a_run_without_a_kill_makes(killed, tmp_path):
     assert "[1/1] data: done" in output and status == 0, output
 
 
+@pytest.mark.slow  # two more starts of a pipeline
+def test_asked_to_end_it_saves_though_no_interval_says_so(killed, tmp_path):
+    folder, words = tmp_path / "run", ("--until", "base", "--base.checkpoint-every", "0")
+    process = start(folder, *words)
+    wait_for(folder / "base" / "metrics.jsonl", process)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 75, output
+    assert "asked to end: stopped after step" in output and "run the same command again to go on" in output
+    status, output = run(folder, *words)
+    assert status == 0 and "going on from" in output, output
+    assert weights(folder, "base") == weights(killed["folder"], "base")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

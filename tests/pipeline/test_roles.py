@@ -21,17 +21,18 @@ def test_grpo_671b_is_64_nodes_of_trainers_and_32_of_servers():
     roles = roles_of(RECIPES["grpo_671b"](), slots_per_node=8)
     assert (roles.world_size, roles.trainer_nodes, roles.tasks_per_node) == (512, 64, 8)
     assert (roles.first_server_node, roles.server_nodes, roles.nodes) == (64, 32, 96)
-    assert [server.nodes for server in roles.servers[:2]] == [(64, 65), (66, 67)]
-    assert roles.servers[15].nodes == (94, 95)
+    # Eight servers of 32 GPUs: four nodes each.
+    assert [server.nodes for server in roles.servers[:2]] == [(64, 65, 66, 67), (68, 69, 70, 71)]
+    assert roles.servers[7].nodes == (92, 93, 94, 95)
     assert roles.servers[0].slots == tuple(range(8))
 
 
 def test_reward_models_have_nodes_after_the_rollouts():
     roles = roles_of(stages_of(RECIPES["r1_671b"]())["final_rl"], slots_per_node=8)
-    assert roles.nodes == 64 + 32 + 2 * 2
+    assert roles.nodes == 64 + 32 + 2 * 4
     assert [(s.name, s.role, s.nodes) for s in roles.servers[-2:]] == [
-        ("reward-helpful", "reward", (96, 97)),
-        ("reward-harmless", "reward", (98, 99)),
+        ("reward-helpful", "reward", (96, 97, 98, 99)),
+        ("reward-harmless", "reward", (100, 101, 102, 103)),
     ]
 
 

@@ -144,6 +144,7 @@ def test_no_process_is_left(run):
     assert left == []
 
 
+@pytest.mark.slow  # one more run with a server
 def test_disagreement_with_the_engine_stops_the_run_before_training(run, tmp_path):
     """With a bound that nothing can meet: the worst tokens are named and nothing is trained.
 
@@ -180,6 +181,7 @@ def test_a_signal_ends_every_process_of_a_run(tmp_path):
     assert len(below) >= 2 and not any(child.is_running() for child in below)
 
 
+@pytest.mark.slow  # one more server
 def test_the_trained_policy_is_evaluated_from_a_megatron_checkpoint(run, tmp_path):
     convert_to_megatron(run["folder"] / "policy", tmp_path / "policy")
     words = [

@@ -75,11 +75,12 @@ def measure(file: Path, parallel: dict, cases: list[dict]) -> list[dict]:
     ("parallel", "names"),
     [
         ({"tensor": 2, "sequence": True, "expert": 2}, ["deepseek_v3", "more experts"]),
-        pytest.param({"tensor": 2, "sequence": True}, ["qwen2", "qwen3", "llama"], marks=pytest.mark.slow),
-        pytest.param({"expert": 2}, ["deepseek_v3"], marks=pytest.mark.slow),
+        ({"tensor": 2, "sequence": True}, ["qwen2", "qwen3", "llama"]),
+        ({"expert": 2}, ["deepseek_v3"]),
     ],
     ids=["tp2ep2", "tp2", "ep2"],
 )
+@pytest.mark.slow  # ranks are started for each
 def test_ranks_that_share_a_layer_save_their_part(tmp_path, parallel, names):
     layout = {"world_size": 2, **parallel}
     cases = [CASES[f"{name}, bf16, {recompute}"] for name in names for recompute in ("none", "full")]

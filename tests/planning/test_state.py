@@ -130,6 +130,7 @@ def test_twenty_random_layouts_hold_the_planned_bytes(tmp_path):
     check(cases, rows)
 
 
+@pytest.mark.slow  # eight processes; the layouts above are examined in one
 def test_ranks_that_do_communicate_hold_the_same(tmp_path):
     """The fake process group stands for the real one: two gloo ranks measure themselves."""
     config = {
@@ -156,6 +157,7 @@ def test_ranks_that_do_communicate_hold_the_same(tmp_path):
     check(cases, rows)
 
 
+@pytest.mark.slow  # half a minute
 def test_671b_ranks_on_the_meta_device_hold_the_planned_parameters(tmp_path):
     recipe = RECIPES["grpo_671b"]().parallel
     fields = ("world_size", "tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "sequence")

@@ -65,6 +65,7 @@ def wait_until(condition, seconds=60.0):
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # a server, killed and started again
 def test_a_supervised_server_is_used_like_one_of_our_own(config, folders, oracles, tmp_path):
     """Started on request, pushed to, killed, restarted, pushed to again, ended."""
     run_dir = tmp_path / "run"
@@ -99,6 +100,7 @@ def test_a_supervised_server_is_used_like_one_of_our_own(config, folders, oracle
         assert not engine.alive()
 
 
+@pytest.mark.slow  # a server's start
 def test_a_server_that_cannot_start_says_why_through_its_supervisor(config, folders, tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()

@@ -43,20 +43,23 @@ class AnswerEncoder:
         thoughts do not, and without the thought it is no answer that the model should learn.) DataError (naming
         `where`) for turns that the template has no place for.
         """
-        prompt_ids = self._prompt(messages[:-1], where)
+        # Writing, translation and the like are answered without a thought, and so asked without being told of tags.
+        tags = "<think>" in messages[-1]["content"]
+        prompt_ids = self._prompt(messages[:-1], where, tags)
         answer_ids = self._answer(messages[-1])
         ids = np.concatenate([prompt_ids, answer_ids])
         mask = np.arange(len(ids)) >= len(prompt_ids)
         for place, message in enumerate(messages[:-1]):
             if message["role"] == "assistant":
-                head, turn = self._prompt(messages[:place], where), self._answer(message)
+                head, turn = self._prompt(messages[:place], where, tags), self._answer(message)
                 end = len(head) + len(turn)
                 if np.array_equal(prompt_ids[:end], np.concatenate([head, turn])):
                     mask[len(head) : end] = True
         return ids, mask
 
-    def _prompt(self, turns: Sequence[Message], where: str) -> np.ndarray:
-        text = render_prompt(Problem(id=where, domain="", messages=tuple(turns)), self.template, self.tokenizer)
+    def _prompt(self, turns: Sequence[Message], where: str, tags: bool) -> np.ndarray:
+        problem = Problem(id=where, domain="", messages=tuple(turns))
+        text = render_prompt(problem, self.template, self.tokenizer, tags=tags)
         return self.tokenizer.encode(text, start=self.template != "chat")
 
     def _answer(self, message: Message) -> np.ndarray:

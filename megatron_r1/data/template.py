@@ -48,14 +48,15 @@ def question_text(problem: Problem) -> str:
     return problem.messages[0]["content"]
 
 
-def render_prompt(problem: Problem, template: Template, tokenizer: Tokenizer) -> str:
-    """The prompt's text. `tokenizer` is used only by 'chat', whose template belongs to the model."""
+def render_prompt(problem: Problem, template: Template, tokenizer: Tokenizer, *, tags: bool = True) -> str:
+    """The prompt's text. `tokenizer` is used only by 'chat', whose template belongs to the model; without `tags` the model
+    is not told of them, for an answer that has none."""
     if template == "r1_zero":
         return R1_ZERO.replace("{prompt}", question_text(problem))
     if template == "plain":
         return question_text(problem) + "\n"
     if template == "chat":
-        text = tokenizer.render_chat(_with_instruction(problem.messages))
+        text = tokenizer.render_chat(_with_instruction(problem.messages) if tags else list(problem.messages))
         return text.rstrip().removesuffix("<think>") if text.rstrip().endswith("<think>") else text
     raise ValueError(f"template: {template!r}; expected 'r1_zero', 'chat' or 'plain'")
 

@@ -72,14 +72,21 @@ def test_chat_prompt_is_the_one_that_rl_sends(tokenizer):
 
 def test_earlier_answers_that_the_template_keeps_are_trained_on_too(tokenizer):
     tokenizer.inner.chat_template = TURNS + GENERATION
-    ids, mask = answer_encoder("chat", tokenizer).encode(chat("a", "b", "c", "d"), where="x")
+    ids, mask = answer_encoder("chat", tokenizer).encode(chat("a", "b", "c", "<think>t</think>d"), where="x")
     system = f"[system]{TAGS_INSTRUCTION}<eos>"
     assert parts(tokenizer, ids, mask) == [
         f"{system}[user]a<eos>[assistant]",
         "b<eos>",
         "[user]c<eos>[assistant]",
-        "d<eos>",
+        "<think>t</think>d<eos>",
     ]
+
+
+def test_a_conversation_without_thoughts_is_not_told_of_tags(tokenizer):
+    """The second SFT's 200k: writing and the like."""
+    tokenizer.inner.chat_template = TURNS + GENERATION
+    ids, mask = answer_encoder("chat", tokenizer).encode(chat("a", "b", system="Be kind."), where="x")
+    assert parts(tokenizer, ids, mask) == ["[system]Be kind.<eos>[user]a<eos>[assistant]", "b<eos>"]
 
 
 def test_earlier_answers_that_the_template_shortens_are_not(tokenizer):

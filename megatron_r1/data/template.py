@@ -49,8 +49,8 @@ def question_text(problem: Problem) -> str:
 
 
 def render_prompt(problem: Problem, template: Template, tokenizer: Tokenizer, *, tags: bool = True) -> str:
-    """The prompt's text. `tokenizer` is used only by 'chat', whose template belongs to the model; without `tags` the model
-    is not told of them, for an answer that has none."""
+    """The prompt's text. `tokenizer` is used only by 'chat', whose template belongs to the model; without `tags` the
+    model is not told of them, for an answer that has none."""
     if template == "r1_zero":
         return R1_ZERO.replace("{prompt}", question_text(problem))
     if template == "plain":

@@ -19,7 +19,10 @@ LONGEST_FIRST = (
     "rollout/test_collect.py",
     "rollout/test_server.py",
     "rollout/test_sync.py",
+    "pipeline/test_rejection.py",
+    "stages/test_reward_model.py",
     "policy/test_policy.py",
+    "policy/test_checkpoint.py",
     "policy/test_layouts.py",
     "weights/test_layouts.py",
 )

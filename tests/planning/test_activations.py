@@ -90,6 +90,7 @@ def test_ranks_that_share_a_layer_save_their_part(tmp_path, parallel, names):
         assert ratio == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow  # builds and runs each model
 @pytest.mark.parametrize("name", CASES)
 def test_saved_tensors_are_estimated_within_15_per_cent(measured, name):
     found, saved = estimate(CASES[name]), measured[name]["saved"]
@@ -97,6 +98,7 @@ def test_saved_tensors_are_estimated_within_15_per_cent(measured, name):
     assert found == pytest.approx(saved, rel=0.15)
 
 
+@pytest.mark.slow  # as those before
 @pytest.mark.parametrize("name", ["deepseek_v3, fp32, none", "deepseek_v3, bf16, none"])
 def test_the_peak_of_a_logits_chunk_is_estimated_within_15_per_cent(measured, name):
     case = CASES[name]

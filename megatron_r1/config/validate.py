@@ -144,7 +144,7 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             f"rollout.draft_tokens is {rollout.draft_tokens}, but config.json has no num_nextn_predict_layers: use 0"
         )
     if rollout.draft_tokens and rollout.device == "cpu":
-        faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}; drafting needs a GPU: use 0")
+        faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}; drafting is offered on GPUs only: use 0")
     if sampling.max_new_tokens >= rollout.max_model_len:
         faults.append(
             f"rollout.sampling.max_new_tokens is {sampling.max_new_tokens}; it leaves no room for a prompt in "

@@ -18,10 +18,11 @@ import torch.distributed as dist
 
 from megatron_r1.config.schema import ModelConfig, RunConfig
 from megatron_r1.config.shape import ModelShape, load_shape
-from megatron_r1.data.problems import load_problems
+from megatron_r1.data.packing import RowLayout
+from megatron_r1.data.problems import ProblemSplit, load_problems
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.template import PromptRoom
-from megatron_r1.data.tokenizer import load_tokenizer
+from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import duration
 from megatron_r1.observe.report import write_report
@@ -75,23 +76,12 @@ def _run(
         say(f"{split.num_overlapping} of {len(split)} problems ask what a held-out one asks and are passed over")
     layout = row_layout(config, tokenizer.pad_id)
     seconds: dict[str, float] = {}
-    model = config.model
-    if config.sft.steps or config.model.initialise == "random":
-        # The servers start from a folder, so random weights are written to one too.
-        base = config.run_dir / "base"
-        if on_rank_zero(base.is_dir):  # it appears when it is whole: an earlier start of this run has made it
-            say(f"the base model is {base}, as an earlier start made it")
-        else:
-            steps = f"{config.sft.steps} supervised steps make" if config.sft.steps else "random weights are"
-            say(f"warm-up: {steps} the base model")
-            with watch.phase("start"):
-                warm_up(config, shape, device, tokenizer, split, layout, base, say, watch)
-        model = dataclasses.replace(model, path=base, load_from=None, initialise="weights")
+    model = _start_model(config, shape, device, tokenizer, split, layout, watch, say)
+    if model is not config.model:
         seconds["warm_up"] = time.perf_counter() - begun
     base = model.path
     made: list[Scorer] = []
     judges: list[RewardModelServer] = []
-
     teachers: list[Engine] = []
 
     def make_scorer() -> None:
@@ -161,6 +151,31 @@ def _run(
         say(f"held-out greedy accuracy {before:.1%} -> {after:.1%} in {duration(summary['seconds_total'])}")
         say(f"report: {report}")
     return summary
+
+
+def _start_model(
+    config: RunConfig,
+    shape: ModelShape,
+    device: torch.device,
+    tokenizer: Tokenizer,
+    split: ProblemSplit,
+    layout: RowLayout,
+    watch: Watch,
+    say: Callable[[str], None],
+) -> ModelConfig:
+    """The model that RL starts from: as configured, or made by a warm-up. A collective."""
+    if not config.sft.steps and config.model.initialise != "random":
+        return config.model
+    # The servers start from a folder, so random weights are written to one too.
+    base = config.run_dir / "base"
+    if on_rank_zero(base.is_dir):  # it appears when it is whole: an earlier start of this run has made it
+        say(f"the base model is {base}, as an earlier start made it")
+    else:
+        steps = f"{config.sft.steps} supervised steps make" if config.sft.steps else "random weights are"
+        say(f"warm-up: {steps} the base model")
+        with watch.phase("start"):
+            warm_up(config, shape, device, tokenizer, split, layout, base, say, watch)
+    return dataclasses.replace(config.model, path=base, load_from=None, initialise="weights")
 
 
 def served_folder(config: RunConfig, base: Path) -> Path:

@@ -1,13 +1,10 @@
 """vLLM weight transfer over gloo, for servers on CPU: the worker's half, and vLLM's trainer interface to
 ours.
 
-vLLM 0.32 ships transfer engines for GPUs only; this one stands behind the same interface and uses the same
-layerwise reload. It runs inside vLLM (see vllm_plugin.py). A failed update leaves the model able to serve,
+vLLM 0.32 ships transfer engines for GPUs only; this one stands behind the same interface and loads layer by
+layer (reload.py). It runs inside vLLM (see vllm_plugin.py). A failed update leaves the model able to serve,
 with the weights of some layers possibly new: the trainer must push again.
 """
-
-# torch types a module's attributes as tensors.
-# pyright: reportCallIssue=false
 
 from __future__ import annotations
 
@@ -24,12 +21,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
 from megatron_r1.rollout.buckets import plan_buckets, view
 from megatron_r1.rollout.gloo_channel import GlooLink, GlooMeeting, meet, transfer
+from megatron_r1.rollout.reload import Reload
 
 
 @dataclass
@@ -75,53 +70,32 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self.link = GlooLink(meeting, init_info.rank_offset + worker)
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        """Nothing to prepare: a layer is touched when all of its tensors have come."""
 
     def update_weights(self, update_info: dict) -> None:
         """As vLLM's, without its accelerator synchronisation: a CPU has no stream to wait for."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        """Receive and load all buckets. On any error leave the group, so that the sender fails too, and
-        restore.
-        """
+        """Receive and load all buckets. On any error leave the group, so that the sender fails too."""
         if self.link is None:
             raise RuntimeError("gloo weight transfer: update_weights came before init_weight_transfer_engine")
         dtypes = [getattr(torch, name) for name in update_info.dtype_names]
         shapes = [tuple(shape) for shape in update_info.shapes]
+        reload = Reload(self.model, self.model_config, update_info.names)
         try:
-            with disable_mtp_completeness_check():
-                for bucket in plan_buckets(list(zip(update_info.names, dtypes, shapes)), self.bucket_bytes):
-                    # A new buffer each time: layerwise loading keeps views of it until a layer is complete.
-                    buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-                    self.link.broadcast(buffer)
-                    named = zip(bucket.offsets, bucket.specs)
-                    self.model.load_weights([(spec[0], view(buffer, offset, spec)) for offset, spec in named])
+            for bucket in plan_buckets(list(zip(update_info.names, dtypes, shapes)), self.bucket_bytes):
+                # A new buffer each time: a layer's tensors are views of it until the last of them has come.
+                buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
+                self.link.broadcast(buffer)
+                named = zip(bucket.offsets, bucket.specs)
+                reload.add((spec[0], view(buffer, offset, spec)) for offset, spec in named)
         except BaseException:
             self.shutdown()
-            self.restore()
             raise
 
     def finish_weight_update(self) -> None:
-        """Finish the layerwise reload, then repack the experts.
-
-        vLLM 0.32 copies unquantised experts of a reload into place unpacked on CPU (its is_weight_update
-        branch skips the kernel's own processing), which puts logprobs off by 0.1; running that processing
-        cures it.
-        """
-        finalize_layerwise_reload(self.model, self.model_config)
-        for module in self.model.modules():
-            kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
-            if kernel is not None:
-                kernel.fused_experts.process_weights_after_loading(module)
-
-    def restore(self) -> None:
-        """Put back the tensors of every layer whose reload is unfinished."""
-        for layer in self.model.modules():
-            info = get_layerwise_info(layer)
-            if info.can_load() and info.kernel_tensors is not None:
-                _place_kernel_tensors(layer, info)
-            info.reset()
+        """Nothing is left to do: every layer was finished when it was loaded."""
 
     def shutdown(self) -> None:
         if self.link is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed
+from safetensors.torch import save_file
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.rollout import Engine, WeightSync, start_engines
@@ -110,6 +112,25 @@ def test_a_refusal_by_the_server_itself_leaves_it_able_to_serve(
     sync.push(sync.version + 1)
     ids = prompt(100, 7)
     np.testing.assert_allclose(engine.client.score(ids), oracles[1].logprobs(ids), atol=1e-4)
+
+
+def test_a_push_of_some_layers_leaves_the_others_as_they_were(
+    engine: Engine, sync: WeightSync, weights: Weights, folders: list[Path], tmp_path: Path
+) -> None:
+    """Frozen layers are left out of a push; experts among them stay in their kernel's layout."""
+    weights.show(folders[0])
+    sync.push(sync.version + 1)
+    start, other = dict(weights.tensors), Weights(folders[1]).tensors
+    moved = {name: tensor for name, tensor in other.items() if ".layers.1." in name or name == "lm_head.weight"}
+    weights.tensors = dict(reversed(moved.items()))  # the order of the stream is the source's affair
+    sync.push(sync.version + 1)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folders[0], mixed)
+    save_file(start | moved, mixed / "model.safetensors", metadata={"format": "pt"})
+    ids = prompt(100, 7)
+    np.testing.assert_allclose(engine.client.score(ids), Oracle(mixed).logprobs(ids), atol=1e-4)
+    weights.show(folders[0])
+    sync.push(sync.version + 1)
 
 
 class Liar(Weights):

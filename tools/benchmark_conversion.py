@@ -4,11 +4,11 @@
 
 FOLDER is a Hugging Face folder (tests/make_checkpoint.py makes one of any size); work files go beside it and are
 removed. Each round copies FOLDER with cp, converts it to Megatron, converts that back, and loads and saves it with
-transformers, in turn, so that all meet the same machine; the medians are reported. Source files are read once before
-(page cache warm), free memory is touched before each step, and destinations are removed and the disk is flushed
-between steps. Times are of whole processes, imports included, and of the conversion proper; memory is the largest sum
-over the step's processes of memory that only they hold (PSS, shared pages divided), sampled 50 times a second. With
---fp8, dequantising in memory is measured beside copying, both on all cores.
+transformers, in turn, so that all meet the same machine; the medians are reported. Before each step the disk is
+flushed, free memory is touched and the step's source is read (page cache warm); destinations are removed after it.
+Times are of whole processes, imports included, and of the conversion proper; memory is the largest sum over the step's
+processes of memory that only they hold (PSS, shared pages divided), sampled 50 times a second. With --fp8,
+dequantising in memory is measured beside copying, both on all cores, and the time for DeepSeek-V3 is predicted.
 """
 
 from __future__ import annotations
@@ -36,6 +36,15 @@ for place in range(0, size, mmap.PAGESIZE):
 """
 """Takes as much memory as a step's files need and gives it back: on a virtual machine, free memory that was not used
 lately is lent out by the host, and whoever needs it first waits for it. So every step finds it in the same state."""
+
+V3_FP8_BYTES = 689_000_000_000
+"""The published folder of DeepSeek-V3, with MTP."""
+
+V3_BF16_BYTES = 2 * 682_636_487_424
+"""Its parameters in bf16, those of MTP among them (its copies of embedding and head are not written)."""
+
+STORAGE = (1, 5, 20)
+"""GB/s, both ways together: a network mount, a good one, a parallel file system's node."""
 
 TOOL = Path(__file__).parent / "convert_checkpoint.py"
 TRANSFORMERS = """
@@ -65,6 +74,7 @@ def main() -> int:
             f"dequantise {found['dequantise']:.1f} GB/s of bf16 written, copy {found['copy']:.1f} GB/s, "
             f"on {found['cores']} cores: {found['dequantise'] / found['copy']:.2f}"
         )
+        print(prediction(rows["fp8 to megatron"], size_of(options.fp8), options.workers))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
@@ -86,12 +96,11 @@ def measure(folder: Path, fp8: Path | None, repeats: int, workers: int) -> dict[
         steps["fp8 to megatron"] = [*convert, "hf-to-megatron", str(fp8), str(work / "fp8"), *many]
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     try:
-        for file in (*folder.iterdir(), *(fp8.iterdir() if fp8 else ())):
-            warm(file)
         for repeat in range(repeats):
             for name, command in steps.items():
                 os.sync()
                 subprocess.run([sys.executable, "-c", TOUCH, str(2 * size_of(folder))], check=True)
+                warm({"megatron-to-hf": work / "megatron", "fp8 to megatron": fp8}.get(name) or folder)
                 rows[name].append(run(command))
                 if name == "cp":
                     started = time.perf_counter()
@@ -214,14 +223,35 @@ def table(rows: dict[str, list[dict[str, float]]], folder: Path) -> str:
     return "\n".join(lines)
 
 
+def prediction(rows: list[dict[str, float]], source_bytes: int, workers: int) -> str:
+    """DeepSeek-V3 in FP8 to Megatron in bf16, if every worker goes on at the rate that was measured, `workers` at once
+    here, and the storage at a given one. A conversion runs on one node; its storage is what that node gets."""
+    seconds = statistics.median(row["proper_seconds"] for row in rows)
+    rate = source_bytes / seconds / workers
+    memory = statistics.median(row["peak_bytes"] for row in rows) / workers
+    read, written = V3_FP8_BYTES, V3_BF16_BYTES
+    lines = [
+        f"DeepSeek-V3: {read / 1e9:.0f} GB to read, {written / 1e9:,.0f} to write; a worker reads {rate / 1e9:.2f} GB/s"
+    ]
+    lines.append("| workers | memory | " + " | ".join(f"storage of {speed} GB/s" for speed in STORAGE) + " |")
+    lines.append("| --- | --- |" + " --- |" * len(STORAGE))
+    for count in (2, 8, 32, 64):
+        work = read / rate / count
+        times = (max(work, (read + written) / (speed * 1e9)) / 60 for speed in STORAGE)
+        lines.append(f"| {count} | {count * memory / 1e9:.1f} GB | " + " | ".join(f"{t:.0f} min" for t in times) + " |")
+    return "\n".join(lines)
+
+
 def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
-def warm(path: Path) -> None:
-    with open(path, "rb", buffering=0) as file:
-        while file.read(1 << 24):
-            pass
+def warm(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file():
+            with open(path, "rb", buffering=0) as file:
+                while file.read(1 << 24):
+                    pass
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from megatron_r1.weights.manifest import MANIFEST, Manifest, check_hashes, manif
 from megatron_r1.weights.partial import Unfinished, check_space, check_target, own, partial_of
 from megatron_r1.weights.pieces import TaskRecord, TensorRecord
 from megatron_r1.weights.plan import ConvertOptions, Plan, make_plan
+from megatron_r1.weights.process import imports_kept
 from megatron_r1.weights.work import run_tasks
 
 _OVERHEAD_BYTES = 4096
@@ -42,6 +43,7 @@ class Conversion:
     nonfinite: dict[str, int]
 
 
+@imports_kept()
 def convert(
     source: Path, target: Path, options: ConvertOptions, *, progress: Callable[[int, int], None] | None = None
 ) -> Conversion:
@@ -121,7 +123,8 @@ def _fingerprint(source: Path, plan: Plan, options: ConvertOptions, side: dict[s
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     config = hashlib.sha256((hf_files(source) / "config.json").read_bytes()).hexdigest()
     digest = hashlib.sha256(json.dumps([state, config, plan.names]).encode()).hexdigest()
-    found = {"source": digest, "target": options.target, "precision": options.precision}
+    found: dict[str, Any] = {"source": digest, "target": options.target, "precision": options.precision}
+    found |= {"tasks": len(plan.sink.tasks())}
     return found | ({"file": options.file_bytes} if options.target == "hf" else {})
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
+from megatron_r1.weights.files import reserve
 from megatron_r1.weights.fp8 import FP8, SCALE_SUFFIX, quantise, scale_shape
 from megatron_r1.weights.hf_folder import DTYPES, INDEX, SINGLE
-from megatron_r1.weights.pieces import TASK_BYTES, PieceBuffer, TaskRecord, TensorDigest, TensorRecord, row_ranges
+from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, TensorRecord, row_ranges, task_bytes
 from megatron_r1.weights.reader import CheckpointReader, byte_view
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -69,12 +70,12 @@ class HFSink:
         return sum(self._sizes.values())
 
     def prepare(self) -> None:
-        """Write the headers; the files get their full size, with holes for the tensors. What is there stays."""
+        """Write the headers and reserve the tensors' place on the disk. What is there stays."""
         for file, header in self._headers.items():
             handle = os.open(self.folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
+                reserve(handle, self._sizes[file])
                 _write_all(handle, 0, memoryview(header))
-                os.ftruncate(handle, self._sizes[file])
             finally:
                 os.close(handle)
 
@@ -83,15 +84,15 @@ class HFSink:
         return {*self._headers, INDEX} if len(self._headers) > 1 else set(self._headers)
 
     def tasks(self) -> list[list[OutputTensor]]:
-        """Runs of neighbours in one file, of about TASK_BYTES each: what one worker writes at a time.
+        """Runs of neighbours in one file, of about task_bytes each: what one worker writes at a time.
 
         They go from file to file, because two processes that write to one file wait for each other.
         """
         runs: dict[str, list[list[OutputTensor]]] = {file: [] for file in self._headers}
-        size = 0
+        size, limit = 0, task_bytes(self.total_bytes)
         for tensor in self._tensors:
             of_file = runs[self._places[tensor.name][0]]
-            if not of_file or size + tensor.num_bytes > TASK_BYTES:
+            if not of_file or size + tensor.num_bytes > limit:
                 of_file.append([])
                 size = 0
             of_file[-1].append(tensor)

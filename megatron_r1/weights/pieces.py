@@ -16,8 +16,12 @@ PIECE_BYTES = 1 << 20
 """The part of a tensor that is in memory at once: small enough to stay in a core's cache from the file that is read to
 the file that is written, which is twice as fast as through memory. (One row, or query group, if that is larger.)"""
 
-TASK_BYTES = 256 << 20
-"""About what a worker writes between two records of its progress: what a killed conversion has to do again."""
+
+def task_bytes(total: int) -> int:
+    """About what a worker writes between two records of its progress, of `total` bytes: what a killed conversion has to
+    do again. A 64th, so that workers end together, but no dust of small files, and of a large checkpoint at most 1 GiB.
+    """
+    return min(max(total // 64, 32 << 20), 1 << 30)
 
 
 class PieceBuffer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -36,6 +37,17 @@ def worker_pool(
             raise CheckpointError(f"a worker process was killed (is memory short?); {remedy}") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def imports_kept() -> Iterator[None]:
+    """Keep garbage collections from walking what is there already (torch's half a million objects, mostly): it is not
+    garbage, and in forked processes the walk would copy it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _begin(parent: int, start: Callable[..., None], arguments: tuple[Any, ...]) -> None:

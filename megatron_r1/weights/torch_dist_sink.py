@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.weights.pieces import TASK_BYTES, PieceBuffer, TaskRecord, TensorDigest, row_ranges
+from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, row_ranges, task_bytes
 from megatron_r1.weights.placement import Placement
 from megatron_r1.weights.reader import CheckpointReader, byte_view, bytes_equal, read_tensor, tensor_view
 from megatron_r1.weights.torch_dist import FILES, ChunkRecord, DataFile, write_metadata
@@ -18,7 +18,7 @@ CHUNK_BYTES = 64 << 20
 
 
 class TorchDistSink:
-    """A task is a data file: consecutive entries, about TASK_BYTES of them.
+    """A task is a data file: consecutive entries, about task_bytes of them.
 
     `dtypes` gives each Megatron key's dtype; `aliases` (by entry name) names tensors that must equal the entry's first.
     """
@@ -46,9 +46,9 @@ class TorchDistSink:
 
     def tasks(self) -> list[list[Placement]]:
         runs: list[list[Placement]] = []
-        size = 0
+        size, limit = 0, task_bytes(self.total_bytes)
         for placement in self._placements:
-            if not runs or size + self._bytes(placement) > TASK_BYTES:
+            if not runs or size + self._bytes(placement) > limit:
                 runs.append([])
                 size = 0
             runs[-1].append(placement)

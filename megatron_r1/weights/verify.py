@@ -13,7 +13,7 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.folders import open_checkpoint, read_shape
 from megatron_r1.weights.inventory import is_derived, take_inventory
 from megatron_r1.weights.pieces import PieceBuffer, row_ranges
-from megatron_r1.weights.process import worker_pool
+from megatron_r1.weights.process import imports_kept, worker_pool
 from megatron_r1.weights.reader import CheckpointReader, bytes_equal, read_tensor
 
 
@@ -37,6 +37,7 @@ class Comparison:
         return not self.differences
 
 
+@imports_kept()
 def compare(
     first: Path,
     second: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from megatron_r1.weights.process import worker_pool
 from megatron_r1.weights.reader import CheckpointReader
 
 _POLL_SECONDS = 0.1
+_UNFLUSHED_TASKS = 4
+"""How far a worker may be ahead of the disk."""
 
 
 def run_tasks(
@@ -47,7 +50,7 @@ def run_tasks(
 
 @dataclass(slots=True)
 class _Worker:
-    """What a worker process keeps between tasks. `keeping` is the record of the task before, on its way to the disk."""
+    """What a worker process keeps between tasks. `keeping`: the records of earlier tasks, on their way to the disk."""
 
     source: Path
     folder: Path
@@ -56,8 +59,8 @@ class _Worker:
     counter: Any
     buffer: PieceBuffer
     flusher: ThreadPoolExecutor
+    keeping: deque[Future[None]]
     opened: CheckpointReader | None = None
-    keeping: Future[None] | None = None
 
     @property
     def reader(self) -> CheckpointReader:
@@ -78,13 +81,15 @@ def _start_worker(
     source: Path, unfinished: Unfinished, plan: Plan, tasks: Sequence[Sequence[Any]], counter: Any
 ) -> None:
     os.close(unfinished.lock)
-    _worker[:] = [_Worker(source, unfinished.folder, plan, tasks, counter, PieceBuffer(), ThreadPoolExecutor(1))]
+    _worker[:] = [
+        _Worker(source, unfinished.folder, plan, tasks, counter, PieceBuffer(), ThreadPoolExecutor(1), deque())
+    ]
 
 
 def _run_task(number: int) -> None:
     worker = _worker[0]
     record = worker.plan.sink.run(worker.tasks[number], number, worker.reader, worker.buffer, worker.report)
-    if worker.keeping is not None:
-        worker.keeping.result()
-    # The disk is waited for beside the next task; the process ends only when its threads have.
-    worker.keeping = worker.flusher.submit(keep_record, worker.folder, number, record)
+    # The disk is waited for beside the next tasks; the process ends only when its threads have.
+    worker.keeping.append(worker.flusher.submit(keep_record, worker.folder, number, record))
+    while worker.keeping and (len(worker.keeping) > _UNFLUSHED_TASKS or worker.keeping[0].done()):
+        worker.keeping.popleft().result()

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights import partial, torch_dist_sink
 from megatron_r1.weights.convert import ConvertOptions, convert
+from megatron_r1.weights.files import reserve
+from megatron_r1.weights.pieces import task_bytes
 from megatron_r1.weights.verify import compare
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
@@ -103,7 +105,7 @@ def until(condition, seconds=20):
 
 
 def small_tasks():
-    torch_dist_sink.TASK_BYTES = 200_000
+    torch_dist_sink.task_bytes = lambda total: 200_000
 
 
 def slow_first_task(seconds=60):
@@ -403,3 +405,30 @@ def test_an_error_before_any_task_is_finished_leaves_nothing(hf, tmp_path):
     with pytest.raises(CheckpointError, match="differs from"):
         convert(source, tmp_path / "out", TO_MEGATRON)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_reserved_space_is_taken_and_keeps_what_is_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"head")
+    with open(path, "r+b") as file:
+        reserve(file.fileno(), 1_000_000)
+    content = path.read_bytes()
+    assert len(content) == 1_000_000
+    assert content[:4] == b"head"
+    assert not any(content[4:])
+
+
+def test_a_disk_without_room_for_the_files_is_found_before_any_work(hf, tmp_path, tool):
+    """A limit on file sizes stands for the disk: EFBIG is treated as ENOSPC is."""
+    convert(hf, tmp_path / "megatron", TO_MEGATRON)
+    one = tool("megatron-to-hf", tmp_path / "megatron", tmp_path / "out", before=lambda: limit_files(150_000))
+    status, output = one.wait()
+    assert status == 2 and "make room" in output and len(output.splitlines()) == 1, output
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"), [(0, 32 << 20), (4 << 30, 64 << 20), (64 << 30, 1 << 30), (1 << 40, 1 << 30)]
+)
+def test_tasks_are_a_64th_of_the_whole_within_bounds(total, expected):
+    assert task_bytes(total) == expected

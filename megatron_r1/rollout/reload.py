@@ -7,6 +7,9 @@ checkpoint's shapes, vLLM's loaders fill them once, and vLLM's post-processing c
 tensors that the model runs with. Everything else is vLLM 0.32's reload, module by module.
 """
 
+# torch types a module's attributes as tensors.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import re

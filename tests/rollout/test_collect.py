@@ -61,6 +61,7 @@ def test_a_prompt_without_room_stops_everything_before_it_begins(engine: Engine)
     assert arrived == []
 
 
+@pytest.mark.slow  # two server starts; `make test` kills the server of a whole run (pipeline/test_run.py)
 def test_a_server_killed_in_the_middle_is_replaced_and_nothing_is_lost(
     engine: Engine, sync: WeightSync, weights: Weights, folders, oracles: list[Oracle]
 ) -> None:

@@ -54,6 +54,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     update_info_cls = GlooUpdateInfo
     link: GlooLink | None = None
     bucket_bytes: int = 0
+    received: bool = False
+    """Whether this update's one call of update_weights has come."""
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the trainer's group, leaving any earlier one."""
@@ -70,16 +72,25 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self.link = GlooLink(meeting, init_info.rank_offset + worker)
 
     def start_weight_update(self) -> None:
-        """Nothing to prepare: a layer is touched when all of its tensors have come."""
+        """Nothing else to prepare: a layer is touched when all of its tensors have come."""
+        self.received = False
 
     def update_weights(self, update_info: dict) -> None:
         """As vLLM's, without its accelerator synchronisation: a CPU has no stream to wait for."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        """Receive and load all buckets. On any error leave the group, so that the sender fails too."""
+        """Receive and load all buckets. On any error leave the group, so that the sender fails too.
+
+        One call carries a whole update: layers are told to be complete by its names.
+        """
         if self.link is None:
             raise RuntimeError("gloo weight transfer: update_weights came before init_weight_transfer_engine")
+        if self.received:
+            raise RuntimeError(
+                "gloo weight transfer: a second update_weights in one update; name all parameters in one"
+            )
+        self.received = True
         dtypes = [getattr(torch, name) for name in update_info.dtype_names]
         shapes = [tuple(shape) for shape in update_info.shapes]
         reload = Reload(self.model, self.model_config, update_info.names)

@@ -12,7 +12,6 @@ tensors that the model runs with. Everything else is vLLM 0.32's reload, module 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -25,17 +24,17 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     _place_kernel_tensors,
     get_layerwise_info,
 )
-from vllm.model_executor.model_loader.reload.meta import materialize_layer, restore_layer_on_meta
+from vllm.model_executor.model_loader.reload.meta import SKIP_TENSORS, materialize_layer, restore_layer_on_meta
 from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers
 
-DECODER_LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
+from megatron_r1.rollout.source import group_of_module, group_of_tensor
 
 
 class Reload:
     """One update of `model`: give `add` all tensors of `names`, in any order, some at a time.
 
     At most the tensors of unfinished decoder layers are held, and the layers that one call completes exist
-    twice. An error leaves the layers that it hit as they were; those before them have the new weights.
+    twice. After an error the model can serve, with the weights of some modules possibly new.
     """
 
     def __init__(self, model: torch.nn.Module, model_config: ModelConfig, names: Iterable[str]) -> None:
@@ -44,8 +43,11 @@ class Reload:
         self.missing = Counter(group_of_tensor(name) for name in names)
         self.waiting: dict[str, list[tuple[str, torch.Tensor]]] = {}
         self.modules: dict[str, list[tuple[str, torch.nn.Module]]] = {}
+        self.holders: dict[int, list[torch.nn.Module]] = {}
         for name, module in model.named_modules():
             self.modules.setdefault(group_of_module(name), []).append((name, module))
+            for parameter in module._parameters.values():
+                self.holders.setdefault(id(parameter), []).append(module)
 
     def add(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take tensors under their Hugging Face names and load the layers that are complete now.
@@ -73,29 +75,32 @@ class Reload:
             for _, module in modules:
                 make_loadable(module)
             with disable_mtp_completeness_check():
-                loaded = {name.rpartition(".")[0] for name in self.model.load_weights(tensors)}
+                named = [name.rpartition(".") for name in self.model.load_weights(tensors)]
+            loaded = {module for module, _, tensor in named if tensor not in SKIP_TENSORS}  # those are loaded in place
             for name, module in modules:
                 if name in loaded and not is_deferred_attention_layer(module):
                     _layerwise_process(module, get_layerwise_info(module))
+                    repack_experts(module)
         finally:
             for _, module in modules:  # whatever was not processed runs with what it had
                 put_back(module)
         for name, module in modules:
             if name in loaded:
-                repack_experts(module)
+                self.process_sharers(module)
         for _, module in modules:  # last: MLA derives its matrices from its neighbours' weights
             if is_deferred_attention_layer(module):
                 module.process_weights_after_loading(self.model_config.dtype)
 
+    def process_sharers(self, module: torch.nn.Module) -> None:
+        """Let modules that share a parameter with `module` process it anew.
 
-def group_of_tensor(name: str) -> str:
-    """The decoder layer that a tensor belongs to ("model.layers.3"), else its module ("model.norm")."""
-    return group_of_module(name.rpartition(".")[0])
-
-
-def group_of_module(name: str) -> str:
-    match = DECODER_LAYER.match(name)
-    return match[0] if match else name
+        A tied head shares the embedding's weight, and on CPU computes with a packed copy of it, made when it was
+        loaded: left alone, it would go on with the weights that the server started from.
+        """
+        for parameter in module._parameters.values():
+            for other in self.holders.get(id(parameter), ()):
+                if parameter is not None and other is not module:
+                    other.quant_method.process_weights_after_loading(other)
 
 
 def make_loadable(module: torch.nn.Module) -> None:

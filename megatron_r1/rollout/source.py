@@ -8,7 +8,9 @@ started from, so a mismatch is found before a server pauses. Gathering the tenso
 from __future__ import annotations
 
 import json
+import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +20,7 @@ import torch
 from megatron_r1.rollout.buckets import ParamSpec
 
 FAULTS_SHOWN = 5
+DECODER_LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
 
 
 class WeightSource(Protocol):
@@ -70,13 +73,32 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_parameters(specs: Sequence[ParamSpec], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError listing names that the served checkpoint lacks, or has with another shape.
+def group_of_tensor(name: str) -> str:
+    """The decoder layer that a tensor belongs to ("model.layers.3"), else its module ("model.norm")."""
+    return group_of_module(name.rpartition(".")[0])
 
-    A source may leave names out (frozen layers keep their weights). Nothing is checked if `expected` is
+
+def group_of_module(name: str) -> str:
+    match = DECODER_LAYER.match(name)
+    return match[0] if match else name
+
+
+def check_parameters(specs: Sequence[ParamSpec], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError listing names that the served checkpoint lacks, or has with another shape, and layers
+    of which only a part is sent: servers fuse a layer's tensors and would fill up the rest with anything.
+
+    A source may leave out whole layers (frozen ones keep their weights). Nothing is checked if `expected` is
     empty.
     """
     faults = []
+    if expected:
+        sent = Counter(group_of_tensor(name) for name, _, _ in specs)
+        held = Counter(group_of_tensor(name) for name in expected)
+        faults += [
+            f"{group}: {count} of its {held[group]} tensors are sent; send all of a layer, or none"
+            for group, count in sent.items()
+            if count < held[group]
+        ]
     for name, _, shape in specs if expected else ():
         if name not in expected:
             faults.append(f"{name}: not in the served checkpoint")

@@ -106,8 +106,10 @@ class HFSink:
         reader: CheckpointReader,
         buffer: PieceBuffer,
         report: Callable[[int], None],
-    ) -> TaskRecord:
-        """Copy a task's tensors; `report(source bytes)` is called after each piece."""
+    ) -> tuple[TaskRecord, int]:
+        """Copy a task's tensors; `report(source bytes)` is called after each piece. Returns what is now to be synced:
+        the record, and the open descriptor that wrote, which alone hears of every write of this task that is lost.
+        """
         record = TaskRecord(file=self._places[task[0].name][0])
         record.size = self._sizes[record.file]
         handle = os.open(self.folder / record.file, os.O_WRONLY | os.O_CLOEXEC)
@@ -115,9 +117,10 @@ class HFSink:
             for tensor in task:
                 write = self._write_quantised if tensor.quantised else self._write_plain
                 record.tensors |= write(reader, tensor, handle, buffer, report)
-        finally:
+        except BaseException:
             os.close(handle)
-        return record
+            raise
+        return record, handle
 
     def finish(self, records: Sequence[TaskRecord]) -> None:
         if len(self._headers) > 1:

@@ -114,9 +114,14 @@ class Unfinished:
         shutil.rmtree(self.target / _RECORDS, ignore_errors=True)
 
 
-def keep_record(folder: Path, number: int, record: TaskRecord) -> None:
-    """Record a finished task when its data is on the disk: --resume may trust it, after a power cut too."""
-    fsync(folder / record.file)
+def keep_record(folder: Path, number: int, record: TaskRecord, handle: int) -> None:
+    """Record a finished task when its data is on the disk: --resume may trust it, after a power cut too. `handle` is
+    the descriptor that wrote the data; it is closed. (Linux tells of a lost write once to each descriptor that was open
+    then: to one that is opened for the fsync, it may have been told before.)"""
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
     path = _record_path(folder, number)
     write_json(path, asdict(record), temporary=path.with_suffix(".new"))
 
@@ -150,7 +155,8 @@ def _begin(partial: Path, fingerprint: dict[str, Any], *, resume: bool) -> None:
             raise CheckpointError(f"{partial}: holds files but no plan of a conversion; remove it and convert anew")
         if plan.is_file() and _read_plan(plan, partial) != json.loads(json.dumps(fingerprint)):
             raise CheckpointError(
-                f"{partial}: was begun from another source or with other options; repeat those, or remove it"
+                f"{partial}: was begun from another source, with other options or by another version; repeat those, or "
+                "remove it"
             )
     plan.parent.mkdir(parents=True, exist_ok=True)
     write_json(plan, fingerprint, temporary=plan.with_suffix(".new"))

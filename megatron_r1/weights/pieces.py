@@ -18,8 +18,9 @@ the file that is written, which is twice as fast as through memory. (One row, or
 
 
 def task_bytes(total: int) -> int:
-    """About what a worker writes between two records of its progress, of `total` bytes: what a killed conversion has to
-    do again. A 64th, so that workers end together, but no dust of small files, and of a large checkpoint at most 1 GiB.
+    """About what a worker writes between two records of its progress, of `total` bytes. A killed conversion has a few
+    of these to do again for each worker. A 64th, so that workers end together, but no dust of small files, and of a
+    large checkpoint at most 1 GiB.
     """
     return min(max(total // 64, 32 << 20), 1 << 30)
 

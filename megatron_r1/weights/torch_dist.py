@@ -57,11 +57,11 @@ class ChunkRecord:
 
 
 class DataFile:
-    """A data file that is being written. Items follow one another."""
+    """A data file that is being written. Items follow one another. `handle` is open until its owner closes it."""
 
     def __init__(self, path: Path) -> None:
-        self._name, self._position = path.name, 0
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._name, self.size = path.name, 0
+        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     def add(
         self,
@@ -73,13 +73,13 @@ class DataFile:
         numbers: Iterable[memoryview],
     ) -> ChunkRecord:
         """Append the chunk of `sizes` at `offsets` of a tensor; `numbers` are its bytes in order, in any slices."""
-        position = self._position
+        position = self.size
         before, after = item_frame(dtype, sizes)
         self._write(memoryview(before))
         for part in numbers:
             self._write(part)
         self._write(memoryview(after))
-        length = self._position - position
+        length = self.size - position
         expected = len(before) + math.prod(sizes) * dtype.itemsize + len(after)
         assert length == expected, f"{key}: {length} bytes written, {expected} expected"
         name = str(dtype).removeprefix("torch.")
@@ -88,13 +88,8 @@ class DataFile:
     def _write(self, part: memoryview) -> None:
         done = 0
         while done < len(part):
-            done += os.write(self._handle, part[done:])
-        self._position += done
-
-    def close(self) -> int:
-        """Returns the file's size in bytes."""
-        os.close(self._handle)
-        return self._position
+            done += os.write(self.handle, part[done:])
+        self.size += done
 
 
 def write_metadata(folder: Path, chunks: Iterable[ChunkRecord]) -> None:

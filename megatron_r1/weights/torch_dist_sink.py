@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -62,17 +63,19 @@ class TorchDistSink:
         reader: CheckpointReader,
         buffer: PieceBuffer,
         report: Callable[[int], None],
-    ) -> TaskRecord:
-        """Copy a task's entries; `report(source bytes)` is called after each piece."""
+    ) -> tuple[TaskRecord, int]:
+        """Copy a task's entries; `report(source bytes)` is called after each piece. Returns as HFSink.run does."""
         record = TaskRecord(file=_data_file(number))
         data = DataFile(self.folder / record.file)
         try:
             for placement in task:
                 self._check_aliases(placement, reader)
                 self._write(placement, reader, data, record, buffer, report)
-        finally:
-            record.size = data.close()
-        return record
+        except BaseException:
+            os.close(data.handle)
+            raise
+        record.size = data.size
+        return record, data.handle
 
     def finish(self, records: Sequence[TaskRecord]) -> None:
         chunks = (ChunkRecord.from_json(chunk) for record in records for chunk in record.chunks)

@@ -88,8 +88,8 @@ def _start_worker(
 
 def _run_task(number: int) -> None:
     worker = _worker[0]
-    record = worker.plan.sink.run(worker.tasks[number], number, worker.reader, worker.buffer, worker.report)
+    record, handle = worker.plan.sink.run(worker.tasks[number], number, worker.reader, worker.buffer, worker.report)
     # The disk is waited for beside the next tasks; the process ends only when its threads have.
-    worker.keeping.append(worker.flusher.submit(keep_record, worker.folder, number, record))
+    worker.keeping.append(worker.flusher.submit(keep_record, worker.folder, number, record, handle))
     while worker.keeping and (len(worker.keeping) > _UNFLUSHED_TASKS or worker.keeping[0].done()):
         worker.keeping.popleft().result()

@@ -17,11 +17,12 @@ import pytest
 import torch
 import torch.distributed
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.rollout import Engine, WeightSync, start_engines
 
-from .conftest import Oracle, Weights, prompt, save_model
+from .conftest import VOCABULARY, Oracle, Weights, prompt, save_model
 
 
 def test_three_pushes_in_a_row_each_serve_what_was_pushed(
@@ -131,6 +132,48 @@ def test_a_push_of_some_layers_leaves_the_others_as_they_were(
     np.testing.assert_allclose(engine.client.score(ids), Oracle(mixed).logprobs(ids), atol=1e-4)
     weights.show(folders[0])
     sync.push(sync.version + 1)
+
+
+def save_tied_llama(folder: Path, seed: int, tokenizer: Path) -> Path:
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=True, **shape))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.12)
+    model.save_pretrained(folder)
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_a_tied_head_follows_its_embedding(config: RolloutConfig, folders: list[Path], tmp_path: Path) -> None:
+    """vLLM's head has a packed copy of the embedding on CPU, which a push of the embedding must renew."""
+    models = [save_tied_llama(tmp_path / f"model-{seed}", seed, folders[0]) for seed in (20, 21)]
+    ids = prompt(60, 7)
+    (engine,) = start_engines(config, model_path=models[0], run_dir=tmp_path)
+    with engine:
+        weights = Weights(models[1])
+        assert "lm_head.weight" not in weights.tensors
+        sync = WeightSync(config, source=weights, engines=(engine,), model_path=models[0])
+        sync.push(1)
+        pushed = engine.client.score(ids)
+        sync.close()
+    with torch.no_grad():
+        logits = LlamaForCausalLM.from_pretrained(models[1], dtype=torch.float32)(torch.tensor([ids])).logits[0]
+    expected = logits.log_softmax(-1)[:-1].gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    np.testing.assert_allclose(pushed[1:], expected, atol=1e-4)
+
+
+def test_a_part_of_a_layer_is_refused(engine: Engine, sync: WeightSync, weights: Weights) -> None:
+    kept, version = dict(weights.tensors), sync.version
+    del weights.tensors["model.layers.1.self_attn.o_proj.weight"]
+    try:
+        with pytest.raises(ValueError, match=r"model\.layers\.1: \d+ of its \d+ tensors are sent"):
+            sync.push(version + 1)
+    finally:
+        weights.tensors = kept
+    assert engine.client.weight_version() == version
 
 
 class Liar(Weights):

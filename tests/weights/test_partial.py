@@ -1,5 +1,7 @@
 """Conversions that are killed, stopped, doubled or short of disk: nothing half-written gets a name."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -8,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,7 +20,7 @@ from oracles import save_model
 from safetensors.torch import load_file, save_file
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.weights import partial, torch_dist_sink
+from megatron_r1.weights import hf_sink, partial, torch_dist_sink
 from megatron_r1.weights.convert import ConvertOptions, convert
 from megatron_r1.weights.files import reserve
 from megatron_r1.weights.pieces import task_bytes
@@ -432,3 +435,26 @@ def test_a_disk_without_room_for_the_files_is_found_before_any_work(hf, tmp_path
 )
 def test_tasks_are_a_64th_of_the_whole_within_bounds(total, expected):
     assert task_bytes(total) == expected
+
+
+def test_a_write_that_is_lost_is_told_to_the_task_that_wrote_and_done_again(hf, tmp_path, monkeypatch):
+    """Linux tells of a lost write once to each open descriptor: so the one that wrote must be the one that asks."""
+    fsync, lost = os.fsync, []
+
+    def lose_the_first(handle):
+        writes = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if writes and not lost and os.readlink(f"/proc/self/fd/{handle}").endswith(".safetensors"):
+            lost.append(handle)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(handle)
+
+    monkeypatch.setattr(partial.os, "fsync", lose_the_first)
+    monkeypatch.setattr(hf_sink, "task_bytes", lambda total: 50_000)
+    options = ConvertOptions(target="hf", workers=1)
+    with pytest.raises(CheckpointError, match="--resume"):
+        convert(hf, tmp_path / "out", options)
+    records = {int(path.stem) for path in (tmp_path / "out.partial" / ".records").glob("[0-9]*.json")}
+    assert 0 not in records
+    monkeypatch.setattr(partial.os, "fsync", fsync)
+    convert(hf, tmp_path / "out", replace(options, resume=True))
+    assert compare(hf, tmp_path / "out").equal

@@ -94,6 +94,7 @@ def train_grpo(
         policy.refresh_reference()
     loss = distill_loss if loop.teach is not None else grpo_loss(config)
     timer = PhaseTimer(around=loop.watch)
+    told = None
     for step in range(first_step, config.steps):
         with timer.phase("rollout"):
             early = step < config.preference_from_step
@@ -133,6 +134,8 @@ def train_grpo(
         with timer.phase("sync"):
             loop.push(step + 1)
         metrics = step_metrics(results, groups)
+        if step > first_step and not told and (told := disagreement(step, metrics["mismatch"], config.mismatch_bound)):
+            loop.warn(told)
         if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
             with timer.phase("evaluate"):
                 metrics["eval_accuracy"] = loop.evaluate()
@@ -153,6 +156,16 @@ def train_grpo(
             with timer.phase("checkpoint"):
                 loop.checkpoint(step + 1, metrics)
     return config.steps
+
+
+def disagreement(step: int, mismatch: float, bound: float) -> str | None:
+    """What to say when servers and trainer differ by more than `bound` after the gate has passed (NaN too)."""
+    if mismatch <= bound:
+        return None
+    return (
+        f"step {step + 1}: rollout and trainer differ by {mismatch:.4f} in the mean logprob of a token, and "
+        f"grpo.mismatch_bound is {bound}. At the first step they agreed: look whether weight sync misses a part"
+    )
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -5,7 +5,7 @@ import pytest
 
 from megatron_r1.config.schema import GRPOConfig
 from megatron_r1.recipes import RECIPES
-from megatron_r1.stages.grpo import refresh_now, step_seed
+from megatron_r1.stages.grpo import disagreement, refresh_now, step_seed
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,11 @@ def test_seeds_of_neighbouring_steps_and_runs_do_not_meet():
     assert min(np.diff(np.array(seeds))) > 8192  # more than a step's samples
     assert seeds[0] >= 0 and seeds[-1] < 2**62
     assert step_seed(3, 5) == step_seed(3, 5)
+
+
+@pytest.mark.parametrize(("mismatch", "told"), [(0.0, False), (0.05, False), (0.0501, True), (float("nan"), True)])
+def test_servers_that_drift_from_the_trainer_are_told_of(mismatch, told):
+    text = disagreement(4, mismatch, 0.05)
+    assert (text is not None) == told
+    if text:
+        assert text.startswith("step 5: ")

@@ -8,7 +8,7 @@ tensors that the model runs with. Everything else is vLLM 0.32's reload, module 
 """
 
 # torch types a module's attributes as tensors.
-# pyright: reportCallIssue=false
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

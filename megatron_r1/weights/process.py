@@ -41,7 +41,7 @@ def worker_pool(
 
 @contextmanager
 def imports_kept() -> Iterator[None]:
-    """Keep garbage collections from walking what is there already (torch's half a million objects, mostly): it is not
+    """Keep garbage collections from walking what is there already (torch's objects, mostly): it is not
     garbage, and in forked processes the walk would copy it."""
     gc.freeze()
     try:

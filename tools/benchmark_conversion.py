@@ -4,11 +4,13 @@
 
 FOLDER is a Hugging Face folder (tests/make_checkpoint.py makes one of any size); work files go beside it and are
 removed. Each round copies FOLDER with cp, converts it to Megatron, converts that back, and loads and saves it with
-transformers, in turn, so that all meet the same machine; the medians are reported. Before each step the disk is
-flushed, free memory is touched and the step's source is read (page cache warm); destinations are removed after it.
-Times are of whole processes, imports included, and of the conversion proper; memory is the largest sum over the step's
-processes of memory that only they hold (PSS, shared pages divided), sampled 50 times a second. With --fp8,
-dequantising in memory is measured beside copying, both on all cores, and the time for DeepSeek-V3 is predicted.
+transformers, in turn, so that all meet the same machine; the medians are reported. Conversions are made twice: as they
+are by default, when they end with their bytes on the disk (to be compared with cp and sync), and with --no-sync, when
+they end as cp does, with their bytes in memory. Before each step the disk is flushed, the page cache is filled with
+other data and the step's source is read (page cache warm); destinations are removed after it. Times are of whole
+processes, imports included, and of the conversion proper; memory is the largest sum over the step's processes of memory
+that only they hold (PSS, shared pages divided), sampled 50 times a second. With --fp8, dequantising in memory is
+measured beside copying, both on all cores, and the time for DeepSeek-V3 is predicted.
 """
 
 from __future__ import annotations
@@ -27,16 +29,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-TOUCH = """
-import mmap, sys
-size = int(sys.argv[1])
-memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-for place in range(0, size, mmap.PAGESIZE):
-    memory[place] = 1
-"""
-"""Takes as much memory as a step's files need and gives it back: on a virtual machine, free memory that was not used
-lately is lent out by the host, and whoever needs it first waits for it. So every step finds it in the same state."""
-
 V3_FP8_BYTES = 689_000_000_000
 """The published folder of DeepSeek-V3, with MTP."""
 
@@ -45,6 +37,9 @@ V3_BF16_BYTES = 2 * 682_636_487_424
 
 STORAGE = (1, 5, 20)
 """GB/s, both ways together: a network mount, a good one, a parallel file system's node."""
+
+LEAVES_MEGATRON = ("hf-to-megatron", "megatron-to-hf --no-sync")
+"""Steps after which the source of the next one stays."""
 
 TOOL = Path(__file__).parent / "convert_checkpoint.py"
 TRANSFORMERS = """
@@ -86,10 +81,14 @@ def measure(folder: Path, fp8: Path | None, repeats: int, workers: int) -> dict[
     work.mkdir()
     convert = [sys.executable, str(TOOL)]
     many = ["--workers", str(workers)]
+    to_megatron = [*convert, "hf-to-megatron", str(folder), str(work / "megatron"), *many]
+    to_hf = [*convert, "megatron-to-hf", str(work / "megatron"), str(work / "hf"), *many]
     steps: dict[str, list[str]] = {
         "cp": ["cp", "-r", str(folder), str(work / "cp")],
-        "hf-to-megatron": [*convert, "hf-to-megatron", str(folder), str(work / "megatron"), *many],
-        "megatron-to-hf": [*convert, "megatron-to-hf", str(work / "megatron"), str(work / "hf"), *many],
+        "hf-to-megatron --no-sync": [*to_megatron, "--no-sync"],
+        "hf-to-megatron": to_megatron,
+        "megatron-to-hf --no-sync": [*to_hf, "--no-sync"],
+        "megatron-to-hf": to_hf,
         "transformers": [sys.executable, "-c", TRANSFORMERS, str(folder), str(work / "transformers")],
     }
     if fp8:
@@ -99,15 +98,16 @@ def measure(folder: Path, fp8: Path | None, repeats: int, workers: int) -> dict[
         for repeat in range(repeats):
             for name, command in steps.items():
                 os.sync()
-                subprocess.run([sys.executable, "-c", TOUCH, str(2 * size_of(folder))], check=True)
-                warm({"megatron-to-hf": work / "megatron", "fp8 to megatron": fp8}.get(name) or folder)
+                fill_page_cache(work / "filler")
+                source = work / "megatron" if name.startswith("megatron-to-hf") else folder
+                warm(fp8 if fp8 and name.startswith("fp8") else source)
                 rows[name].append(run(command))
                 if name == "cp":
                     started = time.perf_counter()
                     os.sync()
                     rows[name][-1]["with_sync"] = rows[name][-1]["seconds"] + time.perf_counter() - started
                 for made in work.iterdir():
-                    if made.name != "megatron" or name == "megatron-to-hf":
+                    if made.is_dir() and not (made.name == "megatron" and name in LEAVES_MEGATRON):
                         shutil.rmtree(made)
                 print(f"{repeat + 1}/{repeats} {name}: {rows[name][-1]['seconds']:.1f} s", file=sys.stderr)
     finally:
@@ -247,11 +247,27 @@ def size_of(folder: Path) -> int:
 
 
 def warm(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_file():
-            with open(path, "rb", buffering=0) as file:
-                while file.read(1 << 24):
-                    pass
+    for _ in range(2):  # what is read twice stays when memory is short
+        for path in folder.iterdir():
+            if path.is_file():
+                read(path)
+
+
+def fill_page_cache(filler: Path) -> None:
+    """Leave no memory free, as on a machine that has been up for a while: whoever writes first has pages of other files
+    to drop. (Free memory of a virtual machine may be lent out by its host: each page's first use then takes several
+    times as long as its copy, of whichever step comes upon it.) Reads a file of holes, which takes no disk."""
+    if not filler.exists():
+        with open(filler, "wb") as file:
+            file.truncate(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    read(filler)
+
+
+def read(path: Path) -> None:
+    buffer = bytearray(1 << 24)
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
 
 
 if __name__ == "__main__":

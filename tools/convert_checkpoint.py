@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         if target == "hf":
             command.add_argument("--file-gb", type=_gigabytes, default=2.0, help="largest safetensors file in GB")
         command.add_argument("--resume", action="store_true", help="go on with what an earlier try left")
+        command.add_argument(
+            "--no-sync", action="store_true",
+            help="do not wait for the disk, as cp does not: faster, but a power cut soon after may leave damage that "
+            "only verify finds",
+        )  # fmt: skip
         command.add_argument("--allow-nonfinite", action="store_true", help="write NaN and infinite weights too")
         command.set_defaults(
             run=_convert, to=target, source_kind="torch_dist" if name == "megatron-to-hf" else "hf",
@@ -140,6 +145,7 @@ def _convert(options: argparse.Namespace) -> int:
         workers=options.workers,
         resume=options.resume,
         allow_nonfinite=options.allow_nonfinite,
+        sync=not options.no_sync,
     )
     if options.to == "hf":
         settings = replace(settings, file_bytes=int(options.file_gb * 1e9))

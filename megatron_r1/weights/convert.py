@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from megatron_r1.config.shape import ModelShape, hf_files
+from megatron_r1.config.shape import hf_files
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.folders import copy_side_files, open_raw, read_shape, side_files, without_fp8
 from megatron_r1.weights.manifest import MANIFEST, Manifest, check_hashes, manifest_json, read_manifest
@@ -25,6 +25,7 @@ from megatron_r1.weights.partial import Unfinished, check_space, check_target, o
 from megatron_r1.weights.pieces import TaskRecord, TensorRecord
 from megatron_r1.weights.plan import ConvertOptions, Plan, make_plan
 from megatron_r1.weights.process import imports_kept
+from megatron_r1.weights.reader import CheckpointReader
 from megatron_r1.weights.work import run_tasks
 
 _OVERHEAD_BYTES = 4096
@@ -59,31 +60,31 @@ def convert(
             raise CheckpointError(f"{name} is {value}; it must be at least 1")
     shape = read_shape(source)
     target = check_target(source, target)
-    plan = make_plan(source, partial_of(target), shape, options)
-    promised = read_manifest(source)
-    side = side_files(source)
-    side_bytes = sum(file.stat().st_size for file in side.values())
-    needed = plan.sink.total_bytes + side_bytes + _OVERHEAD_BYTES * (len(plan.names) + 256)
-    check_space(target, needed, resume=options.resume)
-    with own(target, _fingerprint(source, plan, options, side), resume=options.resume) as unfinished:
-        records = _do_tasks(source, unfinished, plan, options, progress)
-        tensors = {name: tensor for record in records for name, tensor in record.tensors.items()}
-        if promised is not None:
-            check_hashes(promised, tensors, source, unfinished.folder)
-        nonfinite = {name: record.nonfinite for name, record in tensors.items() if record.nonfinite}
-        if nonfinite and not options.allow_nonfinite:
-            raise CheckpointError(_nonfinite_message(nonfinite, source, shape, unfinished.folder))
-        plan.sink.finish(records)
-        own_files = _write_rest(source, unfinished, plan, tensors, options, side)
-        _check_result(unfinished.folder, plan, tensors)
-        written = sum((unfinished.folder / file).stat().st_size for file in own_files)
-        unfinished.publish(own_files)
+    with make_plan(source, partial_of(target), shape, options) as plan:
+        promised = read_manifest(source)
+        side = side_files(source)
+        side_bytes = sum(file.stat().st_size for file in side.values())
+        needed = plan.sink.total_bytes + side_bytes + _OVERHEAD_BYTES * (len(plan.names) + 256)
+        check_space(target, needed, resume=options.resume)
+        fingerprint = _fingerprint(source, plan, options, side)
+        with own(target, fingerprint, resume=options.resume, sync=options.sync) as unfinished:
+            records = _do_tasks(unfinished, plan, options, progress)
+            tensors = {name: tensor for record in records for name, tensor in record.tensors.items()}
+            if promised is not None:
+                check_hashes(promised, tensors, source, unfinished.folder)
+            nonfinite = {name: record.nonfinite for name, record in tensors.items() if record.nonfinite}
+            if nonfinite and not options.allow_nonfinite:
+                raise CheckpointError(_nonfinite_message(nonfinite, source, plan.reader, unfinished.folder))
+            plan.sink.finish(records)
+            own_files = _write_rest(source, unfinished, plan, tensors, options, side)
+            _check_result(unfinished.folder, plan, tensors)
+            written = sum((unfinished.folder / file).stat().st_size for file in own_files)
+            unfinished.publish(own_files)
     seconds = time.monotonic() - started
     return Conversion(len(tensors), plan.source_bytes, written, seconds, plan.skipped, nonfinite)
 
 
 def _do_tasks(
-    source: Path,
     unfinished: Unfinished,
     plan: Plan,
     options: ConvertOptions,
@@ -93,7 +94,7 @@ def _do_tasks(
     tasks = plan.sink.tasks()
     done = unfinished.records(len(tasks))
     plan.sink.prepare()
-    run_tasks(source, unfinished, plan, tasks, done.keys(), options.workers, progress)
+    run_tasks(unfinished, plan, tasks, done.keys(), options.workers, progress)
     records = unfinished.records(len(tasks))
     if len(records) < len(tasks):
         raise CheckpointError(f"{unfinished.folder}: the disk did not take all data; make room and go on with --resume")
@@ -153,13 +154,11 @@ def _check_result(result: Path, plan: Plan, tensors: dict[str, TensorRecord]) ->
     written.close()
 
 
-def _nonfinite_message(nonfinite: dict[str, int], source: Path, shape: ModelShape, partial: Path) -> str:
-    reader = open_raw(source, shape)
+def _nonfinite_message(nonfinite: dict[str, int], source: Path, reader: CheckpointReader, partial: Path) -> str:
     shown = [
         f"{name} ({count:,} numbers, {reader.tensors[name].file if name in reader.tensors else source})"
         for name, count in list(nonfinite.items())[:5]
     ]
-    reader.close()
     more = f" and {len(nonfinite) - 5} more" if len(nonfinite) > 5 else ""
     return (
         f"{source}: NaN or infinite weights in {', '.join(shown)}{more}; "

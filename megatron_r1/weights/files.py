@@ -51,12 +51,13 @@ def is_plain_name(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
 
 
-def write_json(path: Path, value: object, *, temporary: Path) -> None:
-    """Write by way of `temporary` (on the same disk): `path` never holds a part."""
+def write_json(path: Path, value: object, *, temporary: Path, sync: bool = True) -> None:
+    """Write by way of `temporary` (on the same disk): `path` never holds a part, with `sync` after a power cut too."""
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=1) + "\n")
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -22,6 +22,7 @@ from megatron_r1.weights.fp8 import FP8, SCALE_SUFFIX, quantise, scale_shape
 from megatron_r1.weights.hf_folder import DTYPES, INDEX, SINGLE
 from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, TensorRecord, row_ranges, task_bytes
 from megatron_r1.weights.reader import CheckpointReader, byte_view
+from megatron_r1.weights.writer import FileWriter, WriteBuffers, write_all
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -75,7 +76,7 @@ class HFSink:
             handle = os.open(self.folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 reserve(handle, self._sizes[file])
-                _write_all(handle, 0, memoryview(header))
+                write_all(handle, 0, memoryview(header))
             finally:
                 os.close(handle)
 
@@ -105,6 +106,7 @@ class HFSink:
         number: int,
         reader: CheckpointReader,
         buffer: PieceBuffer,
+        writes: WriteBuffers,
         report: Callable[[int], None],
     ) -> tuple[TaskRecord, int]:
         """Copy a task's tensors; `report(source bytes)` is called after each piece. Returns what is now to be synced:
@@ -112,15 +114,11 @@ class HFSink:
         """
         record = TaskRecord(file=self._places[task[0].name][0])
         record.size = self._sizes[record.file]
-        handle = os.open(self.folder / record.file, os.O_WRONLY | os.O_CLOEXEC)
-        try:
+        with FileWriter(self.folder / record.file, writes) as file:
             for tensor in task:
                 write = self._write_quantised if tensor.quantised else self._write_plain
-                record.tensors |= write(reader, tensor, handle, buffer, report)
-        except BaseException:
-            os.close(handle)
-            raise
-        return record, handle
+                record.tensors |= write(reader, tensor, file, buffer, report)
+        return record, file.handle
 
     def finish(self, records: Sequence[TaskRecord]) -> None:
         if len(self._headers) > 1:
@@ -148,7 +146,7 @@ class HFSink:
         self._sizes[file] = position
 
     def _write_plain(
-        self, reader: CheckpointReader, tensor: OutputTensor, handle: int, buffer: PieceBuffer, report
+        self, reader: CheckpointReader, tensor: OutputTensor, file: FileWriter, buffer: PieceBuffer, report
     ) -> dict[str, TensorRecord]:
         source, offset = reader.tensors[tensor.name], self._places[tensor.name][1]
         digest = TensorDigest(tensor.dtype, tensor.shape)
@@ -157,12 +155,12 @@ class HFSink:
             data = byte_view(piece)
             digest.add(data)
             digest.count_nonfinite(piece)
-            offset += _write_all(handle, offset, data)
+            offset += file.write(offset, data)
             report((stop - start) * source.row_bytes)
         return {tensor.name: digest.record()}
 
     def _write_quantised(
-        self, reader: CheckpointReader, tensor: OutputTensor, handle: int, buffer: PieceBuffer, report
+        self, reader: CheckpointReader, tensor: OutputTensor, file: FileWriter, buffer: PieceBuffer, report
     ) -> dict[str, TensorRecord]:
         source, offset = reader.tensors[tensor.name], self._places[tensor.name][1]
         name = tensor.name + SCALE_SUFFIX
@@ -175,14 +173,7 @@ class HFSink:
             codes_digest.count_nonfinite(piece)
             codes_digest.add(byte_view(codes))
             scales_digest.add(byte_view(scales))
-            offset += _write_all(handle, offset, byte_view(codes))
-            scale_offset += _write_all(handle, scale_offset, byte_view(scales))
+            offset += file.write(offset, byte_view(codes))
+            scale_offset += file.write(scale_offset, byte_view(scales))
             report((stop - start) * source.row_bytes)
         return {tensor.name: codes_digest.record(), name: scales_digest.record()}
-
-
-def _write_all(handle: int, offset: int, data: memoryview) -> int:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(handle, data[done:], offset + done)
-    return done

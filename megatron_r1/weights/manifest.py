@@ -12,6 +12,8 @@ from megatron_r1.weights.files import read_json
 from megatron_r1.weights.pieces import TensorRecord
 
 MANIFEST = "megatron_r1_manifest.json"
+_FORMAT = 2
+"""1 had another hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,10 @@ class Manifest:
 
 def manifest_json(manifest: Manifest, *, kind: str, architecture: str) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": _FORMAT,
         "kind": kind,
         "architecture": architecture,
-        "hash": "blake3 of the tensor's bytes in Hugging Face's layout",
+        "hash": "XXH3 (128 bits) of the tensor's bytes in Hugging Face's layout",
         "aliases": dict(manifest.aliases),
         "tensors": {name: asdict(record) for name, record in manifest.tensors.items()},
     }
@@ -39,6 +41,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     value = read_json(path)
+    if value.get("format") == 1:
+        raise CheckpointError(f"{path}: is of an earlier version, with another hash; remove it, or convert anew")
     aliases, tensors = value.get("aliases"), value.get("tensors")
     try:
         if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
@@ -56,7 +60,7 @@ def check_hashes(manifest: Manifest, found: Mapping[str, TensorRecord], folder: 
     for name, record in found.items():
         promised = manifest.tensors.get(name)
         same_form = promised is not None and (promised.dtype, promised.shape) == (record.dtype, record.shape)
-        if promised is not None and same_form and promised.blake3 != record.blake3:
+        if promised is not None and same_form and promised.xxh3_128 != record.xxh3_128:
             raise CheckpointError(
                 f"{folder}: {name} is not what {MANIFEST} says: the data is damaged; remove {partial} and fetch the "
                 f"source again (if it was changed on purpose, remove its {MANIFEST})"

@@ -23,6 +23,7 @@ from megatron_r1.weights.pieces import TaskRecord
 
 _RECORDS = ".records"
 _PLAN = "plan.json"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -72,11 +73,13 @@ def check_space(target: Path, needed: int, *, resume: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """The folder while this process owns it. `lock` is the lock's file descriptor: worker processes close it."""
+    """The folder while this process owns it. `lock` is the lock's file descriptor: worker processes close it. `sync`:
+    whether what is done is waited for until it is on the disk."""
 
     folder: Path
     target: Path
     lock: int
+    sync: bool
 
     def records(self, num_tasks: int) -> dict[int, TaskRecord]:
         """Finished tasks. A record that cannot be read, or whose data file is not there as it was, does not count."""
@@ -95,7 +98,19 @@ class Unfinished:
         return found
 
     def write_json(self, path: Path, value: object) -> None:
-        write_json(path, value, temporary=self.folder / _RECORDS / "new")
+        write_json(path, value, temporary=self.folder / _RECORDS / "new", sync=self.sync)
+
+    def keep_record(self, number: int, record: TaskRecord, handle: int) -> None:
+        """Record a finished task. With `sync` only when its data is on the disk: --resume may trust it, after a power
+        cut too. `handle` is the descriptor that wrote the data; it is closed. (Linux tells of a lost write once to each
+        descriptor that was open then: to one that is opened for the fsync, it may have been told before.)"""
+        try:
+            if self.sync:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        path = _record_path(self.folder, number)
+        write_json(path, asdict(record), temporary=path.with_suffix(".new"), sync=self.sync)
 
     def publish(self, expected: set[str]) -> None:
         """Give the folder its name. It must hold the files `expected` (relative paths) and no others."""
@@ -107,42 +122,36 @@ class Unfinished:
                 f"{self.folder}: {', '.join(odd)} should not be there, or should be; remove {self.folder} and convert "
                 "again"
             )
-        for path in (*present, self.folder):
+        for path in (*present, self.folder) if self.sync else ():
             fsync(path)
         os.rename(self.folder, self.target)  # takes the place of an empty folder
-        fsync(self.target.parent)
+        if self.sync:
+            fsync(self.target.parent)
         shutil.rmtree(self.target / _RECORDS, ignore_errors=True)
 
 
-def keep_record(folder: Path, number: int, record: TaskRecord, handle: int) -> None:
-    """Record a finished task when its data is on the disk: --resume may trust it, after a power cut too. `handle` is
-    the descriptor that wrote the data; it is closed. (Linux tells of a lost write once to each descriptor that was open
-    then: to one that is opened for the fsync, it may have been told before.)"""
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    path = _record_path(folder, number)
-    write_json(path, asdict(record), temporary=path.with_suffix(".new"))
-
-
 @contextmanager
-def own(target: Path, fingerprint: dict[str, Any], *, resume: bool) -> Iterator[Unfinished]:
+def own(target: Path, fingerprint: dict[str, Any], *, resume: bool, sync: bool) -> Iterator[Unfinished]:
     """Make or take over the unfinished folder, and keep other conversions out of it. If it is left by an error before
-    any task is finished, it goes. Errors of the disk become CheckpointErrors."""
+    any task is finished, it goes. Errors of the disk become CheckpointErrors.
+
+    Without `sync` what was done is trusted only until the machine starts anew.
+    """
     partial = partial_of(target)
+    if not sync:
+        fingerprint = fingerprint | {"unsynced_since_boot": _BOOT_ID.read_text().strip()}
     with _disk_errors(partial), _locked(partial) as lock:
         check_absent(target)  # another conversion may have made it since
-        _begin(partial, fingerprint, resume=resume)
+        _begin(partial, fingerprint, resume=resume, sync=sync)
         try:
-            yield Unfinished(partial, target, lock)
+            yield Unfinished(partial, target, lock, sync)
         except BaseException:
             if not _has_records(partial):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
-def _begin(partial: Path, fingerprint: dict[str, Any], *, resume: bool) -> None:
+def _begin(partial: Path, fingerprint: dict[str, Any], *, resume: bool, sync: bool) -> None:
     plan = partial / _RECORDS / _PLAN
     if os.path.lexists(partial):
         if not resume:
@@ -155,11 +164,11 @@ def _begin(partial: Path, fingerprint: dict[str, Any], *, resume: bool) -> None:
             raise CheckpointError(f"{partial}: holds files but no plan of a conversion; remove it and convert anew")
         if plan.is_file() and _read_plan(plan, partial) != json.loads(json.dumps(fingerprint)):
             raise CheckpointError(
-                f"{partial}: was begun from another source, with other options or by another version; repeat those, or "
-                "remove it"
+                f"{partial}: was begun from another source, with other options, by another version, or with --no-sync "
+                "before the machine's last start; repeat those, or remove it"
             )
     plan.parent.mkdir(parents=True, exist_ok=True)
-    write_json(plan, fingerprint, temporary=plan.with_suffix(".new"))
+    write_json(plan, fingerprint, temporary=plan.with_suffix(".new"), sync=sync)
 
 
 def _read_plan(plan: Path, partial: Path) -> dict[str, Any]:

@@ -29,7 +29,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
     """`precision` "keep" writes what is stored (for torch_dist: FP8 becomes bf16, which every model loads).
-    `file_bytes` is for Hugging Face folders."""
+    `file_bytes` is for Hugging Face folders. Without `sync` nothing waits for the disk: a power cut may damage what
+    was written lately, as it may with cp."""
 
     target: Target
     precision: Precision = "keep"
@@ -37,13 +38,16 @@ class ConvertOptions:
     file_bytes: int = 2_000_000_000
     resume: bool = False
     allow_nonfinite: bool = False
+    sync: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`raw`: FP8 weights are copied as they are stored. `dtype`: what weights are cast to (None: nothing)."""
+    """`raw`: FP8 weights are copied as they are stored. `dtype`: what weights are cast to (None: nothing). `reader` is
+    open while the plan is entered."""
 
     sink: HFSink | TorchDistSink
+    reader: CheckpointReader
     raw: bool
     shape: ModelShape
     names: tuple[str, ...]
@@ -52,6 +56,12 @@ class Plan:
     fp8_block: int | None
     aliases: dict[str, str]
     skipped: tuple[str, ...]
+
+    def __enter__(self) -> Plan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
 
 
 def make_plan(source: Path, partial: Path, shape: ModelShape, options: ConvertOptions) -> Plan:
@@ -71,10 +81,10 @@ def make_plan(source: Path, partial: Path, shape: ModelShape, options: ConvertOp
     sink, names = make(partial, reader, shape, inventory, dtype, keep_fp8, options)
     block = (shape.fp8_block or FP8_BLOCK) if keep_fp8 or dtype == FP8 else None
     source_bytes = sum(reader.tensors[name].num_bytes for name in names)
-    reader.close()
-    computing.close()
+    if reader is not computing:
+        computing.close()
     aliases = {alias: entry.hf[0] for entry in inventory.entries for alias in inventory.aliases[entry.name]}
-    return Plan(sink, keep_fp8, shape, tuple(names), source_bytes, dtype, block, aliases, inventory.skipped)
+    return Plan(sink, reader, keep_fp8, shape, tuple(names), source_bytes, dtype, block, aliases, inventory.skipped)
 
 
 def _plan_hf(

@@ -57,5 +57,6 @@ def _begin(parent: int, start: Callable[..., None], arguments: tuple[Any, ...]) 
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         os._exit(1)  # it was killed before this process could ask
+    gc.freeze()
     torch.set_num_threads(1)
     start(*arguments)

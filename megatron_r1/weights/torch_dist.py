@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ import torch
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from megatron_r1.weights.files import reserve
 from megatron_r1.weights.torch_dist_item import item_frame
 from megatron_r1.weights.torch_dist_metadata import METADATA
+from megatron_r1.weights.writer import FileWriter
 
 CONTENT = {"non_homogeneous_layers": True, "singleton_local_shards": False}
 """Megatron's content metadata: each layer has keys of its own, the experts of a layer share one key."""
@@ -57,11 +58,15 @@ class ChunkRecord:
 
 
 class DataFile:
-    """A data file that is being written. Items follow one another. `handle` is open until its owner closes it."""
+    """A data file that is being written: items follow one another.
 
-    def __init__(self, path: Path) -> None:
-        self._name, self.size = path.name, 0
-        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    `num_bytes`: what the numbers of all its items will take, which is reserved on the disk.
+    """
+
+    def __init__(self, file: FileWriter, name: str, num_bytes: int) -> None:
+        self._file, self._name, self.size = file, name, 0
+        if num_bytes:
+            reserve(file.handle, num_bytes)
 
     def add(
         self,
@@ -86,10 +91,7 @@ class DataFile:
         return ChunkRecord(key, name, global_shape, offsets, sizes, self._name, position, length)
 
     def _write(self, part: memoryview) -> None:
-        done = 0
-        while done < len(part):
-            done += os.write(self.handle, part[done:])
-        self.size += done
+        self.size += self._file.write(self.size, part)
 
 
 def write_metadata(folder: Path, chunks: Iterable[ChunkRecord]) -> None:
@@ -113,5 +115,3 @@ def write_metadata(folder: Path, chunks: Iterable[ChunkRecord]) -> None:
     metadata = dcp.Metadata(state_dict_metadata=dict(tensors), storage_data=storage)
     with open(folder / METADATA, "wb") as file:
         pickle.dump(metadata, file)
-        file.flush()
-        os.fsync(file.fileno())

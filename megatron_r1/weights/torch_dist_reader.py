@@ -45,6 +45,7 @@ class TorchDistFolder:
 
     def __init__(self, folder: Path, shape: ModelShape) -> None:
         self.folder = folder
+        self._folder_name = str(folder)
         self.bytes_read = 0
         self.metadata = read_metadata(folder)
         self._handles: dict[str, int] = {}
@@ -159,10 +160,9 @@ class TorchDistFolder:
             first, last = max(start, chunk.row), min(stop, chunk.row + chunk.rows)
             if first >= last:
                 continue
-            handle, data = self._open_item(chunk.item)
+            handle, data, file = self._open_item(chunk.item)
             chunk_bytes = chunk.columns * size
             offset = data + (chunk.row_in_item + first - chunk.row) * chunk_bytes
-            file = str(self.folder / chunk.item.file)
             target = out[(first - start) * row_bytes : (last - start) * row_bytes]
             if chunk.columns == width:
                 read_exactly(handle, offset, target, file)
@@ -174,12 +174,12 @@ class TorchDistFolder:
                 rows[:, columns] = torch.frombuffer(part, dtype=torch.uint8).view(last - first, chunk_bytes)
             self.bytes_read += (last - first) * chunk_bytes
 
-    def _open_item(self, item: StoredItem) -> tuple[int, int]:
-        """(file handle, where in the file the item's numbers start)."""
-        path = self.folder / item.file
+    def _open_item(self, item: StoredItem) -> tuple[int, int, str]:
+        """(file handle, where in the file the item's numbers start, the file's path)."""
+        path = f"{self._folder_name}/{item.file}"  # a Path would take longer than reading the piece
         handle = self._handles.get(item.file)
         if handle is None:
-            handle = self._handles[item.file] = open_for_reading(str(path))
+            handle = self._handles[item.file] = open_for_reading(path)
         if self._numbers is None or self._numbers[0] is not item:
             stored = self.metadata.keys[item.key]
             assert stored is not None, item.key
@@ -187,7 +187,7 @@ class TorchDistFolder:
                 handle, item.position, item.length, stored.dtype, stored.chunks[item.offsets], f"{path}: key {item.key}"
             )
             self._numbers = item, start
-        return handle, self._numbers[1]
+        return handle, self._numbers[1], path
 
 
 def _chunks(item: StoredItem, shape: tuple[int, ...], of_experts: bool) -> Iterable[tuple[int | None, _Chunk]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, ro
 from megatron_r1.weights.placement import Placement
 from megatron_r1.weights.reader import CheckpointReader, byte_view, bytes_equal, read_tensor, tensor_view
 from megatron_r1.weights.torch_dist import FILES, ChunkRecord, DataFile, write_metadata
+from megatron_r1.weights.writer import FileWriter, WriteBuffers
 
 CHUNK_BYTES = 64 << 20
 """Largest item of a data file. A rank that loads a part of it reads it as a whole."""
@@ -62,20 +62,18 @@ class TorchDistSink:
         number: int,
         reader: CheckpointReader,
         buffer: PieceBuffer,
+        writes: WriteBuffers,
         report: Callable[[int], None],
     ) -> tuple[TaskRecord, int]:
         """Copy a task's entries; `report(source bytes)` is called after each piece. Returns as HFSink.run does."""
         record = TaskRecord(file=_data_file(number))
-        data = DataFile(self.folder / record.file)
-        try:
+        with FileWriter(self.folder / record.file, writes, create=True) as file:
+            data = DataFile(file, record.file, sum(map(self._bytes, task)))
             for placement in task:
                 self._check_aliases(placement, reader)
                 self._write(placement, reader, data, record, buffer, report)
-        except BaseException:
-            os.close(data.handle)
-            raise
         record.size = data.size
-        return record, data.handle
+        return record, file.handle
 
     def finish(self, records: Sequence[TaskRecord]) -> None:
         chunks = (ChunkRecord.from_json(chunk) for record in records for chunk in record.chunks)

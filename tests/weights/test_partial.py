@@ -458,3 +458,35 @@ def test_a_write_that_is_lost_is_told_to_the_task_that_wrote_and_done_again(hf, 
     monkeypatch.setattr(partial.os, "fsync", fsync)
     convert(hf, tmp_path / "out", replace(options, resume=True))
     assert compare(hf, tmp_path / "out").equal
+
+
+def test_without_sync_nothing_waits_for_the_disk_and_the_result_is_the_same(hf, tmp_path, monkeypatch):
+    convert(hf, tmp_path / "synced", TO_MEGATRON)
+
+    def refuse(handle):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    convert(hf, tmp_path / "out", replace(TO_MEGATRON, sync=False))
+    same_files(tmp_path / "out", tmp_path / "synced")
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        convert(hf, tmp_path / "again", TO_MEGATRON)
+
+
+def test_unsynced_work_is_trusted_until_the_machine_starts_anew(hf, tmp_path, tool, monkeypatch):
+    target = tmp_path / "out"
+    stopped = tool("hf-to-megatron", hf, target, "--no-sync", before=slow_first_task)
+    until(lambda: finished(target))
+    stopped.signal(signal.SIGKILL)
+    stopped.process.join()
+    other_boot = tmp_path / "boot_id"
+    other_boot.write_text("another\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(partial, "_BOOT_ID", other_boot)
+        patch.setattr(torch_dist_sink, "task_bytes", lambda total: 200_000)
+        with pytest.raises(CheckpointError, match="--no-sync before the machine's last start"):
+            convert(hf, target, replace(RESUME, sync=False))
+        with pytest.raises(CheckpointError, match="repeat those"):
+            convert(hf, target, RESUME)
+    assert tool("hf-to-megatron", hf, target, "--no-sync", "--resume", before=small_tasks).wait()[0] == 0
+    assert compare(hf, target).equal

@@ -265,7 +265,7 @@ def test_a_flipped_bit_in_a_converted_hugging_face_folder(made, tmp_path):
     "content",
     ["{", "[]", "[" * 200_000, '{"tensors": {}}', '{"aliases": [1], "tensors": {}}',
      '{"aliases": {"a": []}, "tensors": {}}', '{"aliases": {}, "tensors": [1]}', '{"aliases": {}, "tensors": {"a": 1}}',
-     '{"aliases": {}, "tensors": {"a": {"dtype": "", "shape": 3, "blake3": "", "nonfinite": 0}}}'],
+     '{"aliases": {}, "tensors": {"a": {"dtype": "", "shape": 3, "xxh3_128": "", "nonfinite": 0}}}'],
 )  # fmt: skip
 def test_manifests_that_are_none(megatron, content, capsys):
     (megatron / MANIFEST).write_text(content)

@@ -9,8 +9,9 @@ are by default, when they end with their bytes on the disk (to be compared with 
 they end as cp does, with their bytes in memory. Before each step the disk is flushed, the page cache is filled with
 other data and the step's source is read (page cache warm); destinations are removed after it. Times are of whole
 processes, imports included, and of the conversion proper; memory is the largest sum over the step's processes of memory
-that only they hold (PSS, shared pages divided), sampled 50 times a second. With --fp8, dequantising in memory is
-measured beside copying, both on all cores, and the time for DeepSeek-V3 is predicted.
+that only they hold (PSS, shared pages divided), sampled 50 times a second in a round of its own before the others,
+because sampling takes a good part of a core. With --fp8, dequantising in memory is measured beside copying, both on all
+cores, and the time for DeepSeek-V3 is predicted.
 """
 
 from __future__ import annotations
@@ -94,36 +95,42 @@ def measure(folder: Path, fp8: Path | None, repeats: int, workers: int) -> dict[
     if fp8:
         steps["fp8 to megatron"] = [*convert, "hf-to-megatron", str(fp8), str(work / "fp8"), *many]
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    peaks: dict[str, float] = {}
     try:
-        for repeat in range(repeats):
+        for repeat in range(repeats + 1):
             for name, command in steps.items():
                 os.sync()
                 fill_page_cache(work / "filler")
                 source = work / "megatron" if name.startswith("megatron-to-hf") else folder
                 warm(fp8 if fp8 and name.startswith("fp8") else source)
-                rows[name].append(run(command))
-                if name == "cp":
+                row = run(command, sample_memory=repeat == 0)
+                if repeat:
+                    rows[name].append(row | {"peak_bytes": peaks[name]})
+                else:
+                    peaks[name] = row["peak_bytes"]
+                if repeat and name == "cp":
                     started = time.perf_counter()
                     os.sync()
                     rows[name][-1]["with_sync"] = rows[name][-1]["seconds"] + time.perf_counter() - started
                 for made in work.iterdir():
                     if made.is_dir() and not (made.name == "megatron" and name in LEAVES_MEGATRON):
                         shutil.rmtree(made)
-                print(f"{repeat + 1}/{repeats} {name}: {rows[name][-1]['seconds']:.1f} s", file=sys.stderr)
+                timed = f"{row['seconds']:.1f} s" if repeat else f"{row['peak_bytes'] / 1e9:.2f} GB"
+                print(f"{repeat}/{repeats} {name}: {timed}", file=sys.stderr)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return rows
 
 
-def run(command: list[str]) -> dict[str, float]:
-    """Wall-clock and CPU seconds of a command, its children's peak PSS, and the seconds that it says itself."""
+def run(command: list[str], *, sample_memory: bool) -> dict[str, float]:
+    """Wall-clock and CPU seconds of a command, those that it says itself, and (if asked) its processes' peak PSS."""
     before = os.times()
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        peak = PeakMemory(process.pid)
+        peak = PeakMemory(process.pid) if sample_memory else None
         out, error = process.communicate()
         seconds = time.perf_counter() - started
-        memory = peak.stop()
+        memory = peak.stop() if peak is not None else 0.0
     if process.returncode:
         raise SystemExit(f"{' '.join(command[:4])} ...: {error[-2000:]}")
     after = os.times()

@@ -48,13 +48,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def is_plain_name(name: object) -> bool:
     """Whether `name` names a file of the folder itself: nothing above it, nothing elsewhere."""
-    return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
+    return isinstance(name, str) and not {"/", "\0"} & set(name) and name not in ("", ".", "..")
 
 
-def write_json(path: Path, value: object, *, temporary: Path, sync: bool = True) -> None:
-    """Write by way of `temporary` (on the same disk): `path` never holds a part, with `sync` after a power cut too."""
+def write_json(path: Path, value: object, *, temporary: Path, sync: bool = True, indent: int | None = 1) -> None:
+    """Write by way of `temporary` (on the same disk): `path` never holds a part, with `sync` after a power cut too.
+    Without `indent` it is one line, which takes a quarter of the time."""
     with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
+        file.write(json.dumps(value, indent=indent) + "\n")
         file.flush()
         if sync:
             os.fsync(file.fileno())

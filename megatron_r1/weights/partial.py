@@ -110,7 +110,7 @@ class Unfinished:
         finally:
             os.close(handle)
         path = _record_path(self.folder, number)
-        write_json(path, asdict(record), temporary=path.with_suffix(".new"), sync=self.sync)
+        write_json(path, asdict(record), temporary=path.with_suffix(".new"), sync=self.sync, indent=None)
 
     def publish(self, expected: set[str]) -> None:
         """Give the folder its name. It must hold the files `expected` (relative paths) and no others."""

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--allow-nonfinite", action="store_true", help="write NaN and infinite weights too")
         command.set_defaults(
             run=_convert, to=target, source_kind="torch_dist" if name == "megatron-to-hf" else "hf",
-            stopped="stopped; what is done is kept: go on with --resume",
+            stopped="stopped; what is done is kept: repeat the command with --resume",
         )  # fmt: skip
     command = commands.add_parser("verify")
     command.add_argument("first", type=Path)

@@ -93,11 +93,14 @@ def _do_tasks(
     """The records of all tasks, done now or by an earlier try."""
     tasks = plan.sink.tasks()
     done = unfinished.records(len(tasks))
+    unfinished.keep_only(done)
     plan.sink.prepare()
     run_tasks(unfinished, plan, tasks, done.keys(), options.workers, progress)
     records = unfinished.records(len(tasks))
     if len(records) < len(tasks):
-        raise CheckpointError(f"{unfinished.folder}: the disk did not take all data; make room and go on with --resume")
+        raise CheckpointError(
+            f"{unfinished.folder}: the disk did not take all data; make room and repeat the command with --resume"
+        )
     return list(records.values())
 
 

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import json
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def is_plain_name(name: object) -> bool:
     """Whether `name` names a file of the folder itself: nothing above it, nothing elsewhere."""
-    return isinstance(name, str) and not {"/", "\0"} & set(name) and name not in ("", ".", "..")
+    return isinstance(name, str) and "/" not in name and name not in ("", ".", "..")
 
 
 def write_json(path: Path, value: object, *, temporary: Path, sync: bool = True, indent: int | None = 1) -> None:
@@ -77,6 +77,30 @@ def open_for_reading(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened ({error.strerror})") from error
+
+
+class OpenFiles:
+    """Descriptors of files that are read by turns. The ones used least lately are closed beyond `limit`: a checkpoint
+    may have more files than a process may open."""
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._handles: OrderedDict[str, int] = OrderedDict()
+
+    def handle(self, path: str) -> int:
+        """Valid until the next call. CheckpointError naming the file if it cannot be opened."""
+        if path in self._handles:
+            self._handles.move_to_end(path)
+        else:
+            self._handles[path] = open_for_reading(path)
+            if len(self._handles) > self._limit:
+                os.close(self._handles.popitem(last=False)[1])
+        return self._handles[path]
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
 
 
 def reserve(handle: int, size: int) -> None:

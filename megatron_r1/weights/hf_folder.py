@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.weights.files import is_plain_name, open_for_reading, parse_object, read_json
+from megatron_r1.weights.files import OpenFiles, is_plain_name, parse_object, read_json
 from megatron_r1.weights.pieces import integers
 from megatron_r1.weights.reader import TensorInfo, read_exactly
 
@@ -51,20 +50,16 @@ class HFFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bytes_read = 0
-        self._handles: dict[str, int] = {}
+        self._files = OpenFiles()
         self._places = read_locations(folder)
         self.tensors = {name: place.info for name, place in self._places.items()}
 
     def close(self) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles.clear()
+        self._files.close()
 
     def read_rows(self, name: str, start: int, stop: int, out: memoryview) -> None:
         location = self._places[name]
-        handle = self._handles.get(location.file)
-        if handle is None:
-            handle = self._handles[location.file] = open_for_reading(location.info.file)
+        handle = self._files.handle(location.info.file)
         read_exactly(handle, location.offset + start * location.info.row_bytes, out, location.info.file)
         self.bytes_read += len(out)
 

@@ -13,7 +13,7 @@ from megatron_r1.weights.pieces import TensorRecord
 
 MANIFEST = "megatron_r1_manifest.json"
 _FORMAT = 2
-"""1 had another hash."""
+"""1 had another hash: of such a manifest only the aliases are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     value = read_json(path)
-    if value.get("format") == 1:
-        raise CheckpointError(f"{path}: is of an earlier version, with another hash; remove it, or convert anew")
     aliases, tensors = value.get("aliases"), value.get("tensors")
+    if value.get("format") == 1:
+        tensors = {}
     try:
         if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
             raise ValueError("aliases must be an object of names")

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,6 +97,15 @@ class Unfinished:
                 found[number] = record
         return found
 
+    def keep_only(self, records: Collection[int]) -> None:
+        """Remove the records of all other tasks: one that outlived the data that it speaks of would be believed when a
+        file of the same name and size is there again."""
+        folder = self.folder / _RECORDS
+        for path in set(folder.glob("[0-9]*.json")) - {_record_path(self.folder, number) for number in records}:
+            path.unlink()
+        if self.sync:
+            fsync(folder)
+
     def write_json(self, path: Path, value: object) -> None:
         write_json(path, value, temporary=self.folder / _RECORDS / "new", sync=self.sync)
 
@@ -156,7 +165,8 @@ def _begin(partial: Path, fingerprint: dict[str, Any], *, resume: bool, sync: bo
     if os.path.lexists(partial):
         if not resume:
             raise FileExistsError(
-                f"{partial} was left by a conversion that did not finish; go on with --resume, or remove it"
+                f"{partial} was left by a conversion that did not finish; repeat the command with --resume, or remove "
+                "it"
             )
         if partial.is_symlink() or not partial.is_dir():
             raise CheckpointError(f"{partial}: is not what a conversion left; remove it")
@@ -165,7 +175,7 @@ def _begin(partial: Path, fingerprint: dict[str, Any], *, resume: bool, sync: bo
         if plan.is_file() and _read_plan(plan, partial) != json.loads(json.dumps(fingerprint)):
             raise CheckpointError(
                 f"{partial}: was begun from another source, with other options, by another version, or with --no-sync "
-                "before the machine's last start; repeat those, or remove it"
+                "before the machine's last start; repeat those, or remove it (after a start only that is left)"
             )
     plan.parent.mkdir(parents=True, exist_ok=True)
     write_json(plan, fingerprint, temporary=plan.with_suffix(".new"), sync=sync)
@@ -214,9 +224,9 @@ def _disk_errors(partial: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # our own, with its own words
             raise
-        remedy = "what is done is kept: go on with --resume"
+        remedy = "what is done is kept: repeat the command with --resume"
         if error.errno in _FULL:
-            remedy = "what is done is kept: make room and go on with --resume"
+            remedy = "what is done is kept: make room and repeat the command with --resume"
         elif error.errno in _FORBIDDEN:
             remedy = "choose a destination that can be written"
         raise CheckpointError(f"{error.filename or partial}: {error.strerror}; {remedy}") from error

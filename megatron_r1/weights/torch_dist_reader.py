@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import CheckpointError
-from megatron_r1.weights.files import open_for_reading
+from megatron_r1.weights.files import OpenFiles
 from megatron_r1.weights.fp8 import fp8_entries
 from megatron_r1.weights.inventory import known_aliases
 from megatron_r1.weights.manifest import MANIFEST, read_manifest
@@ -48,7 +47,7 @@ class TorchDistFolder:
         self._folder_name = str(folder)
         self.bytes_read = 0
         self.metadata = read_metadata(folder)
-        self._handles: dict[str, int] = {}
+        self._files = OpenFiles()
         self._numbers: tuple[StoredItem, int] | None = None
         self._items = ItemReader()
         self._chunks: dict[tuple[str, int | None], list[_Chunk]] = {}
@@ -68,9 +67,7 @@ class TorchDistFolder:
         self._index_chunks()
 
     def close(self) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles.clear()
+        self._files.close()
 
     def read_rows(self, name: str, start: int, stop: int, out: memoryview) -> None:
         placement, part = self._of[name]
@@ -177,9 +174,7 @@ class TorchDistFolder:
     def _open_item(self, item: StoredItem) -> tuple[int, int, str]:
         """(file handle, where in the file the item's numbers start, the file's path)."""
         path = f"{self._folder_name}/{item.file}"  # a Path would take longer than reading the piece
-        handle = self._handles.get(item.file)
-        if handle is None:
-            handle = self._handles[item.file] = open_for_reading(path)
+        handle = self._files.handle(path)
         if self._numbers is None or self._numbers[0] is not item:
             stored = self.metadata.keys[item.key]
             assert stored is not None, item.key

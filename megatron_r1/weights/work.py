@@ -34,7 +34,7 @@ def run_tasks(
     counter = multiprocessing.get_context("fork").Value("Q", 0)
     before = plan.source_bytes * len(done_before) // max(len(tasks), 1)
     setup = (unfinished, plan, tasks, counter)
-    remedy = "what is done is kept: go on with --resume, with fewer --workers"
+    remedy = "what is done is kept: repeat the command with --resume, with fewer --workers"
     with worker_pool(min(workers, max(len(todo), 1)), _start_worker, *setup, remedy=remedy) as pool:
         waiting: set[Future[None]] = {pool.submit(_run_task, number) for number in todo}
         while waiting:

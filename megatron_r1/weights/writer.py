@@ -17,6 +17,8 @@ _BLOCK = mmap.PAGESIZE
 """Direct writes begin and end at multiples of this."""
 
 _BUFFER_BYTES = 4 << 20
+_NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""How file systems say that they take no direct writes, or none of such blocks."""
 
 
 class WriteBuffers:
@@ -59,7 +61,11 @@ class FileWriter:
     def __init__(self, path: Path, buffers: WriteBuffers, *, create: bool = False) -> None:
         self.handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0), 0o644)
         self._buffers = buffers
-        self._direct = _open_direct(path) if buffers.direct else None
+        try:
+            self._direct = _open_direct(path) if buffers.direct else None
+        except BaseException:
+            os.close(self.handle)
+            raise
         self._refused = False
         self._base = self._start = self._stop = 0
 
@@ -120,9 +126,9 @@ class FileWriter:
             try:
                 done += os.pwrite(self._direct, data[done:], offset + done)
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno not in _NOT_DIRECT:
                     raise
-                self._refused = True  # it wants other blocks, or takes the flag and means nothing by it
+                self._refused = True
         write_all(self.handle, offset + done, data[done:])
 
     def _submit(self) -> None:
@@ -134,7 +140,7 @@ def _open_direct(path: Path) -> int | None:
     try:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in _NOT_DIRECT:
             raise
         return None
 

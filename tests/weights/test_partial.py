@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights import hf_sink, partial, torch_dist_sink
 from megatron_r1.weights.convert import ConvertOptions, convert
-from megatron_r1.weights.files import reserve
+from megatron_r1.weights.files import OpenFiles, reserve
 from megatron_r1.weights.pieces import task_bytes
 from megatron_r1.weights.verify import compare
 
@@ -187,7 +187,7 @@ def test_stopped_in_order(hf, tmp_path, tool, number):
     workers = one.workers()
     one.signal(number, group=number == signal.SIGINT)
     status, output = one.wait()
-    assert status == 2 and output == "stopped; what is done is kept: go on with --resume\n"
+    assert status == 2 and output == "stopped; what is done is kept: repeat the command with --resume\n"
     assert not psutil.wait_procs(workers, timeout=5)[1]
     small = tool("hf-to-megatron", hf, out, "--resume", before=small_tasks)
     assert small.wait()[0] == 0 and compare(hf, out).equal
@@ -372,7 +372,8 @@ def test_a_disk_that_is_full_at_the_end(hf, tmp_path, tool):
     words = ("hf-to-hf", hf, tmp_path / "out", "--file-gb", "1e-9")
     one = tool(*words, before=lambda: limit_files(27_000))
     status, output = one.wait()
-    assert status == 2 and "out.partial" in output and "make room and go on with --resume" in output, output
+    assert status == 2 and "out.partial" in output, output
+    assert "make room and repeat the command with --resume" in output
     assert len(output.splitlines()) == 1 and not (tmp_path / "out").exists()
     assert tool(*words, "--resume").wait()[0] == 0 and compare(hf, tmp_path / "out").equal
 
@@ -490,3 +491,56 @@ def test_unsynced_work_is_trusted_until_the_machine_starts_anew(hf, tmp_path, to
             convert(hf, target, RESUME)
     assert tool("hf-to-megatron", hf, target, "--no-sync", "--resume", before=small_tasks).wait()[0] == 0
     assert compare(hf, target).equal
+
+
+def test_records_do_not_outlive_the_data_that_they_speak_of(hf, tmp_path, monkeypatch):
+    """A data file is removed ("make room"), and the resumed conversion that makes it anew fails before it fills it."""
+    monkeypatch.setattr(hf_sink, "task_bytes", lambda total: 50_000)
+    run, out = hf_sink.HFSink.run, tmp_path / "out"
+    options = ConvertOptions(target="hf", workers=1, file_bytes=400_000)
+
+    def fail_at(number_that_fails):
+        def run_or_fail(self, task, number, *more):
+            if number >= number_that_fails:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return run(self, task, number, *more)
+
+        monkeypatch.setattr(hf_sink.HFSink, "run", run_or_fail)
+
+    fail_at(6)
+    with pytest.raises(CheckpointError, match="make room and repeat the command with --resume"):
+        convert(hf, out, options)
+    assert len(finished(out)) == 6
+    min(partial.partial_of(out).glob("model-00001-*.safetensors")).unlink()
+    fail_at(0)
+    with pytest.raises(CheckpointError, match="make room"):
+        convert(hf, out, replace(options, resume=True))
+    monkeypatch.setattr(hf_sink.HFSink, "run", run)
+    convert(hf, out, replace(options, resume=True))
+    assert compare(hf, out).equal
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    paths = [tmp_path / str(number) for number in range(5)]
+    for path in paths:
+        path.write_text(path.name)
+    files = OpenFiles(limit=2)
+    for path in (*paths, *reversed(paths), paths[0]):
+        assert os.pread(files.handle(str(path)), 10, 0).decode() == path.name
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+    files.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_manifest_of_the_first_version_keeps_its_aliases(hf, tmp_path):
+    """It has hashes of another kind, which are not compared."""
+    convert(hf, tmp_path / "megatron", TO_MEGATRON)
+    path = tmp_path / "megatron" / "megatron_r1_manifest.json"
+    manifest = json.loads(path.read_text())
+    tensors = {name: {**record, "blake3": "0"} for name, record in manifest["tensors"].items()}
+    for record in tensors.values():
+        del record["xxh3_128"]
+    path.write_text(json.dumps({**manifest, "format": 1, "tensors": tensors}))
+    convert(tmp_path / "megatron", tmp_path / "back", TO_HF)
+    assert compare(hf, tmp_path / "back").equal and manifest["aliases"]

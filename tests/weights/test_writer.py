@@ -110,15 +110,16 @@ def _is_direct(handle):
     return bool(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT)
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("refuses", ["open", "write"])
-def test_a_file_system_without_direct_writes(path, monkeypatch, refuses):
+def test_a_file_system_without_direct_writes(path, monkeypatch, refuses, code):
     """Some refuse to open a file so, some to write to it."""
     call, data = getattr(os, refuses if refuses == "open" else "pwrite"), random_bytes(BUFFER + 5000)
 
     def refuse(what, flags_or_data, *more):
         direct = flags_or_data & os.O_DIRECT if refuses == "open" else _is_direct(what)
         if direct:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise OSError(code, os.strerror(code))
         return call(what, flags_or_data, *more)
 
     monkeypatch.setattr(writer.os, "open" if refuses == "open" else "pwrite", refuse)
@@ -142,4 +143,7 @@ def test_an_error_of_the_disk_is_raised_and_nothing_stays_open(path, monkeypatch
     with pytest.raises(ZeroDivisionError), FileWriter(path, buffers) as file:
         file.write(0, memoryview(bytes(2 * BUFFER)))
         raise ZeroDivisionError  # the first error counts, not the disk's that is met while cleaning up
+    monkeypatch.setattr(writer, "_open_direct", lambda path: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        FileWriter(path, buffers)
     assert len(os.listdir("/proc/self/fd")) == before

@@ -9,8 +9,8 @@ are by default, when they end with their bytes on the disk (to be compared with 
 they end as cp does, with their bytes in memory. Before each step the disk is flushed, the page cache is filled with
 other data and the step's source is read (page cache warm); destinations are removed after it. Times are of whole
 processes, imports included, and of the conversion proper; memory is the largest sum over the step's processes of memory
-that only they hold (PSS, shared pages divided), sampled 50 times a second in a round of its own before the others,
-because sampling takes a good part of a core. With --fp8, dequantising in memory is measured beside copying, both on all
+that only they hold (PSS, shared pages divided), sampled 50 times a second in a round of its own before the others, so
+that sampling slows no timed step. With --fp8, dequantising in memory is measured beside copying, both on all
 cores, and the time for DeepSeek-V3 is predicted.
 """
 
@@ -262,8 +262,8 @@ def warm(folder: Path) -> None:
 
 def fill_page_cache(filler: Path) -> None:
     """Leave no memory free, as on a machine that has been up for a while: whoever writes first has pages of other files
-    to drop. (Free memory of a virtual machine may be lent out by its host: each page's first use then takes several
-    times as long as its copy, of whichever step comes upon it.) Reads a file of holes, which takes no disk."""
+    to drop. (Free memory of a virtual machine may be lent out by its host: each page's first use then takes longer, for
+    whichever step comes upon it.) Reads a file of holes, which takes no disk."""
     if not filler.exists():
         with open(filler, "wb") as file:
             file.truncate(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -70,8 +70,8 @@ def integers(value: object) -> list[int]:
 class TensorRecord:
     """What a manifest says of one tensor. `nonfinite` counts its NaN and infinite numbers.
 
-    XXH3 finds damage at the speed of memory (BLAKE3 took as long as a conversion's copying). It is no
-    proof against forgery, which a manifest beside the weights could not be with any hash.
+    XXH3 is chosen for its speed: it finds damage. It is no proof against forgery, which a manifest beside the weights
+    could not be with any hash.
     """
 
     dtype: str

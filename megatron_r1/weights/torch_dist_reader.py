@@ -173,7 +173,7 @@ class TorchDistFolder:
 
     def _open_item(self, item: StoredItem) -> tuple[int, int, str]:
         """(file handle, where in the file the item's numbers start, the file's path)."""
-        path = f"{self._folder_name}/{item.file}"  # a Path would take longer than reading the piece
+        path = f"{self._folder_name}/{item.file}"  # not a Path, which is slow to make: this runs for every piece
         handle = self._files.handle(path)
         if self._numbers is None or self._numbers[0] is not item:
             stored = self.metadata.keys[item.key]

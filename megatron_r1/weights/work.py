@@ -72,6 +72,7 @@ _worker: list[_Worker] = []
 
 def _start_worker(unfinished: Unfinished, plan: Plan, tasks: Sequence[Sequence[Any]], counter: Any) -> None:
     os.close(unfinished.lock)
+    # What is not waited for may stay in memory, which is faster than the disk.
     writes = WriteBuffers(direct=unfinished.sync)
     _worker[:] = [_Worker(unfinished, plan, tasks, counter, PieceBuffer(), writes, ThreadPoolExecutor(1), deque())]
 

@@ -54,8 +54,8 @@ class FileWriter:
     """Writes parts of a file, for as long as it is entered. `handle` is then still open, to be synced and closed.
 
     Blocks that a part covers whole go to the disk directly, its ends (which share a block with a neighbour, maybe of
-    another process) through the page cache; no block goes both ways. Where the file system takes no
-    direct writes, everything goes through the page cache.
+    another process) through the page cache; no block goes both ways. Where the file system takes no direct writes,
+    everything goes through the page cache.
     """
 
     def __init__(self, path: Path, buffers: WriteBuffers, *, create: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def manifest_json(manifest: Manifest, *, kind: str, architecture: str) -> dict[s
         "architecture": architecture,
         "hash": "XXH3 (128 bits) of the tensor's bytes in Hugging Face's layout",
         "aliases": dict(manifest.aliases),
-        "tensors": {name: asdict(record) for name, record in manifest.tensors.items()},
+        "tensors": {name: record.to_json() for name, record in manifest.tensors.items()},
     }
 
 

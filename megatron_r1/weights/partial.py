@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class Unfinished:
         finally:
             os.close(handle)
         path = _record_path(self.folder, number)
-        write_json(path, asdict(record), temporary=path.with_suffix(".new"), sync=self.sync, indent=None)
+        write_json(path, record.to_json(), temporary=path.with_suffix(".new"), sync=self.sync, indent=None)
 
     def publish(self, expected: set[str]) -> None:
         """Give the folder its name. It must hold the files `expected` (relative paths) and no others."""

@@ -89,6 +89,9 @@ class TensorRecord:
             raise ValueError("a tensor's dtype and xxh3_128 must be texts and nonfinite a number")
         return cls(value["dtype"], integers(value["shape"]), value["xxh3_128"], count)
 
+    def to_json(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "shape": self.shape, "xxh3_128": self.xxh3_128, "nonfinite": self.nonfinite}
+
 
 @dataclass(slots=True)
 class TaskRecord:
@@ -106,6 +109,10 @@ class TaskRecord:
             raise ValueError("a record must hold file, size, tensors and chunks")
         tensors = {name: TensorRecord.from_json(record) for name, record in value["tensors"].items()}
         return cls(value["file"], value["size"], tensors, value["chunks"])
+
+    def to_json(self) -> dict[str, Any]:
+        tensors = {name: record.to_json() for name, record in self.tensors.items()}
+        return {"file": self.file, "size": self.size, "tensors": tensors, "chunks": self.chunks}
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from megatron_r1.weights.inventory import known_aliases
 from megatron_r1.weights.manifest import MANIFEST, read_manifest
 from megatron_r1.weights.placement import Placement, place
 from megatron_r1.weights.reader import TensorInfo, byte_view, read_exactly
-from megatron_r1.weights.table import build_table
+from megatron_r1.weights.table import Entry, build_table
 from megatron_r1.weights.torch_dist_item import ItemReader
 from megatron_r1.weights.torch_dist_metadata import StoredItem, StoredTensor, read_metadata
 
@@ -54,7 +54,8 @@ class TorchDistFolder:
         self._of: dict[str, tuple[Placement, int]] = {}
         self.tensors: dict[str, TensorInfo] = {}
         stored = self.metadata.keys
-        for entry in build_table(shape):
+        table = build_table(shape)
+        for entry in table:
             placed = [place(entry, shape)]
             if entry.fp8 and shape.fp8_block and entry.kind != "qkv" and placed[0].key not in stored:
                 placed = [place(half, shape) for half in fp8_entries(entry, shape.fp8_block)]
@@ -63,7 +64,7 @@ class TorchDistFolder:
                     self._add(placement, stored[placement.key])
                 elif not entry.name.startswith("mtp."):
                     raise CheckpointError(f"{folder}: key {placement.key} is missing; it is of another model")
-        self._add_aliases(shape)
+        self._add_aliases(shape, table)
         self._index_chunks()
 
     def close(self) -> None:
@@ -96,10 +97,10 @@ class TorchDistFolder:
             self.tensors[name] = TensorInfo(stored.dtype, placement.entry.hf_shapes[part], str(self.folder))
             self._of[name] = placement, part
 
-    def _add_aliases(self, shape: ModelShape) -> None:
+    def _add_aliases(self, shape: ModelShape, table: Iterable[Entry]) -> None:
         """The names under which the converted folder repeated a tensor; for other checkpoints, the table's own."""
         manifest = read_manifest(self.folder)
-        known = {alias: entry.hf[0] for entry in build_table(shape) for alias in known_aliases(entry, shape)}
+        known = {alias: entry.hf[0] for entry in table for alias in known_aliases(entry, shape)}
         if manifest is not None:
             aliases = manifest.aliases
             for alias, name in aliases.items():
@@ -142,13 +143,13 @@ class TorchDistFolder:
     def _check_file(self, item: StoredItem, sizes: dict[str, int]) -> None:
         if item.transforms:
             raise CheckpointError(f"{self.folder}: key {item.key} is stored as {item.transforms}; not supported")
-        path = self.folder / item.file
         if item.file not in sizes:
+            path = self.folder / item.file
             if not path.is_file():
                 raise CheckpointError(f"{path}: does not exist, though the metadata names it for key {item.key}")
             sizes[item.file] = path.stat().st_size
         if item.position + item.length > sizes[item.file]:
-            raise CheckpointError(f"{path}: truncated: key {item.key} would lie behind its end")
+            raise CheckpointError(f"{self.folder / item.file}: truncated: key {item.key} would lie behind its end")
 
     def _read_key(self, placement: Placement, start: int, stop: int, out: memoryview, row_bytes: int) -> None:
         width = math.prod(placement.shape[1:])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, row_ranges, task_bytes
+from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, TensorRecord, row_ranges, task_bytes
 from megatron_r1.weights.placement import Placement
-from megatron_r1.weights.reader import CheckpointReader, byte_view, bytes_equal, read_tensor, tensor_view
+from megatron_r1.weights.reader import CheckpointReader, byte_view, read_tensor, tensor_view
 from megatron_r1.weights.torch_dist import FILES, ChunkRecord, DataFile, write_metadata
 from megatron_r1.weights.writer import FileWriter, WriteBuffers
 
@@ -70,8 +71,8 @@ class TorchDistSink:
         with FileWriter(self.folder / record.file, writes, create=True) as file:
             data = DataFile(file, record.file, sum(map(self._bytes, task)))
             for placement in task:
-                self._check_aliases(placement, reader)
                 self._write(placement, reader, data, record, buffer, report)
+                self._check_aliases(placement, reader, record.tensors[placement.entry.hf[0]], buffer)
         record.size = data.size
         return record, file.handle
 
@@ -120,9 +121,9 @@ class TorchDistSink:
                 report(read)
             yield target
 
-    def _check_aliases(self, placement: Placement, reader: CheckpointReader) -> None:
+    def _check_aliases(self, placement: Placement, reader, written: TensorRecord, buffer: PieceBuffer) -> None:
         """Megatron shares one embedding and one head among all layers, so a copy that differs would be lost."""
-        name = placement.entry.hf[0]
+        name, dtype = placement.entry.hf[0], self._dtypes[placement.key]
         info = reader.tensors[name]
         for alias in self._aliases.get(placement.entry.name, ()):
             other = reader.tensors[alias]
@@ -130,11 +131,13 @@ class TorchDistSink:
                 raise CheckpointError(
                     f"{other.file}: {alias} is {other.dtype} and {name} {info.dtype}; Megatron has one tensor for both"
                 )
-            for start, stop in row_ranges(info.num_rows, info.row_bytes):
-                if not bytes_equal(read_tensor(reader, name, start, stop), read_tensor(reader, alias, start, stop)):
-                    raise CheckpointError(
-                        f"{other.file}: {alias} differs from {name}; Megatron has one tensor for both"
-                    )
+            digest = TensorDigest(dtype, other.shape)
+            for start, stop in row_ranges(other.num_rows, other.row_bytes):
+                view = buffer.take((stop - start) * math.prod(other.shape[1:]) * dtype.itemsize)
+                _read_as(reader, alias, start, stop, dtype, view)
+                digest.add(view)
+            if digest.record().xxh3_128 != written.xxh3_128:
+                raise CheckpointError(f"{other.file}: {alias} differs from {name}; Megatron has one tensor for both")
 
     def _bytes(self, placement: Placement) -> int:
         return torch.Size(placement.shape).numel() * self._dtypes[placement.key].itemsize

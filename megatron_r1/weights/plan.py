@@ -126,6 +126,13 @@ def _plan_torch_dist(
 ) -> tuple[TorchDistSink, list[str]]:
     entries = []
     for entry in inventory.entries:
+        for alias in inventory.aliases[entry.name]:
+            first, copy = reader.tensors[entry.hf[0]], reader.tensors[alias]
+            if copy.dtype != first.dtype:
+                raise CheckpointError(
+                    f"{copy.file}: {alias} is {copy.dtype} and {entry.hf[0]} {first.dtype}; Megatron has one tensor "
+                    "for both"
+                )
         if keep_fp8 and reader.tensors[entry.hf[0]].dtype == FP8:
             if entry.kind == "qkv" or shape.fp8_block is None:
                 raise CheckpointError(

@@ -122,15 +122,11 @@ class TorchDistSink:
             yield target
 
     def _check_aliases(self, placement: Placement, reader, written: TensorRecord, buffer: PieceBuffer) -> None:
-        """Megatron shares one embedding and one head among all layers, so a copy that differs would be lost."""
+        """Megatron shares one embedding and one head among all layers, so a copy that differs (in the dtype that is
+        written) would be lost."""
         name, dtype = placement.entry.hf[0], self._dtypes[placement.key]
-        info = reader.tensors[name]
         for alias in self._aliases.get(placement.entry.name, ()):
             other = reader.tensors[alias]
-            if other.dtype != info.dtype:
-                raise CheckpointError(
-                    f"{other.file}: {alias} is {other.dtype} and {name} {info.dtype}; Megatron has one tensor for both"
-                )
             digest = TensorDigest(dtype, other.shape)
             for start, stop in row_ranges(other.num_rows, other.row_bytes):
                 view = buffer.take((stop - start) * math.prod(other.shape[1:]) * dtype.itemsize)

@@ -149,6 +149,12 @@ def test_an_mtp_layer_with_an_embedding_of_its_own(tmp_path):
     refused(tmp_path / "hf", tmp_path, "model.layers.4.embed_tokens.weight", "differs from model.embed_tokens.weight")
 
 
+def test_an_mtp_layer_whose_embedding_has_another_dtype(tmp_path):
+    save_model("deepseek_v3", tmp_path / "hf", mtp_layers=1)
+    change(tmp_path / "hf", **{"model.layers.4.embed_tokens.weight": torch.randn(101, 64).half()})
+    refused(tmp_path / "hf", tmp_path, "model.layers.4.embed_tokens.weight is torch.float16", "one tensor for both")
+
+
 @pytest.mark.parametrize("field", ["hidden_size", "kv_lora_rank", "n_routed_experts", "rms_norm_eps", "model_type"])
 def test_a_config_without_a_field(hf, tmp_path, field):
     config = json.loads((hf / "config.json").read_text())

@@ -13,8 +13,8 @@ import xxhash
 from megatron_r1.weights.reader import CheckpointReader, tensor_view
 
 PIECE_BYTES = 2 << 20
-"""The part of a tensor that is in memory at once: small enough to stay in a core's cache from the file that is read to
-the file that is written, which is twice as fast as through memory. (One row, or query group, if that is larger.)"""
+"""The part of a tensor that is in memory at once: small enough to stay in the processor's cache from the file that is
+read to the file that is written. (One row, or query group, if that is larger.)"""
 
 
 def task_bytes(total: int) -> int:

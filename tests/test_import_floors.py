@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "megatron_r1"
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("types", "errors"),
+    ("types", "errors", "boxed"),
     ("config",),
     ("observe", "planning"),
     ("data", "rewards", "grpo"),
@@ -35,6 +35,7 @@ NARROWER = {"recipes": {"config"}}
 BORDERS = {"megatron": {"model", "weights", "policy"}, "vllm": {"rollout"}}
 WITHOUT_TORCH = {
     "types",
+    "boxed",
     "errors",
     "config",
     "observe",

@@ -9,6 +9,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from megatron_r1.config.sandbox import SandboxConfig
 
+AnswerPlace = Literal["answer", "boxed", "either"]
+"""Where a response's answer is looked for: in `<answer>`, in the last \\boxed{}, or in the first of these that is
+there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -219,10 +223,14 @@ class RewardConfig:
     """Compute the language-consistency reward even where its weight is 0."""
     preferences: tuple[PreferenceConfig, ...] = ()
     """Reward models, for problems with grader "preference" and any others of their domains."""
+    answer_from: AnswerPlace = "answer"
+    """Where the answer is: `<answer>` (the paper's template), the last \\boxed{} after the thought (models of Qwen and
+    those distilled from R1), or either."""
     num_workers: int = 4
     """Worker processes that grade answers, and programs that run at once."""
     timeout_seconds: float = 5.0
-    """One answer's grading time; past it the worker is killed and the answer scores 0."""
+    """One answer's grading time, of the processor: a busy machine makes no answer wrong. Past it the worker is killed
+    and the answer scores 0."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     """Where the programs of coding problems run, and what they may use."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
@@ -17,12 +18,18 @@ from typing import Protocol
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.code_grader import CodeGrader
-from megatron_r1.rewards.format import extract_answer, format_score
+from megatron_r1.rewards.format import after_thought, extract_answer, format_score
 from megatron_r1.rewards.pool import GradingPool, PoolCounts, Verdict
 from megatron_r1.types import Problem, Reward
 
 INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
 """An integer in its one canonical spelling."""
+
+REMEMBERED = 8192
+"""Verdicts that are kept, so that equal answers of a group are graded once."""
+
+MAX_QUESTION_CHARACTERS = 4000
+"""Of a question's end, which asks; its grader looks for what kind of answer is asked for."""
 
 
 def check_preference_problems(problems: Iterable[Problem], config: RewardConfig) -> None:
@@ -80,6 +87,7 @@ class Scorer:
         self._pool = GradingPool(
             num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, graders=graders
         )
+        self._verdicts: OrderedDict[tuple[str, str, str | None, str], Future[Verdict]] = OrderedDict()
 
     def __enter__(self) -> Scorer:
         return self
@@ -95,7 +103,10 @@ class Scorer:
         DataError for a problem whose grader is unknown or has no reference answer to compare with.
         """
         parts = {"format": format_score(response)}
-        answer = extract_answer(response)
+        place = self.config.answer_from
+        if problem.grader in ("code", "instructions") and place != "answer":
+            place = "answer"  # neither is written in a box
+        answer = extract_answer(response, place)
         waiting: dict[str, Future[Verdict] | Future[float]] = {}
         by_rule = problem.grader not in ("code", "preference", "instructions")
         quick = _quick_verdict(problem, answer) if by_rule else None
@@ -106,20 +117,50 @@ class Scorer:
             if not waiting:
                 raise DataError(f"problem {problem.id}: no reward model scores domain {problem.domain!r}")
         elif problem.grader == "instructions":
-            said = answer if answer is not None else response.rpartition("</think>")[2]
-            waiting["accuracy"] = self._pool.submit("instructions", said, reference=None, metadata=problem.metadata)
+            said = answer if answer is not None else after_thought(response)
+            if said.strip():
+                waiting["accuracy"] = self._pool.submit("instructions", said, reference=None, metadata=problem.metadata)
+            else:  # cut off in its thought
+                parts["accuracy"] = 0.0
         elif problem.grader == "code":
+            if answer is None and self.config.answer_from != "answer":
+                answer = after_thought(response)  # programs stand in fences, not in boxes
             waiting["accuracy"] = self._submit_program(problem, answer)
         elif quick is None and answer is not None:
-            waiting["accuracy"] = self._pool.submit(
-                problem.grader, answer, reference=problem.answer, metadata=problem.metadata
-            )
+            waiting["accuracy"] = self._graded_once(problem, answer)
         else:
             parts["accuracy"] = float(bool(quick))
         if self._needs_language:
             language = problem.language or self.config.language
             waiting["language"] = self._pool.submit("language", response, reference=language)
         return self._when_done(parts, waiting)
+
+    def submit_answer(self, problem: Problem, answer: str) -> Future[Verdict]:
+        """The verdict of a rule (math, exact or reasoning_gym) on an answer that was taken out of its response."""
+        quick = _quick_verdict(problem, answer)
+        if quick is None:
+            return self._graded_once(problem, answer)
+        future: Future[Verdict] = Future()
+        future.set_result(Verdict(score=float(quick)))
+        return future
+
+    def _graded_once(self, problem: Problem, answer: str) -> Future[Verdict]:
+        """The verdict on an answer, shared with whoever gave the same one. Verdicts for lack of time are not shared."""
+        key = (problem.grader, problem.id, problem.answer, answer)
+        known = self._verdicts.get(key)
+        if known is not None and not (
+            known.done() and (known.cancelled() or known.exception() or known.result().timed_out)
+        ):
+            self._verdicts.move_to_end(key)
+            return known
+        metadata = problem.metadata
+        if problem.grader == "math" and problem.messages:
+            metadata = {**metadata, "question": problem.messages[-1]["content"][-MAX_QUESTION_CHARACTERS:]}
+        future = self._pool.submit(problem.grader, answer, reference=problem.answer, metadata=metadata)
+        self._verdicts[key] = future
+        if len(self._verdicts) > REMEMBERED:
+            self._verdicts.popitem(last=False)
+        return future
 
     def _submit_program(self, problem: Problem, answer: str | None) -> Future[Verdict]:
         if self._programs is None:

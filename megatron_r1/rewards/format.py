@@ -1,7 +1,7 @@
-"""The format reward: is the response exactly the structure that the paper's template asks for?
+r"""What a response says where: the structure that the paper's template asks for (the format reward), and the answer.
 
-Rule-based on purpose (paper, section 2.2.2): a learned judge can be fooled. The prompt ends where the
-assistant's turn begins, so the response has to open `<think>` itself. Left out: whether the thought or the
+The format reward is rule-based on purpose (paper, section 2.2.2): a learned judge can be fooled. The prompt ends
+where the assistant's turn begins, so the response has to open `<think>` itself. Left out: whether the thought or the
 answer is any good.
 """
 
@@ -9,9 +9,23 @@ from __future__ import annotations
 
 import re
 
+from megatron_r1.boxed import boxed_spans
+from megatron_r1.config.schema import AnswerPlace
+
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 STRUCTURE = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
+THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+NEW_TURN = re.compile(
+    r"(?:^|\s)(?:User|Human|Assistant)\s*[:：]|(?:^|\n)\s*(?:Question|Problem|Q)\s*\d*\s*[:：]"
+    r"|(?:^|\n)#{1,4}\s*(?:Instruction|Question|Problem|Human|User)\b|<\|(?:im_start|im_end|endoftext|eot_id|start_header_id)\|>"
+    r"|<｜(?:User|Assistant|end▁of▁sentence|begin▁of▁sentence)｜>"
+)
+"""Where a response goes on to ask itself the next question."""
+
+BETWEEN_BOXES = re.compile(
+    r"(?:[\s,;$.、，]|\\[()\[\]]|\\(?:quad|qquad|text\s*\{\s*(?:and|or)\s*\})|\b(?:and|or)\b|和|或)*"
+)
 
 
 def format_score(response: str) -> float:
@@ -21,11 +35,52 @@ def format_score(response: str) -> float:
     return float(once and STRUCTURE.fullmatch(response) is not None)
 
 
-def extract_answer(response: str) -> str | None:
-    """The stripped content of the last complete `<answer>...</answer>`, or None where there is none.
+def after_thought(response: str) -> str:
+    """What the user sees: the response without its thoughts. Empty where a thought was cut off before anything else. A
+    `</think>` without its opening tag ends a thought that the prompt opened."""
+    return THOUGHT.sub(" ", response).rpartition("</think>")[2]
 
-    Independent of the format score: accuracy and format are separate parts. A tag inside the content is never
-    part of it: of nested or repeated tags the innermost pair counts.
+
+def extract_answer(response: str, place: AnswerPlace = "answer") -> str | None:
+    r"""The stripped answer of a response, or None where there is none.
+
+    place "answer": the content of the last complete `<answer>...</answer>`; of nested or repeated tags the innermost
+    pair counts. "boxed": the content of the last \boxed{...}, or of the last few that only commas, "and" or "or"
+    separate, with these. "either": the first of the two that there is. What stands in a thought is no answer, nor what
+    follows the beginning of another turn (`User: ...`). Independent of the format score: accuracy and format are
+    separate parts.
     """
-    found = ANSWER.findall(response)
-    return found[-1].strip() if found else None
+    shown = after_thought(response)
+    if place != "boxed":
+        found = _last_element(shown)
+        if found is not None or place == "answer":
+            return found
+    return _last_boxes(shown)
+
+
+def _last_element(shown: str) -> str | None:
+    first = ANSWER.search(shown)
+    if first is None:
+        return None
+    return ANSWER.findall(_this_turn(shown, first.end()))[-1].strip()
+
+
+def _last_boxes(shown: str) -> str | None:
+    spans = boxed_spans(shown)
+    if not spans:
+        return None
+    shown = _this_turn(shown, spans[0][1])
+    spans = [span for span in spans if span[1] <= len(shown)]
+    said = spans[-1][2]
+    for (_, end, content), (start, _, _) in zip(reversed(spans[:-1]), reversed(spans[1:])):
+        between = shown[end:start]
+        if not between.strip() or BETWEEN_BOXES.fullmatch(between) is None:
+            break
+        said = content + between + said
+    return said.strip()
+
+
+def _this_turn(shown: str, start: int) -> str:
+    """The text up to the first new turn after `start`."""
+    turn = NEW_TURN.search(shown, start)
+    return shown if turn is None else shown[: turn.start()]

@@ -2,7 +2,8 @@
 limit.
 
 One thread per worker feeds it one job at a time and waits; when the limit passes, or the answer is not to the job
-that was asked, it kills the worker and starts the next one. Workers start in the background when the pool is made,
+that was asked, it kills the worker and starts the next one. The limit is one of processor time: on a busy machine an
+honest answer takes longer and is not wrong for it. Workers start in the background when the pool is made,
 with a bare environment: no token of the trainer's reaches them. Left out: what is right or wrong (worker.py,
 math.py) and rewards (compose.py).
 """
@@ -25,6 +26,8 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from megatron_r1.errors import UserError
 
 START_SECONDS = 120.0
@@ -34,6 +37,9 @@ START_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between attempts to start a process while the machine refuses one (no memory, no free process)."""
 
 MAX_REPLY_BYTES = 1 << 16
+
+MOST_WAITING = 20.0
+"""Times the limit that a job may take by the clock: a worker that does nothing uses no processor time."""
 
 PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONHASHSEED", "TZ", "LANG", "LC_ALL", "LC_CTYPE")
 """The only variables of the trainer's environment that a worker sees: what finding and running Python needs."""
@@ -265,7 +271,7 @@ class _Worker:
         if not ready:
             raise WorkerStartError(
                 f"a grading worker did not start (exit status {self._process.poll()}, waited up to "
-                f"{START_SECONDS:g} s); its own message is on standard error; check that math-verify and "
+                f"{START_SECONDS:g} s); its own message is on standard error; check that mpmath and "
                 f"reasoning-gym import: {self._command}"
             )
 
@@ -273,10 +279,16 @@ class _Worker:
         """Hand over a job and wait. After a timeout, a death or a wrong reply `alive` is False and the worker must
         be replaced."""
         try:
+            used_before = self._cpu_seconds()
             self._connection.send_bytes(job)
-            if not self._connection.poll(timeout_seconds):
-                self.alive = False
-                return Verdict(score=0.0, timed_out=True)
+            deadline = time.monotonic() + MOST_WAITING * timeout_seconds
+            left = timeout_seconds
+            while not self._connection.poll(left):
+                left = timeout_seconds - (self._cpu_seconds() - used_before)
+                if left <= 0 or time.monotonic() > deadline:
+                    self.alive = False
+                    return Verdict(score=0.0, timed_out=True)
+                left = max(left, 0.02)
             reply = self._connection.recv_bytes(MAX_REPLY_BYTES)
         except (EOFError, OSError):
             self.alive = False
@@ -288,6 +300,14 @@ class _Worker:
             self.alive = False
             return Verdict(score=0.0, error="the grading worker gave no proper reply to this job; it was ended")
         return verdict
+
+    def _cpu_seconds(self) -> float:
+        """Processor time that the worker has used. EOFError if it is gone."""
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error as error:
+            raise EOFError from error
+        return times.user + times.system
 
     def kill(self) -> None:
         self._process.kill()

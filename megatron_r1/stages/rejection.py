@@ -83,7 +83,9 @@ def may_be_judged(sample: Sample, config: RejectionConfig) -> bool:
     judge, problem = config.judge, sample.problem
     if judge is None or problem.grader not in ("math", "exact") or problem.answer is None:
         return False
-    return (not judge.domains or problem.domain in judge.domains) and bool(extract_answer(sample.text))
+    return (not judge.domains or problem.domain in judge.domains) and bool(
+        extract_answer(sample.text, config.rewards.answer_from)
+    )
 
 
 def select(

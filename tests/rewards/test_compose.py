@@ -55,6 +55,43 @@ def test_obvious_answers_need_no_worker(scorer):
     assert scorer.counts().graded == before + 1
 
 
+def test_equal_answers_are_graded_once(scorer):
+    before = scorer.counts().graded
+    asked = dataclasses.replace(problem(), id="once")
+    futures = [scorer.submit(asked, tagged(answer)) for answer in ("36/2", "36/2", " 36/2 ", "72/4")]
+    assert [future.result(60).parts["accuracy"] for future in futures] == [1.0] * 4
+    assert scorer.counts().graded == before + 2
+    other = dataclasses.replace(problem("19"), id="q")
+    assert scorer.submit(other, tagged("36/2")).result(60).parts["accuracy"] == 0.0
+    assert scorer.counts().graded == before + 3
+
+
+def test_answer_is_looked_for_where_the_configuration_says():
+    boxed = "<think>so</think> The answer is $\\boxed{36/2}$."
+    for place, response, accuracy in [
+        ("answer", boxed, 0.0), ("boxed", boxed, 1.0), ("either", boxed, 1.0),
+        ("answer", tagged("36/2"), 1.0), ("boxed", tagged("36/2"), 0.0), ("either", tagged("36/2"), 1.0),
+    ]:  # fmt: skip
+        with Scorer(dataclasses.replace(CONFIG, answer_from=place)) as scorer:
+            assert scorer.submit(problem(), response).result(60).parts["accuracy"] == accuracy, place
+
+
+def test_the_question_decides_about_percent(scorer):
+    asked = dataclasses.replace(problem(), messages=({"role": "user", "content": "What percent are red?"},), id="red")
+    assert scorer.submit(asked, tagged("18%")).result(60).parts["accuracy"] == 1.0
+    assert scorer.submit(problem(), tagged("18%")).result(60).parts["accuracy"] == 0.0
+
+
+def test_instructions_are_not_followed_in_a_thought_that_was_cut_off():
+    follows = {"instructions": [("punctuation:no_comma", {})]}
+    config = dataclasses.replace(CONFIG, format_weight=0.0)
+    with Scorer(config, instructions=True) as scorer:
+        asked = problem(None, "instructions", follows)
+        assert scorer.submit(asked, "<think>a</think>No comma here").result(60).parts["accuracy"] == 1.0
+        assert scorer.submit(asked, "<think>No comma <answer>here</answer>").result(60).parts["accuracy"] == 0.0
+        assert scorer.submit(asked, "<think>No comma here").result(60).parts["accuracy"] == 0.0
+
+
 def test_exact_is_string_equality(scorer):
     assert scorer.submit(problem(grader="exact"), tagged("18.0")).result(0).parts["accuracy"] == 0
     assert scorer.submit(problem(grader="exact"), tagged(" 18 ")).result(0).parts["accuracy"] == 1

@@ -1,0 +1,636 @@
+# ruff: noqa: SIM905 (words in a row are easier to read than a list of strings)
+r"""From an answer's text to a tree, or None: all of the text is read, or none of it.
+
+Nothing is skipped, guessed or computed, so an answer can cost no more than its length and no part of it can get lost.
+Text is what text.normalise returns. LaTeX and plain ASCII are read alike: `\frac12`, `1/2`, `sqrt(2)`, `2^{10}`,
+`2^10`, `2**10`. Left out: sentences and units (words.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from megatron_r1.rewards.math.tree import Apply, Items, Matrix, Node, Number, Relation, SetBuilder, Symbol
+
+MAX_TOKENS = 600
+MAX_DEPTH = 40
+"""Of brackets and powers in one another."""
+
+MAX_DIGITS = 2000
+
+TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+\.\d+|\.\d+|\d+\.?(?!\d))|\\text\{(?P<text>[^{}]*)\}|\\(?P<command>[A-Za-z]+|\\|[{}|%])"
+    r"|(?P<letters>[A-Za-z]+)|(?P<mark>\*\*|<=|>=|!=|==|=>|->|[-+*/^_=<>!'|:;,.()\[\]{}&%]))"
+)
+GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+SCIENTIFIC = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\dA-Za-z.])")
+
+FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot arcsec arccsc asin acos atan ln log lg "
+    "exp max min gcd lcm det arg Re Im sgn sign deg dim ker tr rank Var Cov Pr floor ceil abs lim sup inf".split()
+)
+WORDS = {"sqrt": "sqrt", "pi": "pi", "infty": "infty", "infinity": "infty", "oo": "infty", "or": "or", "and": "and"}
+SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log", "sign": "sgn"}
+GREEK = frozenset(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi ell hbar infty emptyset R Z N Q C imath jmath ldots "
+    "partial nabla aleph top bot square".split()
+)
+RELATIONS = {
+    "=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "le": "<=", "ge": ">=", "ne": "!=",
+    "in": "in", "approx": "approx", "equiv": "equiv", "sim": "sim", "cong": "cong", "parallel": "parallel",
+    "perp": "perp", "subset": "subset", "subseteq": "subseteq", "supset": "supset", "notin": "notin", "to": "to",
+    "->": "to", "Rightarrow": "implies", "=>": "implies", "propto": "propto", "iff": "iff", "simeq": "approx",
+    "Leftrightarrow": "iff", "ni": "ni", "leftrightarrow": "iff",
+}  # fmt: skip
+PRODUCTS = {"*": "mul", "cdot": "mul", "times": "mul", "/": "div", "div": "div"}
+SUMS = {"+": "add", "-": "sub", "pm": "pm", "mp": "mp", "cup": "cup", "cap": "cap", "setminus": "setminus"}
+OVER = frozenset(["overline", "vec", "hat", "tilde", "dot", "ddot", "widetilde", "underline", "overparen", "overbrace"])
+FIGURES = frozenset(["angle", "triangle", "odot", "neg", "lnot", "forall", "exists", "measuredangle"])
+BRACKETS = {"(": "(", "[": "[", "langle": "<"}
+CLOSING = {")": ")", "]": "]", "rangle": ">"}
+CALLED = frozenset("fghFGH")
+"""Letters that are functions where a bracket follows: `f(x)`, but `a(x + 1)` is a product."""
+
+MATRICES = {"matrix": "matrix", "pmatrix": "matrix", "bmatrix": "matrix", "Bmatrix": "matrix", "array": "matrix",
+            "smallmatrix": "matrix", "vmatrix": "det"}  # fmt: skip
+MATRIX = re.compile(
+    r"[(\[]?\s*\\begin\{(\w*matrix|array)\}\s*(?:(?<=array\})\{[lcr| ]*\})?(.*?)\\end\{\1\}\s*[)\]]?", re.DOTALL
+)
+SUBSCRIPT_END = re.compile(r"[A-Za-z0-9]")
+REPEATING = re.compile(r"(?<![\d.])(\d{0,9})\.(\d{0,9})\s*\\overline\s*\{\s*(\d{1,18})\s*\}")
+
+
+class UnreadableError(Exception):
+    """The text is no expression that this reader knows."""
+
+
+def read(text: str) -> Node | None:
+    """The tree of a normalised text; None if any part of it is not understood."""
+    text = SCIENTIFIC.sub(r"(\1*10^{\2})", REPEATING.sub(_repeating, text))
+    try:
+        reader = _Reader(text)
+        node = reader.sequence()
+        reader.expect_end()
+    except (UnreadableError, RecursionError):
+        return None
+    return node
+
+
+def number(text: str) -> Number:
+    """Of digits with or without a point."""
+    if len(text) > MAX_DIGITS:
+        raise UnreadableError
+    whole, _, after = text.partition(".")
+    digits = len((whole + after).lstrip("0"))
+    if not after:
+        return Number(Fraction(int(whole or "0")), digits=digits)
+    return Number(Fraction(int((whole or "0") + after), 10 ** len(after)), places=len(after), digits=digits)
+
+
+class _Reader:
+    """Recursive descent over tokens: pairs of kind (number, text, command, name, mark, matrix, end) and text."""
+
+    def __init__(self, text: str, depth: int = 0) -> None:
+        self._matrices: list[Matrix] = []
+        self._tokens = self._split(text, depth)
+        self._place = 0
+        self._depth = depth
+        self._bars = 0
+        self._brackets = 0
+
+    # -- tokens
+
+    def _split(self, text: str, depth: int) -> list[tuple[str, str]]:
+        if r"\begin" in text:
+            text = MATRIX.sub(lambda found: self._matrix(found, depth), text)
+        tokens: list[tuple[str, str]] = []
+        place, level = 0, 0
+        while place < len(text):
+            if text[place:].isspace():
+                break
+            if level == 0 and (grouped := GROUPED.match(text, place)):
+                tokens.append(("number", grouped[0].replace(",", "")))
+                place = grouped.end()
+                continue
+            found = TOKEN.match(text, place)
+            if found is None or len(tokens) > MAX_TOKENS:
+                raise UnreadableError
+            if level == 0 and found["number"] and (grouped := GROUPED.match(text, found.start("number"))):
+                tokens.append(("number", grouped[0].replace(",", "")))
+                place = grouped.end()
+                if place < len(text) and text[place] == "." and text[place + 1 : place + 2].isdigit():
+                    rest = re.compile(r"\.\d+").match(text, place)
+                    assert rest is not None
+                    tokens[-1] = ("number", tokens[-1][1] + rest[0])
+                    place = rest.end()
+                continue
+            place = found.end()
+            kind = found.lastgroup
+            assert kind is not None
+            value = found[kind]
+            if kind == "number" and tokens and tokens[-1] == ("mark", "."):
+                raise UnreadableError  # ..5
+            if kind == "letters":
+                tokens += self._letters(value, following=text[place : place + 1])
+            elif kind == "text" and (word := " ".join(value.split()).lower()) in ("or", "and"):
+                tokens.append(("command", word))
+            elif kind == "command" and value.startswith("placeholder"):
+                tokens.append(("matrix", value.removeprefix("placeholder")))
+            else:
+                tokens.append((kind, value))
+            level += (value in "([{" and kind in ("mark", "command")) - (value in ")]}" and kind in ("mark", "command"))
+        return [*tokens, ("end", "")]
+
+    @staticmethod
+    def _letters(run: str, following: str) -> list[tuple[str, str]]:
+        if run in WORDS:
+            return [("command", WORDS[run])]
+        if run in FUNCTIONS:
+            return [("command", run)]
+        if len(run) > 3:
+            for length in (6, 5, 4, 3, 2):
+                if run[:length] in FUNCTIONS and len(run) - length == 1 and run[length] in "xABC":
+                    return [("command", run[:length]), ("name", run[length])]
+            return [("name", run.lower())]
+        if run[-2:] in ("pi",) and len(run) == 3:
+            return [("name", run[0]), ("command", "pi")]
+        if run[:2] in FUNCTIONS and len(run) == 3:  # lnx
+            return [("command", run[:2]), ("name", run[2])]
+        return [("name", letter) for letter in run]
+
+    def _matrix(self, found: re.Match[str], depth: int) -> str:
+        if depth > 2 or found[1] not in MATRICES:
+            raise UnreadableError
+        rows = []
+        for line in found[2].replace(r"\hline", "").strip().removesuffix(r"\\").split(r"\\"):
+            rows.append(tuple(_entry(cell, depth + 1) for cell in line.split("&")))
+        if len({len(row) for row in rows}) != 1:
+            raise UnreadableError
+        self._matrices.append(Matrix(MATRICES[found[1]], tuple(rows)))
+        return rf" \placeholder{'abcdefghij'[len(self._matrices) - 1]} " if len(self._matrices) <= 10 else "?"
+
+    def _peek(self) -> tuple[str, str]:
+        return self._tokens[self._place]
+
+    def _is(self, *values: str) -> bool:
+        kind, value = self._tokens[self._place]
+        return kind in ("mark", "command") and value in values
+
+    def _take(self) -> str:
+        self._place += 1
+        return self._tokens[self._place - 1][1]
+
+    def _accept(self, *values: str) -> bool:
+        if self._is(*values):
+            self._place += 1
+            return True
+        return False
+
+    def _expect(self, *values: str) -> None:
+        if not self._accept(*values):
+            raise UnreadableError
+
+    def expect_end(self) -> None:
+        if self._peek()[0] != "end":
+            raise UnreadableError
+
+    def _deeper(self) -> None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise UnreadableError
+
+    # -- grammar, from the loosest binding to the tightest
+
+    def sequence(self) -> Node:
+        """Items by commas, semicolons, "and" and "or"; one item is itself."""
+        items = [self._relation()]
+        kinds: list[str] = []
+        while self._is(",", ";", "or", "and"):
+            kind = self._take()
+            if kind == "," and self._is("and", "or"):  # the last comma of an English list
+                kind = self._take()
+            kinds.append(kind)
+            items.append(self._relation())
+        if not kinds:
+            return items[0]
+        if set(kinds) == {";"}:
+            return Items("parts", tuple(items))
+        if ";" in kinds:
+            raise UnreadableError
+        if "or" in kinds and "and" in kinds:
+            raise UnreadableError
+        kind = "or" if "or" in kinds else "and" if "and" in kinds else "list"
+        return Items(kind, tuple(items))
+
+    def _relation(self) -> Node:
+        terms, signs = [self._ratio()], []
+        while (value := self._peek()[1]) in RELATIONS and self._peek()[0] in ("mark", "command"):
+            self._take()
+            signs.append(RELATIONS[value])
+            terms.append(self._ratio())
+        return Relation(tuple(terms), tuple(signs)) if signs else terms[0]
+
+    def _ratio(self) -> Node:
+        parts = [self._sum()]
+        while self._accept(":"):
+            parts.append(self._sum())
+        return Items("ratio", tuple(parts)) if len(parts) > 1 else parts[0]
+
+    def _sum(self) -> Node:
+        if self._is("pm", "mp"):
+            node: Node = Apply(self._take(), (Number(Fraction(0)), self._product()))
+        else:
+            node = self._product()
+        terms: list[Node] = [node]
+        while self._is(*SUMS):
+            sign = SUMS[self._take()]
+            right = self._product()
+            if sign == "add":
+                terms.append(right)
+            elif sign == "sub":
+                terms.append(Apply("neg", (right,)))
+            else:
+                terms = [Apply(sign, (_added(terms), right))]
+        return _added(terms)
+
+    def _product(self) -> Node:
+        node, was_number = self._signed()
+        while True:
+            if self._is(*PRODUCTS):
+                name = PRODUCTS[self._take()]
+                right, was_number = self._signed()
+                node = Apply(name, (node, right))
+            elif self._starts_atom():
+                if self._peek()[0] == "number" and was_number:
+                    node = self._mixed(node)  # 1 1/2, or 17 18, which is unreadable
+                    was_number = False
+                    continue
+                mixed = isinstance(node, Number) and was_number and self._is("frac")
+                right, was_number = self._power()
+                if mixed and _is_proper(right) and node.value.denominator == 1:  # type: ignore[union-attr]
+                    node = Apply("add", (node, right))
+                else:
+                    node = Apply("mul", (node, right))
+            else:
+                return node
+
+    def _mixed(self, whole: Node) -> Node:
+        kinds = [kind for kind, _ in self._tokens[self._place : self._place + 3]]
+        if kinds != ["number", "mark", "number"] or self._tokens[self._place + 1][1] != "/":
+            raise UnreadableError
+        above = number(self._take())
+        self._take()
+        part = Apply("div", (above, number(self._take())))
+        if not isinstance(whole, Number) or not _is_proper(part):
+            raise UnreadableError
+        return Apply("add", (whole, part))
+
+    def _signed(self) -> tuple[Node, bool]:
+        """A factor with its signs, and whether it was nothing but a number."""
+        if self._accept("-"):
+            self._deeper()
+            node, was_number = self._signed()
+            self._depth -= 1
+            return Apply("neg", (node,)), was_number
+        if self._accept("+"):
+            return self._signed()
+        return self._power()
+
+    def _power(self) -> tuple[Node, bool]:
+        start = self._peek()[0]
+        node = self._atom()
+        plain = start == "number"
+        while True:
+            if self._accept("^", "**"):
+                plain = False
+                node = self._raised(node)
+            elif self._accept("!"):
+                plain = False
+                node = Apply("factorial2" if self._accept("!") else "factorial", (node,))
+            elif self._accept("%"):
+                plain = False
+                node = Apply("percent", (node,))
+            elif self._is("'"):
+                plain = False
+                node = self._primed(node)
+            elif self._is("_") and isinstance(node, Number | Symbol):
+                plain = False
+                node = self._subscripted(node, self._tokens[self._place - 1][1])
+            else:
+                return node, plain
+
+    def _raised(self, base: Node) -> Node:
+        if self._accept("circ") or self._is_group("circ"):
+            return Apply("degree", (base,))
+        if self._accept("'") or self._is_group("'"):
+            return _with_prime(base)
+        self._deeper()
+        if self._is("{"):
+            exponent = self._group()
+        elif self._accept("-"):
+            exponent = Apply("neg", (self._atom(),))
+        else:
+            exponent = self._atom()
+            if self._accept("^"):
+                exponent = self._raised(exponent)
+        self._depth -= 1
+        return Apply("pow", (base, exponent))
+
+    def _is_group(self, value: str) -> bool:
+        """Take `{value}` if it comes next."""
+        here = [token for _, token in self._tokens[self._place : self._place + 3]]
+        if here == ["{", value, "}"]:
+            self._place += 3
+            return True
+        return False
+
+    def _primed(self, node: Node) -> Node:
+        while self._accept("'"):
+            node = _with_prime(node)
+        return self._called(node) if isinstance(node, Symbol) else node
+
+    def _subscripted(self, node: Number | Symbol, written: str) -> Node:
+        self._take()
+        name = self._subscript()
+        if isinstance(node, Number):  # a base: the digits are not decimal
+            return Symbol(f"{written.lstrip('0') or '0'}_{name}")
+        symbol = Symbol(f"{node.name}_{name}")
+        return self._called(symbol) if symbol.name[0] in CALLED else symbol
+
+    def _subscript(self) -> str:
+        """What a subscript says, without spaces and braces."""
+        if not self._accept("{"):
+            kind, value = self._peek()
+            if kind == "end" or (kind == "mark" and not SUBSCRIPT_END.match(value)):
+                raise UnreadableError
+            return self._take()
+        depth, said = 1, []
+        while True:
+            kind, value = self._peek()
+            if kind == "end":
+                raise UnreadableError
+            self._take()
+            depth += (value == "{") - (value == "}")
+            if not depth:
+                return "".join(said)
+            if value not in "{}":
+                said.append(value if kind != "text" else value.replace(" ", ""))
+
+    def _called(self, symbol: Symbol) -> Node:
+        """`f(x)` where `f` is a function by its name."""
+        if self._is("(") and (symbol.name[0] in CALLED or "'" in symbol.name):
+            self._take()
+            self._deeper()
+            inside = self.sequence()
+            self._depth -= 1
+            self._expect(")")
+            arguments = inside.items if isinstance(inside, Items) and inside.kind == "list" else (inside,)
+            return Apply(f"call {symbol.name}", arguments)
+        return symbol
+
+    # -- atoms
+
+    def _starts_atom(self) -> bool:
+        kind, value = self._peek()
+        if kind in ("number", "name", "matrix"):
+            return True
+        if kind == "mark":
+            return value in "({[" or (value == "|" and not self._bars)
+        return kind == "command" and (
+            value in FUNCTIONS or value in GREEK or value in OVER or value in FIGURES or value in ("{", "frac", "sqrt",
+            "binom", "langle", "lfloor", "lceil", "boxed", "sum", "int", "prod", "text")
+        )  # fmt: skip
+
+    def _atom(self) -> Node:
+        kind, value = self._peek()
+        if kind == "number":
+            self._take()
+            return number(value)
+        if kind == "name":
+            self._take()
+            symbol = Symbol(value)
+            return symbol if self._is("_") else self._called(symbol)
+        if kind == "matrix":
+            self._take()
+            return self._matrices["abcdefghij".index(value)]
+        if kind == "mark":
+            if value in BRACKETS:
+                return self._bracketed()
+            if value == "{":
+                return self._group()
+            if value == "|":
+                return self._absolute()
+            raise UnreadableError
+        if kind == "command":
+            self._take()
+            return self._command(value)
+        raise UnreadableError
+
+    def _bracketed(self) -> Node:
+        self._deeper()
+        left = BRACKETS[self._take()]
+        bars, self._bars = self._bars, 0
+        inside = self.sequence()
+        self._bars = bars
+        self._depth -= 1
+        value = self._peek()[1]
+        if value not in CLOSING or self._peek()[0] not in ("mark", "command"):
+            raise UnreadableError
+        right = CLOSING[self._take()]
+        if isinstance(inside, Items) and inside.kind == "list":
+            return Items(left + right, inside.items)
+        if left + right in ("()", "[]"):
+            return inside
+        if left + right == "<>":
+            return Items("<>", (inside,))
+        raise UnreadableError
+
+    def _group(self) -> Node:
+        """{...}: a set where it holds several items, else what it holds."""
+        self._deeper()
+        self._expect("{")
+        node = self._braces("}")
+        self._depth -= 1
+        return Items("set", node.items) if isinstance(node, Items) and node.kind == "list" else node
+
+    def _set(self) -> Node:
+        r"""\{...\}, after its opening brace."""
+        self._deeper()
+        if self._accept("}"):
+            self._depth -= 1
+            return Symbol("emptyset")
+        node = self._braces("}")
+        self._depth -= 1
+        if isinstance(node, SetBuilder):
+            return node
+        return Items("set", node.items if isinstance(node, Items) and node.kind == "list" else (node,))
+
+    def _braces(self, closing: str) -> Node:
+        bars, self._bars = self._bars, 1  # a bar in braces means "such that"
+        first = self.sequence()
+        self._bars = bars
+        if self._is("|"):
+            self._take()
+            condition = self.sequence()
+            self._expect(closing)
+            return SetBuilder(first, condition)
+        self._expect(closing)
+        if isinstance(first, Items) and first.kind == "ratio" and isinstance(first.items[0], Symbol):
+            raise UnreadableError
+        if isinstance(first, Relation) and isinstance(first.terms[0], Items) and first.terms[0].kind == "ratio":
+            ratio = first.terms[0]  # {x : x > 0}
+            if len(ratio.items) == 2:
+                return SetBuilder(ratio.items[0], Relation((ratio.items[1], *first.terms[1:]), first.signs))
+        return first
+
+    def _absolute(self) -> Node:
+        self._deeper()
+        self._take()
+        bars, self._bars = self._bars, 1
+        inside = self._sum()
+        self._bars = bars
+        self._expect("|")
+        self._depth -= 1
+        return Apply("abs", (inside,))
+
+    def _argument(self) -> Node:
+        r"""The next argument of \frac or \binom: a group, or one digit, letter or command."""
+        if self._is("{"):
+            return self._group()
+        kind, value = self._peek()
+        if kind == "number":
+            if not value[0].isdigit():
+                raise UnreadableError
+            if len(value) > 1:
+                self._tokens[self._place] = ("number", value[1:])
+                return number(value[0])
+            self._take()
+            return number(value)
+        return self._atom()
+
+    def _command(self, name: str) -> Node:
+        if name in FUNCTIONS:
+            return self._function(SAME_FUNCTION.get(name, name))
+        if name in ("frac", "binom"):
+            above = self._argument()
+            return Apply("div" if name == "frac" else name, (above, self._argument()))
+        if name == "sqrt":
+            return self._root()
+        if name == "{":
+            return self._set()
+        if name in ("lfloor", "lceil"):
+            inside = self.sequence()
+            self._expect("rfloor" if name == "lfloor" else "rceil")
+            return Apply("floor" if name == "lfloor" else "ceil", (inside,))
+        if name == "boxed":
+            return self._group()
+        if name in OVER:
+            return self._over(name)
+        if name in FIGURES:
+            return self._figure(name)
+        if name in ("imath", "jmath"):
+            return Symbol(name[0])
+        if name in GREEK:
+            return Symbol(name)
+        raise UnreadableError
+
+    def _root(self) -> Node:
+        degree: Node = Number(Fraction(2))
+        if self._accept("["):
+            degree = self._sum()
+            self._expect("]")
+        self._deeper()
+        inside = self._group() if self._is("{") else self._atom()
+        self._depth -= 1
+        return Apply("root", (inside, degree))
+
+    def _function(self, name: str) -> Node:
+        self._deeper()
+        extra: tuple[Node, ...] = ()
+        power: Node | None = None
+        while self._is("_", "^"):
+            if self._accept("_"):
+                extra = (self._argument() if self._is("{") else self._atom(),)
+            else:
+                self._take()
+                power = self._group() if self._is("{") else self._signed()[0]
+        node = self._function_argument()
+        self._depth -= 1
+        arguments = node.items if isinstance(node, Items) and node.kind in ("list", "()") else (node,)
+        if power == Apply("neg", (Number(Fraction(1), digits=1),)) and name in INVERSE:
+            return Apply(INVERSE[name], arguments)
+        applied = Apply(name, (*arguments, *extra))
+        return Apply("pow", (applied, power)) if power is not None else applied
+
+    def _function_argument(self) -> Node:
+        if self._is("("):
+            node = self._bracketed()
+            while self._is("!", "^") and self._accept("!"):
+                node = Apply("factorial", (node,))
+            return node
+        if self._is("{"):
+            return self._group()
+        node, was_number = self._signed()
+        while self._starts_atom() and self._peek()[1] not in FUNCTIONS and not self._is("(", "{", "["):
+            if self._peek()[0] == "number" and was_number:
+                raise UnreadableError
+            right, was_number = self._power()
+            node = Apply("mul", (node, right))
+        while self._is("/") and self._tokens[self._place + 1][0] in ("number",):  # sin pi/4
+            self._take()
+            right, _ = self._power()
+            node = Apply("div", (node, right))
+        return node
+
+    def _over(self, name: str) -> Node:
+        """An accent: a repeating decimal after a point, else a symbol of its own."""
+        before = self._tokens[self._place - 2] if self._place > 1 else ("", "")
+        if name == "overline" and before[0] == "number":
+            raise UnreadableError  # repeating decimals were replaced before
+        return Symbol(f"{name}({self._subscript() if self._is('{') else self._take()})")
+
+    def _figure(self, name: str) -> Node:
+        said = []
+        while self._peek()[0] in ("name", "number") or self._is("_", "'"):
+            said.append(self._subscript() if self._accept("_") else self._take())
+        if not said:
+            raise UnreadableError
+        return Symbol(f"{name}({' '.join(said)})")
+
+
+INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
+
+
+def _repeating(found: re.Match[str]) -> str:
+    r"""0.1\overline{6} as its fraction."""
+    once, again = found[2], found[3]
+    below = (10 ** len(again) - 1) * 10 ** len(once)
+    above = int(found[1] + once + again) - int((found[1] + once) or "0") if found[1] + once else int(again)
+    return rf"\frac{{{above}}}{{{below}}}"
+
+
+def _entry(cell: str, depth: int) -> Node:
+    reader = _Reader(cell, depth)
+    node = reader.sequence()
+    reader.expect_end()
+    return node
+
+
+def _added(terms: Sequence[Node]) -> Node:
+    return terms[0] if len(terms) == 1 else Apply("add", tuple(terms))
+
+
+def _with_prime(node: Node) -> Node:
+    if not isinstance(node, Symbol):
+        raise UnreadableError
+    return Symbol(f"{node.name}'")
+
+
+def _is_proper(node: Node) -> bool:
+    match node:
+        case Apply("div", (Number(above), Number(below))):
+            return above.denominator == below.denominator == 1 and 0 < above < below
+    return False

@@ -78,7 +78,7 @@ def _same_text(gold: str, given: str) -> bool:
     """Equal up to white space; words of three letters and more also up to case."""
     if _without_spaces(gold) == _without_spaces(given):
         return True
-    plain = [re.sub(r"(?<!\.)\.$", "", " ".join(words.unmarked(text).split())) for text in (gold, given)]
+    plain = [re.sub(r"(?<!\.)\.$", "", " ".join(words.TEXT.sub(r" \1 ", text).split())) for text in (gold, given)]
     if plain[0] == plain[1]:
         return True
     if plain[0].casefold() != plain[1].casefold():

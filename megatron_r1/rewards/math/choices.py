@@ -17,7 +17,7 @@ OTHER = re.compile(r"\(([A-J])\)|(?<![A-Za-z\\])([B-HJ])(?=[.):,]|\s*$)|\b(?:or|
 
 def reference_choice(reference: str) -> str | None:
     """The right letters in order (`ABD`), where a reference is nothing but letters A to J."""
-    text = reference.strip().strip(".")
+    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", reference).strip().strip(".")
     found = REFERENCE.fullmatch(text.replace(" ", "").replace(",", ""))
     if found is None:
         return None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 from megatron_r1.rewards.math.real_sets import as_real_set, same_real_set
 from megatron_r1.rewards.math.tree import (
@@ -284,7 +284,7 @@ def _same_items(gold: Items, given: Items) -> bool:
     if "ratio" in (gold.kind, given.kind):
         return False
     if gold.kind == "set" or given.kind == "set":
-        if not {gold.kind, given.kind} <= {"set", *UNORDERED}:
+        if not {gold.kind, given.kind} <= {"set", "parts", *UNORDERED}:
             return False
         return _same_members(_distinct(gold.items), _distinct(given.items))
     if gold.kind in UNORDERED and given.kind in UNORDERED:
@@ -428,13 +428,15 @@ def _constant_factor(gold: Node, given: Node) -> int | None:
 
 def _unnamed(gold: Node, given: Node) -> tuple[Node, Node]:
     """Both without the name of what is asked where only one of them has it."""
-    gold, given = _paired(gold), _paired(given)
+    gold, given = _paired(_exact_part(gold)), _paired(_exact_part(given))
     if _is_equation(given) and not _is_equation(gold):
         value = _named_value(given)
         return gold, given if value is None else value
     if _is_equation(gold) and not _is_equation(given):
         value = _named_value(gold)
-        return gold if value is None else value, given
+        name = gold.terms[0]
+        is_curve = isinstance(name, Apply) and name.name == "add"  # a + b = 1 is more than 1
+        return gold if value is None or is_curve else value, given
     if _is_equation(gold) and _is_equation(given):
         first, second = (_chain(node) for node in (gold, given))
         return first, second
@@ -445,7 +447,7 @@ def _unnamed(gold: Node, given: Node) -> tuple[Node, Node]:
     return gold, given
 
 
-def _is_equation(node: Node) -> bool:
+def _is_equation(node: Node) -> TypeGuard[Relation]:
     return isinstance(node, Relation) and set(node.signs) == {"="}
 
 
@@ -469,6 +471,8 @@ def _named_value(node: Node) -> Node | None:
     and `17 = 18`, which say something else."""
     assert isinstance(node, Relation)
     name, *values = node.terms
+    if _is_quantity(values[-1]) and not symbols(name) - NOT_VARIABLES:  # 204 = m + n
+        name, *values = reversed(node.terms)
     if not all(_same(values[0], value) for value in values[1:]):
         return None
     if not (symbols(name) - NOT_VARIABLES) and not _has_call(name):
@@ -493,9 +497,16 @@ def _is_quantity(name: Node) -> bool:
         case Apply("add", terms):  # m + n, m^2 + n^2, 100a + b; an equation of a curve has minus signs or constants
             return all(map(_is_positive_term, terms))
         case Apply("mul" | "div", (left, right)):  # abc, m/n
-            return all(
-                isinstance(side, Symbol) or (name.name == "mul" and _is_quantity(side)) for side in (left, right)
-            )
+            return _is_product_of_symbols(left) and _is_product_of_symbols(right)
+    return False
+
+
+def _is_product_of_symbols(node: Node) -> bool:
+    match node:
+        case Symbol():
+            return True
+        case Apply("mul", (left, right)):
+            return _is_product_of_symbols(left) and _is_product_of_symbols(right)
     return False
 
 
@@ -514,9 +525,25 @@ def _without_common_name(items: Items) -> Items:
     """`x = 1 or x = 2` as `1, 2`; lists of several names stay."""
     named = _split_names(items.items)
     found = [node for node in named if isinstance(node, Relation) and node.signs == ("=",)]
-    if len(found) != len(named) or len({node.terms[0] for node in found}) != 1 or not _is_quantity(found[0].terms[0]):
+    names = {_without_index(node.terms[0]) for node in found}
+    if len(found) != len(named) or len(names) != 1 or not _is_quantity(found[0].terms[0]):
         return items
     return Items(items.kind, tuple(node.terms[1] for node in found))
+
+
+def _without_index(name: Node) -> Node:
+    """x_1 and x_2 are two values of x."""
+    return Symbol(name.name.partition("_")[0]) if isinstance(name, Symbol) and name.name[-1:].isdigit() else name
+
+
+def _exact_part(node: Node) -> Node:
+    r"""`x = 1/3 \approx 0.33` as `x = 1/3`, and `x \approx 5` as `x = 5`."""
+    if not isinstance(node, Relation) or "approx" not in node.signs or set(node.signs) - {"=", "approx"}:
+        return node
+    place = node.signs.index("approx")
+    if place == 0 and _is_quantity(node.terms[0]):
+        return Relation(node.terms[:2], ("=",))
+    return Relation(node.terms[: place + 1], node.signs[:place]) if place else node.terms[0]
 
 
 def _paired(node: Node) -> Node:

@@ -24,7 +24,7 @@ TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+\.\d+|\.\d+|\d+\.?(?!\d))|\\text\{(?P<text>[^{}]*)\}|\\(?P<command>[A-Za-z]+|\\|[{}|%])"
     r"|(?P<letters>[A-Za-z]+)|(?P<mark>\*\*|<=|>=|!=|==|=>|->|[-+*/^_=<>!'|:;,.()\[\]{}&%]))"
 )
-GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?![\d,])")
 SCIENTIFIC = re.compile(r"(?<![A-Za-z\d])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\dA-Za-z.])")
 
 FUNCTIONS = frozenset(
@@ -111,21 +111,13 @@ class _Reader:
         while place < len(text):
             if text[place:].isspace():
                 break
-            if level == 0 and (grouped := GROUPED.match(text, place)):
-                tokens.append(("number", grouped[0].replace(",", "")))
-                place = grouped.end()
-                continue
             found = TOKEN.match(text, place)
             if found is None or len(tokens) > MAX_TOKENS:
                 raise UnreadableError
-            if level == 0 and found["number"] and (grouped := GROUPED.match(text, found.start("number"))):
+            start = found.start("number")
+            if level == 0 and start >= 0 and (grouped := GROUPED.match(text, start)):
                 tokens.append(("number", grouped[0].replace(",", "")))
                 place = grouped.end()
-                if place < len(text) and text[place] == "." and text[place + 1 : place + 2].isdigit():
-                    rest = re.compile(r"\.\d+").match(text, place)
-                    assert rest is not None
-                    tokens[-1] = ("number", tokens[-1][1] + rest[0])
-                    place = rest.end()
                 continue
             place = found.end()
             kind = found.lastgroup
@@ -424,6 +416,8 @@ class _Reader:
             if value == "|":
                 return self._absolute()
             raise UnreadableError
+        if kind == "command" and value == "langle":
+            return self._bracketed()
         if kind == "command":
             self._take()
             return self._command(value)
@@ -440,7 +434,7 @@ class _Reader:
         if value not in CLOSING or self._peek()[0] not in ("mark", "command"):
             raise UnreadableError
         right = CLOSING[self._take()]
-        if isinstance(inside, Items) and inside.kind == "list":
+        if isinstance(inside, Items) and inside.kind in ("list", "parts"):
             return Items(left + right, inside.items)
         if left + right in ("()", "[]"):
             return inside

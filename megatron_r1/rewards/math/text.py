@@ -55,7 +55,7 @@ NO_MEANING = re.compile(
     r"|\\(?:hspace|vspace|phantom|hphantom|vphantom|tag|label|color|textcolor)\*?\s*\{[^{}]*\}"
 )
 SPACING = re.compile(r"\\(?:quad|qquad|enspace|thinspace|space)(?![A-Za-z])|(?<!\\)\\[,;:!> ]|~|&nbsp;")
-THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[,!]|\{,\}|,\\!|,\\,)(?=[0-9]{3}(?![0-9]))")
+THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[,!]|\{,\}|,\\!|,\\,)\s*(?=[0-9]{3}(?![0-9]))")
 ROW_GAP = re.compile(r"\\\\\s*\[[0-9. ]*[a-z]{2}\]|\\cr(?![A-Za-z])")
 DELIMITERS = re.compile(r"\$+|(?<!\\)\\[()\[\]]|`+")
 MONEY = re.compile(r"\\\$|[€£¥₹₩₽฿]|(?<![A-Za-z])(?:USD|EUR|US|RMB|CNY)\s*(?=[\d$\\])|\s*(?<=[\d}])\s*(?:USD|EUR)\b")
@@ -65,7 +65,7 @@ STYLED = re.compile(
     r"bm|operatorname\*?|mathcal|mathscr|mathfrak|emph|underline|textup|rm)\s*\{([^{}]*)\}"
 )
 NUMBER_SETS = re.compile(r"\\math(?:bb|bf|rm)\s*\{([RZNQC])\}|\\mathbb\s+([RZNQC])(?![A-Za-z])")
-PERCENT = re.compile(r"\s*(?:\\?%|\bper\s?cent\b|\bpercent\b)", re.IGNORECASE)
+PERCENT = re.compile(r"\s*(?:\\?%|\bper\s?cent\b|\bpercent\b|\bpct\b)", re.IGNORECASE)
 FONT_OF_LETTER = re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|mathcal|bm|boldsymbol)\s+([A-Za-z])(?![A-Za-z])")
 COMMAND = re.compile(r"\\([A-Za-z]+)")
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
@@ -83,7 +83,7 @@ def normalise(text: str) -> str:
     if not text.isascii():
         text = "".join(chr(ord(mark) - 0xFEE0) if "！" <= mark <= "～" else mark for mark in text)
         text = text.translate(CHARACTERS)
-    if text.replace(" ", "").isalnum() and "cent" not in text.lower():
+    if text.replace(" ", "").isalnum() and not PERCENT.search(text):
         return " ".join(text.split())
     text = ROW_GAP.sub(r"\\\\ ", text)
     text = SPACING.sub(" ", NO_MEANING.sub(" ", THOUSANDS.sub(",", text)))

@@ -15,6 +15,8 @@ from megatron_r1.rewards.math.reader import FUNCTIONS
 from megatron_r1.rewards.math.vocabulary import AFTER, BEFORE, NEGATIONS, NOT_VARIABLES, NOUNS, UNITS
 
 WORD = re.compile(r"(?<![\\A-Za-z0-9])[A-Za-z]{2,}(?:['’][a-z]+)?")
+TEXT = re.compile(r"\\text\{([^{}]*)\}")
+ENVIRONMENT = re.compile(r"\\(begin|end)\{\w+\*?\}(?:\{[lcr| ]*\})?")
 HAN = re.compile(r"[\u3400-\u9fff]+")
 MATH_WORDS = FUNCTIONS | {"pi", "sqrt", "infty", "or", "and", "mod"}
 HARMLESS_AFTER = re.compile(r"\bleft\s+over\b|\bleftover\b|\bmore\b(?!\s+than)|\bin\s+total\b", re.IGNORECASE)
@@ -49,23 +51,23 @@ def words_of(text: str) -> list[str]:
 
 def unmarked(text: str) -> str:
     r"""The text with \text{...} as plain words, and without the names of environments."""
-    return re.sub(r"\\text\{([^{}]*)\}", r" \1 ", re.sub(r"\\(begin|end)\{\w+\*?\}", r"\\\1 ", text))
+    return ENVIRONMENT.sub(r"\\\1 ", TEXT.sub(r" \1 ", text))
 
 
 def is_prose(text: str) -> bool:
     """Does the text hold words of a language, not only letters that stand for quantities?"""
     if HAN.search(text):
         return True
-    return any(_is_word(word) for word in words_of(text)) or r"\text{" in text
+    return any(is_word(word) for word in words_of(text)) or r"\text{" in text
 
 
-def _is_word(run: str) -> bool:
-    return len(run) > 3 or run.lower() in NOT_VARIABLES or run in NOUNS
+def is_word(run: str) -> bool:
+    return len(run) > 3 or run in NOUNS or (run.lower() in NOT_VARIABLES and not run.isupper())
 
 
 def has_words(text: str) -> bool:
     """Does the text hold words beside anything else?"""
-    found = [word for word in words_of(text) if _is_word(word)]
+    found = [word for word in words_of(text) if is_word(word)]
     return bool(found) and (len(found) > 1 or text.strip("() .") != found[0])
 
 
@@ -123,9 +125,11 @@ def stated_answers(text: str) -> list[Stated]:
     boxes = boxed_spans(text)
     if boxes:
         return _boxed_answer(text, boxes)
-    text = unmarked(text)
+    text = TEXT.sub(r" \1 ", text)
     if HAN.search(text):
         text = re.sub("或者|或", " or ", re.sub(r"以及|(?<=[\d\s}])[和与及](?=[\d\s\\-])", " and ", text))
+        if not is_prose(text):
+            return [Stated(text)]
     stated = _explicit(text)
     if stated is None:
         return []
@@ -149,7 +153,8 @@ def _boxed_answer(text: str, boxes: list[tuple[int, int, str]]) -> list[Stated]:
     before, after = text[:start], text[end:]
     if not words_of(before) and not HAN.search(before) and not words_of(after) and not HAN.search(after):
         whole = _trimmed(before + inside + after)
-        return [Stated(whole)] if whole else []
+        last = inside if before.rstrip().endswith("=") and not after.strip(EDGE) else None  # 9 * 2 = \boxed{18}
+        return [Stated(text) for text in (whole, last) if text]
     if words_of(re.sub(r"\\text\{[^{}]*\}", "", inside)) and len(boxes) > 1:
         return []  # two boxes in two sentences that differ
     if _is_negated(before) or not _is_harmless_after(after):

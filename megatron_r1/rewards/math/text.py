@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from megatron_r1.rewards.math.tokens import FUNCTIONS
+
 WIDTHLESS = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe0e\ufe0f\ufeff]")
 SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000\t\r\n]+")
 MINUS_SIGNS = re.compile("[\u2010-\u2013\u2212\ufe63\uff0d]")
@@ -106,6 +108,8 @@ def _plain_font(found: re.Match[str]) -> str:
     r"""One letter or a formula in a font is itself. Words stay marked: a NUL stands for \text until all fonts are
     done."""
     inside = found[1].replace("\0", "")
+    if inside.strip() in FUNCTIONS:
+        return f"\\{inside.strip()} "
     if re.search(r"[^\W\d_]{2}", inside) or re.search(r"[^\x00-\x7f]", inside):
         return f"\0{{{' '.join(inside.split())}}}"
     letter = inside.strip()

@@ -82,6 +82,11 @@ def has_decimal(node: Node) -> bool:
     return any(map(has_decimal, children(node)))
 
 
+def has_call(node: Node) -> bool:
+    """Is a function in it that only has a name, such as f(x)?"""
+    return (isinstance(node, Apply) and node.name.startswith("call ")) or any(map(has_call, children(node)))
+
+
 def children(node: Node) -> tuple[Node, ...]:
     match node:
         case Apply(_, arguments):

@@ -40,7 +40,7 @@ class NoValueError(Exception):
 
 
 class TooLargeError(NoValueError):
-    """Its value could not be held."""
+    """Its value could not be held, or not be had in a moment."""
 
 
 class AbsorbedError(NoValueError):
@@ -105,7 +105,9 @@ class Evaluation:
         return value
 
     def _key(self, value: Value) -> str:
-        return str(value) if isinstance(value, Fraction) else self.mp.nstr(self.number(value), 30)
+        if isinstance(value, Fraction):
+            return f"{value.numerator:x}/{value.denominator:x}"
+        return self.mp.nstr(self.number(value), 30)
 
     def _symbol(self, name: str) -> Value:
         if name == "pi":
@@ -232,24 +234,17 @@ class Evaluation:
         return found
 
     def _factorial(self, name: str, value: Value) -> Value:
-        if not isinstance(value, Fraction):
-            if name == "factorial2" or not isinstance(value, self.mp.mpf) or abs(value) > 1000:
-                raise TooLargeError
-            return self.mp.gamma(value + 1)
-        if value.denominator != 1:
-            if name == "factorial2" or abs(value) > 1000:
+        if isinstance(value, Fraction) and value.denominator == 1 and value <= MAX_EXACT_FACTORIAL:
+            whole = value.numerator
+            if whole < 0:
                 raise NoValueError
-            return self.mp.gamma(self.number(value) + 1)
-        whole = value.numerator
-        if whole < 0:
+            return Fraction(math.factorial(whole) if name == "factorial" else math.prod(range(whole, 0, -2)))
+        number = self.number(value)
+        if name == "factorial2" or not isinstance(number, self.mp.mpf) or number <= -1:
             raise NoValueError
-        if whole <= MAX_EXACT_FACTORIAL:
-            if name == "factorial":
-                return Fraction(math.factorial(whole))
-            return Fraction(math.prod(range(whole, 0, -2)))
-        if whole > MAX_FACTORIAL or name == "factorial2" or self.bits > MAX_GAMMA_BITS:
+        if number > MAX_FACTORIAL or self.bits > MAX_GAMMA_BITS:
             raise TooLargeError
-        return self.mp.factorial(whole)
+        return self.mp.gamma(number + 1)
 
     def _binomial(self, above: Value, below: Value) -> Value:
         if isinstance(above, Fraction) and isinstance(below, Fraction) and above.denominator == below.denominator == 1:
@@ -261,7 +256,10 @@ class Evaluation:
                 if n > 10**12 or self.bits > MAX_GAMMA_BITS:
                     raise TooLargeError
                 return self.mp.binomial(n, k)
-        return self.mp.binomial(self.number(above), self.number(below))
+        first, second = self.number(above), self.number(below)
+        if self.bits > MAX_GAMMA_BITS or max(abs(first), abs(second)) > MAX_FACTORIAL:
+            raise TooLargeError
+        return self.mp.binomial(first, second)
 
     def _whole(self, name: str, values: list[Value]) -> Fraction:
         if not all(isinstance(value, Fraction) and value.denominator == 1 for value in values):

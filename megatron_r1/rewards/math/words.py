@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from megatron_r1.boxed import boxed_spans
-from megatron_r1.rewards.math.reader import FUNCTIONS
+from megatron_r1.rewards.math.tokens import FUNCTIONS
 from megatron_r1.rewards.math.vocabulary import AFTER, BEFORE, NEGATIONS, NOT_VARIABLES, NOUNS, UNITS
 
 WORD = re.compile(r"(?<![\\A-Za-z0-9])[A-Za-z]{2,}(?:['’][a-z]+)?")

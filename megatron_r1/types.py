@@ -23,7 +23,7 @@ class Problem:
     """One question with what its grader needs.
 
     `id` is unique and stable across restarts. `grader` names the rule that checks the answer
-    ("math": equivalence by math-verify, "exact": equal after stripping, "reasoning_gym": the dataset's own scorer,
+    ("math": equivalence, see rewards/math, "exact": equal after stripping, "reasoning_gym": the dataset's own scorer,
     "code": the tests in metadata["tests"], see rewards/code.py, "preference": none, reward models score it,
     "instructions": those in metadata["instructions"], see rewards/instructions.py).
     `language` (ISO 639-1) is that which the thought should be in; None: the run's.

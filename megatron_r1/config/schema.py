@@ -218,7 +218,8 @@ class RewardConfig:
     language_weight: float = 0.0
     """Of the language-consistency reward; 0 does not compute it. The paper adds it with weight 1 in R1's first RL."""
     language: str = "en"
-    """ISO 639-1 code of the language that thoughts should be in, for problems that do not name one themselves."""
+    """The language that thoughts should be in, for problems that do not name one themselves: a code, or a name
+    (config/languages.py)."""
     record_language: bool = False
     """Compute the language-consistency reward even where its weight is 0."""
     preferences: tuple[PreferenceConfig, ...] = ()

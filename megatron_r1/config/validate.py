@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from megatron_r1.config.gym_tasks import task_faults
+from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DeadlineConfig, RunConfig
 from megatron_r1.config.shape import ModelShape, hf_files, load_shape
@@ -71,7 +72,6 @@ AT_LEAST: dict[str, float] = {
 }
 """The least value of a field; infinity and NaN are refused too."""
 
-LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")
 PART_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 ABOVE_ZERO = (
@@ -200,11 +200,7 @@ def _grpo_faults(config: RunConfig) -> list[str]:
             "rewards.accuracy_weight, format_weight and language_weight are all 0, and no reward model has a weight; "
             "every reward would be 0"
         )
-    if rewards.language_weight and not LANGUAGE_CODE.fullmatch(rewards.language):
-        faults.append(
-            f"rewards.language is {rewards.language!r}; it is a code of two or three letters, such as en or zh"
-        )
-    return faults
+    return faults + reward_faults(rewards)
 
 
 def _preference_faults(config: RunConfig) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_r1.errors import DataError
-from megatron_r1.rewards.language import DETECTOR
+from megatron_r1.rewards.detector import likeliest_language
 
 Arguments = Mapping[str, Any]
 
@@ -106,12 +106,12 @@ def _two_responses(response: str, _: Arguments) -> bool:
 
 
 def _language(response: str, given: Arguments) -> bool:
-    return DETECTOR.classify(response)[0] == str(given["language"]).split("-")[0]
+    return likeliest_language(response) == str(given["language"]).split("-")[0]
 
 
 def _case(response: str, *, upper: bool) -> bool:
     cased = response.isupper() if upper else response.islower()
-    return cased and DETECTOR.classify(response.lower())[0] == "en"
+    return cased and likeliest_language(response.lower()) == "en"
 
 
 def _postscript(response: str, given: Arguments) -> bool:

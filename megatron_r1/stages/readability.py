@@ -12,7 +12,8 @@ from collections import Counter
 from megatron_r1.config.rejection import FilterConfig
 from megatron_r1.data.words import ngrams, words_of
 from megatron_r1.rewards.format import format_score
-from megatron_r1.rewards.language import THOUGHT, count_words
+from megatron_r1.rewards.language import thought_of
+from megatron_r1.rewards.prose import num_words, prose_of
 
 FENCE = re.compile(r"```.*?(?:```|\Z)|^[ \t]*~~~.*?(?:^[ \t]*~~~|\Z)", re.DOTALL | re.MULTILINE)
 BLANK_LINE = re.compile(r"\n[ \t]*\n")
@@ -30,13 +31,13 @@ def structural_reason(text: str, *, finish_reason: str) -> str | None:
     return None if format_score(text) == 1.0 else "missing_tags"
 
 
-def prose_reason(text: str, config: FilterConfig, *, language: str, language_score: float, is_code: bool) -> str | None:
+def prose_reason(text: str, config: FilterConfig, *, language_score: float, is_code: bool) -> str | None:
     """The first reason why a whole response does not read well, or None.
 
-    In order: "mixed_language" (`language_score` is the language reward of `text` for `language`), "long_paragraph",
+    In order: "mixed_language" (`language_score` is the language reward of `text`), "long_paragraph",
     "code_block" (not where `is_code`: the problem asks for a program), "repetition".
     """
-    if language_score < config.min_language and _has_words(text, language, language_score):
+    if language_score < config.min_language and _has_words(text, language_score):
         return "mixed_language"
     prose = FENCE.sub("", text)
     longest = max(map(len, BLANK_LINE.split(prose)))
@@ -58,9 +59,6 @@ def repeated_share(items: list[str]) -> float:
     return 1 - len(Counter(items)) / len(items)
 
 
-def _has_words(text: str, language: str, language_score: float) -> bool:
+def _has_words(text: str, language_score: float) -> bool:
     """A thought in numbers and formulas alone scores 0 in every language; there is nothing in it to be mixed."""
-    if language_score > 0:
-        return True
-    thought = THOUGHT.search(text)
-    return sum(count_words(thought[1] if thought else text, language)) > 0
+    return language_score > 0 or num_words(prose_of(thought_of(text))) > 0

@@ -71,7 +71,6 @@ def first_reason(sample: Sample, config: RejectionConfig) -> str | None:
     return reason or prose_reason(
         sample.text,
         config.filters,
-        language=sample.problem.language or config.rewards.language,
         language_score=sample.parts.get("language", 1.0),
         is_code=sample.problem.grader == "code",
     )

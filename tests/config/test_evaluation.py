@@ -6,7 +6,7 @@ import pytest
 
 from megatron_r1.__main__ import main
 from megatron_r1.config.evaluation import EvaluateConfig, ServerConfig, validate_evaluation
-from megatron_r1.config.schema import DataConfig, RolloutConfig, SamplingConfig
+from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.errors import ConfigError
 
 MODEL = Path(__file__).parents[2] / "megatron_r1" / "recipes" / "tiny_v3"
@@ -39,6 +39,7 @@ def test_a_sound_configuration_has_no_faults(tmp_path):
         ({"data": DataConfig(tasks=("n_queens",))}, "runs the answer as Python code"),
         ({"data": DataConfig(files=(Path("/no/such.jsonl"),))}, "/no/such.jsonl does not exist"),
         ({"server": ServerConfig(url="http://me:secret@h/v1", model="m")}, "server.url holds a password"),
+        ({"rewards": RewardConfig(language="jp")}, "rewards.language is 'jp'"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"samples": 4, "pass_k": (1, 8)}, "each must be 1 to samples = 4"),
         ({"samples": 4, "consensus_k": 5}, "consensus_k is 5"),

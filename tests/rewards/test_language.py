@@ -7,7 +7,9 @@ foreign clause begins is a word or two of judgement).
 
 import pytest
 
-from megatron_r1.rewards.language import LANGUAGES, count_words, language_consistency
+from megatron_r1.config.languages import LANGUAGES
+from megatron_r1.rewards.detector import DETECTOR, LOOKS
+from megatron_r1.rewards.language import count_words, language_consistency
 
 ENGLISH = "First we add the two numbers, then we check whether the result is even, and finally we write it down."
 CHINESE = "首先我们把两个数字加起来，然后检查结果是不是偶数，最后写下答案。"
@@ -113,6 +115,51 @@ def test_only_the_thought_counts():
     assert language_consistency(f"<think>{CHINESE}</think><answer>{ENGLISH}</answer>", "zh") == 1.0
     assert language_consistency(f"{ENGLISH}<think>{CHINESE}", "zh") == 1.0  # never closed: to the end
     assert language_consistency(ENGLISH, "en") == 1.0  # no thought: the whole response
+
+
+@pytest.mark.parametrize(
+    ("response", "share"),
+    [
+        (f"<think>{ENGLISH}</think> <think>{CHINESE * 20}</think><answer>1</answer>", 0.06),
+        (f"<think>{ENGLISH}</think><answer>1</answer><think>{CHINESE * 20}", 0.06),
+        (f"<think>{ENGLISH}<think>{ENGLISH}</think>{CHINESE * 20}</think><answer>1</answer>", 0.11),
+        (f"{CHINESE}</think>{ENGLISH}", 0.0),  # a template has opened the thought
+        (f"{ENGLISH}</think>{CHINESE}", 1.0),
+        (f"<think></think>{ENGLISH}", 0.0),
+    ],
+)
+def test_every_thought_counts(response, share):
+    assert language_consistency(response, "en") == pytest.approx(share, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("zh-CN", CHINESE), ("EN", ENGLISH), ("German", GERMAN), ("chinese", CHINESE)]
+)
+def test_a_language_may_be_written_as_people_do(name, text):
+    assert language_consistency(text, name) == 1.0
+
+
+def test_every_language_has_a_place_in_the_table():
+    kept = set(DETECTOR.labels) - {"grc", "hbo", "wuu", "yue", "zxx"}  # of one script with another, or no language
+    assert kept == LANGUAGES
+
+
+def test_short_paragraphs_are_judged_with_their_neighbours():
+    steps = ["Wait.", "Hmm, let me see.", "So x is even.", "OK.", "Yes.", "Then we are done."]
+    assert language_consistency("<think>" + "\n\n".join(steps * 5) + "</think>", "en") == 1.0
+
+
+def test_one_kana_does_not_make_a_paragraph_japanese():
+    assert language_consistency(f"<think>{CHINESE}这家店叫“鮮の每日”也好，我们先不管它。</think>", "zh") == 1.0
+
+
+def test_a_long_text_is_looked_at_in_places_and_the_same_ones_every_time():
+    clauses = [(ENGLISH, GERMAN)[number % 4 == 0] for number in range(400)]
+    text = "<think>" + " ".join(clauses) + "</think>"
+    full = count_words(" ".join(clauses[:16]), "en")
+    share = language_consistency(text, "en")
+    assert language_consistency(text, "en") == share
+    assert share == pytest.approx(full[0] / sum(full), abs=3 * 0.5 / LOOKS**0.5)
 
 
 def test_two_characters_are_one_word():

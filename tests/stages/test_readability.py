@@ -13,7 +13,7 @@ CONFIG = FilterConfig(min_language=0.9, max_paragraph_characters=400)
 def reason(thought, config=CONFIG, *, language="en", is_code=False):
     text = f"<think>{thought}</think><answer>7</answer>"
     score = language_consistency(text, language)
-    return prose_reason(text, config, language=language, language_score=score, is_code=is_code)
+    return prose_reason(text, config, language_score=score, is_code=is_code)
 
 
 @pytest.mark.parametrize(

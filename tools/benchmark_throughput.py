@@ -62,7 +62,7 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
     from megatron_r1.data.tokenizer import load_tokenizer
     from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, row_layout
     from megatron_r1.policy import topology
-    from megatron_r1.rewards.compose import Scorer
+    from megatron_r1.rewards.wiring import scorer_for
     from megatron_r1.rollout.server import start_engines
     from megatron_r1.rollout.sync import WeightSync
     from megatron_r1.stages.collector import Collector
@@ -82,11 +82,12 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
     base = scratch / "base"
     dtype = EXPORT_DTYPE[config.rollout.dtype]
     save_hf_folder(policy.weights(dtype=dtype, include_mtp=True), config.model.path, base)
-    stream = ProblemStream(load_problems(config.data), seed=0)
+    split = load_problems(config.data)
+    stream = ProblemStream(split, seed=0)
     engines = start_engines(config.rollout, model_path=base, run_dir=config.run_dir)
     source = policy.weights(dtype=dtype)
     sync = WeightSync(config.rollout, source=source, engines=engines, model_path=base)
-    with Scorer(config.rewards) as scorer:
+    with scorer_for(config.rewards, split.known()) as scorer:
         collector = Collector(
             rollout=config.rollout, data=config.data, tokenizer=tokenizer, sync=sync, engines=engines, scorer=scorer
         )

@@ -45,8 +45,8 @@ NAMES = {
 """ISO 639-1 code: other codes and names of the same language (ISO 639-2 and 639-3, English, its own)."""
 
 WITHOUT_NAMES = (
-    "ace", "ary", "arz", "bcl", "crh", "ext", "fuv", "gcf", "gcr", "gom", "gug", "guw", "kab", "kik", "lij", "ltg", "nso",
-    "pcm", "sdh", "uzs", "vec",
+    "ace", "ary", "arz", "bcl", "crh", "ext", "fuv", "gcf", "gcr", "gom", "gug", "guw", "kab", "kik", "lij", "ltg",
+    "nso", "pcm", "sdh", "uzs", "vec",
 )  # fmt: skip
 """ISO 639-3 codes that the detector of the language reward knows and that have no shorter one."""
 

@@ -45,6 +45,12 @@ class ProblemSplit:
         sources = [source for source in self.sources if isinstance(source, tuple)]
         return [p for source in (*sources, self.held_out) for p in source if p.grader == grader]
 
+    def known(self) -> list[Problem]:
+        """The files' problems, held-out ones too, and one of each procedural task: what a scorer is made for."""
+        listed = [problem for source in self.sources if isinstance(source, tuple) for problem in source]
+        tasks = [source[0] for source in self.sources if not isinstance(source, tuple)]
+        return [*listed, *tasks, *self.held_out]
+
     def __len__(self) -> int:
         return sum(map(len, self.sources))
 

@@ -32,6 +32,7 @@ from megatron_r1.pipeline.sampling import (
 )
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.format import extract_answer
+from megatron_r1.rewards.wiring import check_problems, scorer_for
 from megatron_r1.rollout.collect import Group
 from megatron_r1.rollout.running import RunningServer
 from megatron_r1.rollout.server import Engine
@@ -46,10 +47,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate and write results.json, summary.json and samples.jsonl to config.run_dir, which is there. Returns what
     results.json holds."""
     begun = time.perf_counter()
-    folder = model_folder(config.model, config.run_dir / "model")
-    tokenizer = load_tokenizer(folder)
     given = given_problems(config.data, of_each_task=TASK_PROBLEMS)
     given = given[: config.limit] if config.limit else given
+    check_problems(given, config.rewards, reward_models=False)
+    folder = model_folder(config.model, config.run_dir / "model")
+    tokenizer = load_tokenizer(folder)
     problems = with_room(given, template=config.data.template, rollout=config.rollout, tokenizer=tokenizer)
     num_left_out = len(given) - len(problems)
     print(
@@ -58,11 +60,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         + (f"; {num_left_out} problems leave no room for an answer and are left out" if num_left_out else ""),
         flush=True,
     )
-    with Scorer(
-        config.rewards,
-        programs=[problem for problem in problems if problem.grader == "code"],
-        instructions=any(problem.grader == "instructions" for problem in problems),
-    ) as scorer:
+    with scorer_for(config.rewards, problems) as scorer:
         with _engines(config, folder) as engines:
             scorer.check_started()
             graded = sample_and_grade(

@@ -31,8 +31,8 @@ from megatron_r1.pipeline.sampling import (
     running_engines,
     sample_and_grade,
 )
-from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.judge import Judge, Judgement
+from megatron_r1.rewards.wiring import scorer_for
 from megatron_r1.stages.mix import mix, records
 from megatron_r1.stages.rejection import Decision, Sample, first_reason, select
 from megatron_r1.stages.yields import Yield, describe_yield
@@ -96,7 +96,7 @@ def _rounds(config: RejectionConfig, inputs: RejectionInputs) -> Generator[tuple
     size = max(1, ROUND_SAMPLES // config.samples)
     print(f"{config.model}: {len(problems)} problems x {config.samples} samples", flush=True)
     with (
-        Scorer(rewards, programs=[problem for problem in problems if problem.grader == "code"]) as scorer,
+        scorer_for(rewards, problems) as scorer,
         running_engines(config.rollout, folder=inputs.folder, run_dir=config.run_dir, seed=config.seed) as engines,
     ):
         scorer.check_started()

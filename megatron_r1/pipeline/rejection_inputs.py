@@ -18,6 +18,7 @@ from megatron_r1.data.problems import normalised_text
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.pipeline.sampling import given_problems, model_folder, with_room
 from megatron_r1.rewards.judge import Judge
+from megatron_r1.rewards.wiring import check_problems
 from megatron_r1.stages.mix import OtherData, check_source
 from megatron_r1.types import Problem
 
@@ -43,14 +44,15 @@ def read_inputs(config: RejectionConfig) -> RejectionInputs:
     """ConfigError, DataError or JudgeError for what cannot be used as it is."""
     index = index_files(config.decontaminate, config.decontaminate_ngram)
     others = [check_source(source, index) for source in config.mix]
+    given = given_problems(config.data, of_each_task=config.num_problems)
+    if config.num_problems and config.data.files:
+        given = given[: config.num_problems]
+    check_problems(given, config.rewards, reward_models=False)
     judge = Judge(config.judge) if config.judge else None
     if judge is not None:
         judge.check()
     folder = model_folder(config.model, config.run_dir / "model")
     tokenizer = load_tokenizer(folder)
-    given = given_problems(config.data, of_each_task=config.num_problems)
-    if config.num_problems and config.data.files:
-        given = given[: config.num_problems]
     owner = {problem.id: overlap_of(problem.messages, index) for problem in given}
     clean = [problem for problem in given if owner[problem.id] is None]
     different: dict[str, Problem] = {}

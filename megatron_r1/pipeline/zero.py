@@ -39,7 +39,8 @@ from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, printer, ro
 from megatron_r1.pipeline.warm_up import warm_up
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
-from megatron_r1.rewards.compose import Scorer, check_preference_problems
+from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rewards.wiring import check_problems, scorer_for
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.rollout.quantised import QuantisedSource
@@ -69,7 +70,7 @@ def _run(
         max_model_len=config.rollout.max_model_len,
     )
     split = load_problems(config.data, room)
-    check_preference_problems(split.with_grader("preference"), config.rewards)
+    check_problems(split.known(), config.rewards, reward_models=True)
     if split.num_unusable:
         say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
     if split.num_overlapping:
@@ -87,14 +88,7 @@ def _run(
     def make_scorer() -> None:
         teachers.extend(start_teacher(config))
         judges.extend(start_reward_models(config))
-        made.append(
-            Scorer(
-                config.rewards,
-                programs=split.with_grader("code"),
-                preferences=judges,
-                instructions=bool(split.with_grader("instructions")),
-            )
-        )
+        made.append(scorer_for(config.rewards, split.known(), preferences=judges))
 
     engines: Sequence[Engine] = ()
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from megatron_r1.config.languages import language_code, language_fault
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.detector import likeliest_language
 
@@ -20,6 +21,8 @@ Arguments = Mapping[str, Any]
 WORD = re.compile(r"\w+")
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"')\]”’]*\s+")
 BULLETS = (r"^\s*\*[^\*].*$", r"^\s*-.*$")
+SAMPLES = ("one", "one\n\ntwo\n\nthree", "one *** two ****** three")
+"""Texts that bring each check to all of its arguments."""
 CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -34,6 +37,16 @@ def follows(response: str, instruction: str, arguments: Arguments) -> bool:
         raise DataError(
             f"instruction {instruction!r}: its arguments {dict(arguments)} are incomplete ({error})"
         ) from error
+
+
+def check_instruction(instruction: str, arguments: Arguments) -> None:
+    """DataError for a kind that is not known, lacks an argument or has one of no use: what `follows` would find in the
+    middle of a run, found before it."""
+    for sample in (*SAMPLES, *map(str, arguments.get("keywords") or ())):
+        follows(sample, instruction, arguments)
+    language = arguments.get("language")
+    if instruction == "language:response_language" and language_code(str(language)) is None:
+        raise DataError(f"instruction {instruction!r}: language is {language_fault(str(language))}")
 
 
 def _compare(count: int, bound: int, relation: str | None) -> bool:
@@ -106,7 +119,7 @@ def _two_responses(response: str, _: Arguments) -> bool:
 
 
 def _language(response: str, given: Arguments) -> bool:
-    return likeliest_language(response) == str(given["language"]).split("-")[0]
+    return likeliest_language(response) == language_code(str(given["language"]))
 
 
 def _case(response: str, *, upper: bool) -> bool:

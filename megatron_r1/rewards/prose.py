@@ -52,8 +52,8 @@ IDENTIFIER = regex.compile(r"(?<!\w)\p{L}*+[_\d]\w*+")
 CAMEL_CASE = regex.compile(r"\b[a-z]++(?:[A-Z][a-z0-9]++)++\b")
 SYMBOLS = frozenset(
     (
-        "sin", "cos", "tan", "cot", "sec", "log", "ln", "exp", "max", "min", "mod", "gcd", "lcm", "lim", "sqrt", "det", "dim",
-        "arg", "sup", "inf", "cm", "mm", "km", "kg", "mph", "kmh",
+        "sin", "cos", "tan", "cot", "sec", "log", "ln", "exp", "max", "min", "mod", "gcd", "lcm", "lim", "sqrt", "det",
+        "dim", "arg", "sup", "inf", "cm", "mm", "km", "kg", "mph", "kmh",
     )
 )  # fmt: skip
 """Functions and units: the same in every language."""
@@ -70,7 +70,8 @@ SAID = regex.compile(r"\p{L}{2}|[\p{Han}\p{Hiragana}\p{Katakana}]")
 COMMAND = regex.compile(r"\\[A-Za-z]+\*?")
 SPELLED = r"\p{L}[\p{L}\p{M}'’-]*+"
 PHRASE = regex.compile(
-    rf"{SPELLED}(?:[\s,.;:!?，。；：！？、]{{1,4}}+{SPELLED}){{{LEAST_PHRASE - 1},}}|[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}ー]{{4,}}+"
+    rf"{SPELLED}(?:[\s,.;:!?，。；：！？、]{{1,4}}+{SPELLED}){{{LEAST_PHRASE - 1},}}"
+    r"|[\p{Han}\p{Hiragana}\p{Katakana}ー]{4,}+"
 )
 FORMULA = regex.compile(r"\\\(.{0,300}?\\\)|\\\[.{0,1000}?\\\]|\$[^$\n]{1,500}\$|\\[A-Za-z]+", regex.DOTALL)
 CODE_MARK = regex.compile(

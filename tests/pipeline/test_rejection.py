@@ -98,8 +98,8 @@ def files(tmp_path_factory) -> dict[str, Path]:
 def config_of(model: Path, files: dict[str, Path], run_dir: Path, **fields) -> RejectionConfig:
     given = {
         "model": model, "run_dir": run_dir, "seed": 5, "samples": SAMPLES, "keep_per_problem": 2,
-        "data": DataConfig(files=(files["problems"],), template="plain"),
-        "decontaminate": (files["exam"], files["other_exam"]),
+        "data": DataConfig(files=tuple(files[name] for name in ("problems",) if files), template="plain"),
+        "decontaminate": tuple(files[name] for name in ("exam", "other_exam") if files),
         "rewards": RewardConfig(num_workers=1, timeout_seconds=30.0),
         "rollout": RolloutConfig(
             device="cpu", sync="gloo", dtype="fp32", max_model_len=64, memory_fraction=0.3, enforce_eager=True,
@@ -228,6 +228,26 @@ def test_malformed_other_data_is_found_before_sampling(model, files, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"messages": []}\n')
     config = config_of(model, files, tmp_path / "run", mix=(MixSource(file=tmp_path / "bad.jsonl", weight=1.0),))
     with pytest.raises(DataError, match=r"bad.jsonl, line 1"):
+        run_rejection(config)
+    assert not (tmp_path / "run" / "logs").exists()
+
+
+def test_instructions_are_graded_as_they_are_in_grpo(model, tmp_path):
+    """The model says 7, 8 or 9: what has no comma is right, and kept."""
+    row = {"key": 1, "prompt": "Say 7.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (tmp_path / "ifeval.jsonl").write_text(json.dumps(row) + "\n")
+    data = DataConfig(files=(tmp_path / "ifeval.jsonl",), template="plain")
+    config = config_of(model, {}, tmp_path / "run", data=data, decontaminate=(), samples=12)
+    assert run_rejection(config)["yield"]["all"]["kept"] == 2
+    samples = lines(tmp_path / "run" / "samples.jsonl")
+    assert "incorrect" not in {sample["reason"] for sample in samples}
+
+
+def test_a_preference_problem_is_refused_before_sampling(model, tmp_path):
+    (tmp_path / "open.jsonl").write_text('{"question": "Greet Anna.", "grader": "preference", "domain": "general"}\n')
+    data = DataConfig(files=(tmp_path / "open.jsonl",), template="plain")
+    config = config_of(model, {}, tmp_path / "run", data=data, decontaminate=())
+    with pytest.raises(DataError, match=r"open:1: grader 'preference', and no reward model runs in this stage"):
         run_rejection(config)
     assert not (tmp_path / "run" / "logs").exists()
 

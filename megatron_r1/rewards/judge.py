@@ -2,7 +2,7 @@
 
 Two questions can be put: does this answer mean the same as the reference, and how good are these two responses on a
 scale of 1 to 10. What comes back is a verdict or the reason why there is none, never a guess. Left out: what is shown
-(judge_text.py), what length explains (length_control.py), and training on the verdicts.
+(judge_text.py), how the answer is read (verdicts.py), what length explains (length_control.py), and training on it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import urllib3
 
 from megatron_r1.config.judge import JudgeConfig, PairConfig
 from megatron_r1.errors import JudgeError
-from megatron_r1.rewards.judge_text import final_part, pair_prompt, parse_scores, parse_verdict, reference_prompt
+from megatron_r1.rewards.judge_text import final_part, pair_prompt, reference_prompt
 from megatron_r1.rewards.length_control import Comparison, control_length
+from megatron_r1.rewards.verdicts import parse_scores, parse_verdict
 
 T = TypeVar("T")
 

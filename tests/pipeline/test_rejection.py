@@ -110,7 +110,7 @@ def config_of(model: Path, files: dict[str, Path], run_dir: Path, **fields) -> R
 
 
 def says_eight_in_german(prompt: str, seed: int) -> str:
-    shown = re.search(r"<answer>\n(.*)\n</answer>", prompt)[1]
+    shown = re.search(r"<answer \w+>\n(.*)\n</answer \w+>", prompt)[1]
     return "Verdict: correct" if shown == "8" and "\nacht\n" in prompt else "Verdict: incorrect"
 
 

@@ -1,0 +1,100 @@
+"""How a judge's answer is read: its last verdict, or its last pair of scores, or nothing. Pure functions.
+
+A verdict that is quoted, asked about, hedged, or stands in the judge's own thought is none: nothing is better than a
+guess, since who comes to nothing is asked again and counted (judge.py). Left out: what the judge is shown
+(judge_text.py).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+import regex
+
+MARKUP = regex.compile(r"[*_`#~]+|\\(?:boxed|text|textbf|mathrm|mathbf)\s*(?=\{)|[{}]")
+QUOTE_LINE = regex.compile(r"^[ \t]*>[^\n]*", regex.MULTILINE)
+QUOTED = regex.compile(r"\"[^\"\n]*+\"|“[^”\n]*+”|«[^»\n]*+»|「[^」\n]*+」|‘[^’\n]*+’|(?<!\w)'[^'\n]*+'(?!\w)")
+
+VERDICT = regex.compile(
+    r"""
+    \bverdict\b [\"”)]?+ \s*+
+    (?: [:：=–—-]++>? \s*+ (?:is\s)? | is\b\s*+[:：]?+\s*+ | (?<negation>isn['’]t|is\s+not)\s++
+      | (?<=\n\s*|^\W*verdict\s*))
+    [\"“(]?+ (?:that\s)?+ (?:it\s+is\s|the\s+(?:answer|response)\s+is\s)?+
+    (?P<denial>not\s++)?+ (?P<value>correct|incorrect)\b
+    (?=(?P<rest>[^\n]*+))
+    """,
+    regex.IGNORECASE | regex.VERBOSE | regex.MULTILINE,
+)
+ENDED = regex.compile(
+    r"\s*+[\"”)]*+\s*+(?:$|[.!;(\[–—-](?![\w/])|[(\[]|[,;]?\s*(?:because|since|as|given)\b)", regex.IGNORECASE
+)
+"""What may follow a verdict: an end, or a reason. Not a question mark, an alternative or a reservation."""
+
+SCORE = r"""
+    (?:(?:response|answer|assistant|model)[ _]?)?+ \b(?P<label{n}>[AB])\b (?:['’]s)?+ \s*+ (?:score\s*+)?+
+    (?:[:=]|is\b|gets\b|->|→) \s*+ (?P<number{n}>\d++(?:\.\d++)?+)
+    (?:\s*+(?:/|out\s+of)\s*+(?P<scale{n}>\d++(?:\.\d++)?+))?+
+    (?![\d%]|\s*[–-]\s*\d|[.,/]\d)
+"""
+SCORES = regex.compile(
+    rf"""(?P<line>^[^\w\n]*+)? (?P<word>scores?\b[^\w\n]*+)? {SCORE.replace("{n}", "1")}
+    [\s,;&|.]*+ (?:[•-]\s++)?+ (?:and\b\s*+)?+ (?:scores?\b\W*+)?+ {SCORE.replace("{n}", "2")}
+    (?=(?P<after>[^\n]*+))""",
+    regex.IGNORECASE | regex.VERBOSE | regex.MULTILINE,
+)
+LEAST, MOST = 1.0, 10.0
+
+
+def parse_verdict(text: str) -> bool | None:
+    """The last verdict after the judge's own thought; None if there is none, or the last one is no clear one."""
+    found = list(VERDICT.finditer(_said(text)))
+    if not found:
+        return None
+    last = found[-1]
+    if ENDED.match(last["rest"]) is None:
+        return None
+    denied = bool(last["denial"]) + bool(last["negation"])
+    value = last["value"].lower() == "correct"
+    return value if not denied else False if denied == 1 and value else None
+
+
+def parse_scores(text: str) -> tuple[float, float] | None:
+    """The last pair of scores after the judge's own thought, A's first; None if there is none or one is not in 1 to 10.
+    A pair without the word stands on a line of its own."""
+    found = [
+        match
+        for match in SCORES.finditer(_said(text))
+        if match["word"] or (match["line"] is not None and not regex.search(r"\w", match["after"]))
+    ]
+    if not found:
+        return None
+    last = found[-1]
+    scores = {last[f"label{n}"].upper(): float(last[f"number{n}"]) for n in "12"}
+    scales = {float(last[f"scale{n}"] or MOST) for n in "12"}
+    asked = last["after"].lstrip().startswith("?")
+    if len(scores) < 2 or scales != {MOST} or asked or not all(LEAST <= score <= MOST for score in scores.values()):
+        return None
+    return scores["A"], scores["B"]
+
+
+def _said(text: str) -> str:
+    """What the judge says itself after its thought, in plain characters: without markup and without what it quotes.
+    Nothing where the thought does not end."""
+    _, closed, after = text.rpartition("</think>")
+    if "<think>" in after:
+        return ""
+    plain = MARKUP.sub("", unicodedata.normalize("NFKC", after if closed else text))
+    plain = QUOTE_LINE.sub("", plain)
+    return "\n".join(map(_without_quotations, plain.split("\n")))
+
+
+def _without_quotations(line: str) -> str:
+    """The line without quotations of a verdict or of scores; but one that is the whole line is the judge's own, which
+    was shown the line in quotation marks."""
+    whole = QUOTED.fullmatch(line.strip().rstrip("."))
+    if whole:
+        return whole[0][1:-1]
+    return QUOTED.sub(
+        lambda found: "…" if regex.search(r"\bverdict\b.*correct|\d", found[0], regex.IGNORECASE) else found[0], line
+    )

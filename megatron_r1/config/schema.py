@@ -133,6 +133,9 @@ class DataConfig:
     """Problems drawn from each task before the stream wraps."""
     template: Literal["r1_zero", "chat", "plain"] = "r1_zero"
     """How a problem becomes a prompt: the paper's R1-Zero template, the model's chat template, or the bare text."""
+    thinking: Literal["on", "off", "template"] = "on"
+    """With template chat: ask the model's template for a thought (DeepSeek's `thinking`, Qwen's `enable_thinking`), for
+    none, or leave it at its default. One that closes the thought before the answer is refused unless it is off."""
     seed: int = 0
     holdout: int = 100
     """Problems kept apart for accuracy before and after; never sampled for training."""

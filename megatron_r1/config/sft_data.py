@@ -19,6 +19,9 @@ class SFTDataConfig:
     Empty: every example once."""
     template: Literal["r1_zero", "chat", "plain"] = "chat"
     """How the turns before the answer become a prompt; the same choice as GRPO's, and the same text."""
+    thinking: Literal["on", "off", "template"] = "on"
+    """With template chat: ask the model's template for a thought (DeepSeek's `thinking`, Qwen's `enable_thinking`), for
+    none, or leave it at its default. One that closes the thought before the answer is refused unless it is off."""
     max_tokens: int = 32_768
     """Longest example, prompt, answer and end token together; longer ones are left out and counted."""
     batch_sequences: int = 128

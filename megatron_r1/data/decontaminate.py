@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_r1.data.jsonl import read_problems
+from megatron_r1.data.turns import THOUGHT
 from megatron_r1.data.words import ngrams, words_of
 from megatron_r1.types import Message
 
@@ -54,4 +55,6 @@ def overlap_of(messages: Sequence[Message], index: EvaluationIndex) -> str | Non
 
 
 def spoken_turns(messages: Sequence[Message]) -> list[str]:
-    return [message["content"] for message in messages if message["role"] != "system"]
+    """The texts of the turns, an answer's thought too; without instructions to the model."""
+    spoken = [message for message in messages if message["role"] != "system"]
+    return [text for message in spoken for text in (message.get(THOUGHT), message["content"]) if text]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,14 +21,15 @@ from typing import BinaryIO
 import blake3
 import numpy as np
 
-from megatron_r1.data.answers import PROBE, AnswerEncoder
+from megatron_r1.data.answers import AnswerEncoder
 from megatron_r1.data.conversations import Conversation, read_conversations
 from megatron_r1.data.examples import COUNTS, INDEX, TOKENS, FileCounts, open_cache, to_stored
 from megatron_r1.data.problems import normalised_text
+from megatron_r1.data.tokenizer import PROBE
 from megatron_r1.errors import DataError
 from megatron_r1.types import Problem
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder; raised when what is written for the same input changes."""
 
 PROGRESS_LINES = 500
@@ -75,7 +77,8 @@ def _fingerprint(files: Sequence[Path], encoder: AnswerEncoder, max_tokens: int)
     tokenizer = encoder.tokenizer
     question = {"role": "user", "content": PROBE}
     ids, _ = encoder.encode((question, {"role": "assistant", "content": PROBE}), where="fingerprint")
-    rules = (FORMAT, max_tokens, encoder.template, ids.tolist(), str(tokenizer.inner.chat_template))
+    chat = (str(tokenizer.inner.chat_template), tokenizer.thinking, encoder.thought_form)
+    rules = (FORMAT, max_tokens, encoder.template, ids.tolist(), chat)
     digest = blake3.blake3(repr(rules).encode())
     digest.update((tokenizer.folder / "tokenizer.json").read_bytes())
     num_lines = 0
@@ -113,11 +116,13 @@ def _write(
     lines = 0
     with open(folder / TOKENS, "wb") as tokens:
         for path in files:
-            kept, too_long, control = len(lengths), 0, 0
+            kept, too_long, control, untrained = len(lengths), 0, 0, 0
+            not_read: Counter[str] = Counter()
             for conversation in read_conversations(path):
                 lines += 1
                 if tell is not None and lines % PROGRESS_LINES == 0:
                     tell(lines)
+                not_read.update(conversation.not_read)
                 if encoder.has_control_text(conversation.messages):
                     control += 1
                     continue
@@ -127,8 +132,14 @@ def _write(
                     continue
                 tokens.write(to_stored(ids, mask).tobytes())
                 lengths.append(len(ids))
+                untrained += _num_answers(conversation) - np.count_nonzero(np.diff(mask, prepend=False) & mask)
                 questions.append(_question_hash(conversation))
-            counts.append(FileCounts(kept=len(lengths) - kept, too_long=too_long, control_text=control))
+            counts.append(
+                FileCounts(
+                    kept=len(lengths) - kept, too_long=too_long, control_text=control,
+                    not_read=dict(not_read), untrained=int(untrained),
+                )
+            )  # fmt: skip
             if not counts[-1].kept:
                 raise DataError(
                     f"{path}: no example is left: {too_long} are longer than max_tokens {max_tokens}, {control} have "
@@ -146,6 +157,10 @@ def _write(
     with open(folder / COUNTS, "wb") as out:
         out.write(json.dumps([asdict(count) for count in counts]).encode())
         _flush(out)
+
+
+def _num_answers(conversation: Conversation) -> int:
+    return sum(message["role"] == "assistant" for message in conversation.messages)
 
 
 def _question_hash(conversation: Conversation) -> int:

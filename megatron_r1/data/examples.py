@@ -8,8 +8,8 @@ file, a hash of its question) and `counts.json`. Left out: writing it (example_c
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -28,11 +28,15 @@ FlatBatch = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileCounts:
-    """What became of a file's lines: kept, longer than max_tokens, with a special token's text in a turn."""
+    """What became of a file's lines: kept, longer than max_tokens, with a special token's text in a turn; and of how
+    many of them each field that is not read was a part. `untrained`: earlier answers of the kept ones that the template
+    does not write as they would have been sampled, and that are therefore not trained on."""
 
     kept: int
     too_long: int
     control_text: int
+    not_read: Mapping[str, int] = field(default_factory=dict)
+    untrained: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

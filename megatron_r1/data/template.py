@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.errors import DataError
+from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import Message, Problem
 
 Template = Literal["r1_zero", "chat", "plain"]
@@ -50,13 +50,20 @@ def question_text(problem: Problem) -> str:
 
 def render_prompt(problem: Problem, template: Template, tokenizer: Tokenizer, *, tags: bool = True) -> str:
     """The prompt's text. `tokenizer` is used only by 'chat', whose template belongs to the model; without `tags` the
-    model is not told of them, for an answer that has none."""
+    model is not told of them, for an answer that has none. ConfigError where a chat template leaves no room for the
+    thought."""
     if template == "r1_zero":
         return R1_ZERO.replace("{prompt}", question_text(problem))
     if template == "plain":
         return question_text(problem) + "\n"
     if template == "chat":
         text = tokenizer.render_chat(_with_instruction(problem.messages) if tags else list(problem.messages))
+        if text.rstrip().endswith("</think>") and tokenizer.thinking != "off":
+            raise ConfigError(
+                f"data.thinking is {tokenizer.thinking!r}, and the chat template of {tokenizer.folder} closes the "
+                "thought before the answer begins; use 'on' if the template knows `thinking` or `enable_thinking`, "
+                "'off' for answers without a thought, or data.template r1_zero"
+            )
         return text.rstrip().removesuffix("<think>") if text.rstrip().endswith("<think>") else text
     raise ValueError(f"template: {template!r}; expected 'r1_zero', 'chat' or 'plain'")
 

@@ -13,9 +13,10 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from jinja2 import TemplateError
 
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import Message
@@ -24,12 +25,27 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """Single tokens of the character tokenizer; the structure that the format reward demands."""
 
 
+Thinking = Literal["on", "off", "template"]
+"""Whether the chat template is asked for a thought, for none, or left to its default."""
+
+THINKING_OPTIONS: Mapping[Thinking, Mapping[str, bool]] = {
+    "on": {"thinking": True, "enable_thinking": True},
+    "off": {"thinking": False, "enable_thinking": False},
+    "template": {},
+}
+"""DeepSeek's and Qwen's names for it; templates that know neither do not notice."""
+
+PROBE = "megatron-r1-probe"
+"""An answer that stands in the chat template's output exactly once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenizer:
     """A loaded tokenizer. `inner` is transformers' object; the rest is what the training loop asks for.
 
-    `eos_ids` are all ids that end a completion (the tokenizer's own and generation_config.json's), `eos_id`
-    the first of them; `bos_id` is set only when the folder asks for it to be put in front of a text.
+    `eos_ids` are all ids that end a completion (the tokenizer's own, generation_config.json's, and the one with which
+    the chat template ends an answer, which in ChatML's base models is neither of them), `eos_id` the first of them;
+    `bos_id` is set only when the folder asks for it to be put in front of a text.
     """
 
     inner: Any
@@ -40,6 +56,8 @@ class Tokenizer:
     bos_id: int | None
     vocab_size: int
     """Ids run from 0 to vocab_size - 1; the model's embedding may have more rows."""
+    thinking: Thinking = "on"
+    """What the chat template is told about thoughts."""
 
     def encode(self, text: str, *, start: bool = False) -> np.ndarray:
         """Token ids i32[T] of `text`. `start` puts the start-of-text token in front where the folder wants
@@ -68,11 +86,17 @@ class Tokenizer:
                 "expected tokenizer_config.json 'chat_template' or chat_template.jinja; "
                 "use template 'r1_zero' or 'plain', or an instruction-tuned model's folder"
             )
+        return self.render(messages, add_generation_prompt=True)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """What the chat template makes of these turns; the folder must have one."""
         turns = [dict(message) for message in messages]
-        return self.inner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.inner.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, **THINKING_OPTIONS[self.thinking]
+        )
 
 
-def load_tokenizer(folder: Path | str) -> Tokenizer:
+def load_tokenizer(folder: Path | str, *, thinking: Thinking = "on") -> Tokenizer:
     """Load `folder`'s tokenizer.json. Raises ConfigError (missing folder or file) or DataError (unreadable
     one)."""
     from transformers import PreTrainedTokenizerFast  # half a second; only runs that tokenize pay for it
@@ -96,11 +120,13 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
             "tokenizer_config.json; add it: without one a completion could never end"
         )
     wants_start = bool(settings.get("add_bos_token", False)) and inner.bos_token_id is not None
+    turn_end = turn_end_id(inner) if inner.chat_template else None
     return Tokenizer(
         inner=inner,
+        thinking=thinking,
         folder=folder,
         eos_id=eos_ids[0],
-        eos_ids=eos_ids,
+        eos_ids=eos_ids if turn_end is None else tuple(dict.fromkeys((*eos_ids, turn_end))),
         pad_id=inner.pad_token_id if inner.pad_token_id is not None else eos_ids[0],
         bos_id=inner.bos_token_id if wants_start else None,
         vocab_size=len(inner),
@@ -137,6 +163,18 @@ def character_tokenizer(folder: Path | str, *, phrases: Sequence[str] = ()) -> T
     )
     fast.save_pretrained(folder)
     return load_tokenizer(folder)
+
+
+def turn_end_id(inner: Any) -> int | None:
+    """The first special token that the chat template writes after an answer; None if it writes none."""
+    turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": PROBE}]
+    try:
+        _, found, tail = inner.apply_chat_template(turns, tokenize=False).rpartition(PROBE)
+    except TemplateError:  # no conversation can be written with it: who tries is told by render_chat
+        return None
+    special = {number for number, token in inner.added_tokens_decoder.items() if token.special}
+    after = inner.encode(tail, add_special_tokens=False) if found else []
+    return next((token for token in after if token in special), None)
 
 
 def _end_ids(own: int | None, generation: int | Sequence[int] | None) -> tuple[int, ...]:

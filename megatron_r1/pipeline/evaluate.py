@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     given = given[: config.limit] if config.limit else given
     check_problems(given, config.rewards, reward_models=False)
     folder = model_folder(config.model, config.run_dir / "model")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, thinking=config.data.thinking)
     problems = with_room(given, template=config.data.template, rollout=config.rollout, tokenizer=tokenizer)
     num_left_out = len(given) - len(problems)
     print(

@@ -52,7 +52,7 @@ def read_inputs(config: RejectionConfig) -> RejectionInputs:
     if judge is not None:
         judge.check()
     folder = model_folder(config.model, config.run_dir / "model")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, thinking=config.data.thinking)
     owner = {problem.id: overlap_of(problem.messages, index) for problem in given}
     clean = [problem for problem in given if owner[problem.id] is None]
     different: dict[str, Problem] = {}

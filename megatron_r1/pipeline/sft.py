@@ -49,12 +49,15 @@ def run_sft(config: SFTRunConfig, shape: ModelShape, device: torch.device) -> di
 def _run(config: SFTRunConfig, shape: ModelShape, device: torch.device, watch: Watch) -> dict[str, Any]:
     begun = time.perf_counter()
     say = printer()
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_tokenizer(config.model.path, thinking=config.data.thinking)
     store = open_cache(on_rank_zero(lambda: _tokenise(config, tokenizer)))
     for file, count in zip(config.data.files, store.counts, strict=True):
         left_out = f"; left out: {count.too_long} too long" if count.too_long else ""
         left_out += f"; left out: {count.control_text} with special tokens in the text" if count.control_text else ""
-        say(f"{file}: {count.kept:,} examples{left_out}")
+        if count.untrained:
+            left_out += f"; {count.untrained:,} earlier answers that the template changes are not trained on"
+        fields = ", ".join(f"{name} ({number:,})" for name, number in sorted(count.not_read.items()))
+        say(f"{file}: {count.kept:,} examples{left_out}{f'; fields that are not read: {fields}' if fields else ''}")
     reader = ExampleReader(store, config.data)
     layout = row_layout(config, tokenizer.pad_id)
     policy = build_policy(

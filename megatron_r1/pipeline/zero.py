@@ -62,7 +62,7 @@ def _run(
     config: RunConfig, shape: ModelShape, device: torch.device, watch: Watch, say: Callable[[str], None]
 ) -> dict[str, Any]:
     begun = time.perf_counter()
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_tokenizer(config.model.path, thinking=config.data.thinking)
     room = PromptRoom(
         template=config.data.template,
         tokenizer=tokenizer,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megatron_r1.data.answers import answer_encoder
-from megatron_r1.data.template import R1_ZERO, TAGS_INSTRUCTION, encode_prompt
-from megatron_r1.data.tokenizer import character_tokenizer, load_tokenizer
+from megatron_r1.data.template import R1_ZERO, TAGS_INSTRUCTION, encode_prompt, render_prompt
+from megatron_r1.data.tokenizer import Thinking, character_tokenizer, load_tokenizer
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import Problem
 
@@ -124,3 +124,103 @@ def test_the_text_of_a_special_token_is_seen_in_any_turn_but_tags_are_not(tokeni
     assert encoder.has_control_text(chat("say <eos> now", "no"))
     assert encoder.has_control_text(chat("hi", "the end <pad>"))
     assert not encoder.has_control_text(chat("what is <think>?", "<think>t</think><answer>e < o, s > a</answer>"))
+
+
+CHATML = "{% for m in messages %}<unk>{{ m.role }}\n{{ m.content }}<pad>\n{% endfor %}"
+OPENED = "{% if add_generation_prompt %}<unk>assistant\n{% endif %}"
+HYBRID = (  # DeepSeek V3.1's way: no thought unless it is asked for, and none kept
+    "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}</think>{% endif %}"
+    "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{{ '<think>' if thinking else '</think>' }}{% endif %}"
+)
+KNOWS = (  # Qwen3's way: the thought of the last answer stands between newlines
+    "{% for m in messages %}[{{ m.role }}]"
+    "{% if loop.last and m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+SHORTENED = TURNS.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)")
+R1 = SHORTENED + "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+
+
+def with_template(tokenizer, template, thinking: Thinking = "on"):
+    tokenizer.inner.chat_template = template
+    tokenizer.inner.save_pretrained(tokenizer.folder)
+    return load_tokenizer(tokenizer.folder, thinking=thinking)
+
+
+def thinking_chat():
+    turns = chat("a", "b", "c", "<answer>d</answer>")
+    turns[1]["reasoning_content"], turns[3]["reasoning_content"] = "t", "\nu\n"
+    return turns
+
+
+@pytest.mark.parametrize(
+    ("template", "trained", "context"),
+    [
+        (
+            TURNS + GENERATION,
+            ["<think>t</think>b<eos>", "<think>u</think><answer>d</answer><eos>"],
+            "<think>t</think>b",
+        ),
+        (HYBRID, ["<think>u</think><answer>d</answer><eos>"], "[assistant]</think>b<eos>"),
+        (KNOWS, ["<think>\nu\n</think>\n\n<answer>d</answer><eos>"], "[assistant]b<eos>"),
+        (R1, ["<think>\nu\n</think>\n\n<answer>d</answer><eos>"], "[assistant]b<eos>"),
+    ],
+)
+def test_a_thought_that_is_given_apart_has_the_templates_form(tokenizer, template, trained, context):
+    loaded = with_template(tokenizer, template)
+    ids, mask = answer_encoder("chat", loaded).encode(thinking_chat(), where="x")
+    assert parts(loaded, ids, mask)[1::2] == trained
+    text = loaded.inner.decode(ids)
+    assert context in text and TAGS_INSTRUCTION in text
+
+
+def test_flat_templates_have_the_papers_tags(tokenizer):
+    turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2", "reasoning_content": "t"}]
+    for template in ("plain", "r1_zero"):
+        ids, mask = answer_encoder(template, tokenizer).encode(turns, where="x")
+        assert parts(tokenizer, ids, mask)[1] == "<think>t</think>2<eos>"
+
+
+def test_the_end_of_a_turn_is_the_templates_though_the_folder_names_another(tokenizer):
+    """Qwen2.5's base model: <|im_end|> ends turns, <|endoftext|> is its only end-of-sequence token."""
+    loaded = with_template(tokenizer, CHATML + OPENED)
+    encoder = answer_encoder("chat", loaded)
+    pad = loaded.inner.pad_token_id
+    assert (loaded.eos_id, encoder.end_id) == (1, pad) and loaded.eos_ids == (1, pad), "the engine stops at both"
+    ids, mask = encoder.encode(chat("a", "b", "c", "d"), where="x")
+    assert parts(loaded, ids, mask)[1::2] == ["b<pad>", "d<pad>"], "earlier answers are trained on"
+
+
+def test_a_template_that_closes_the_thought_is_asked_to_think_or_refused(tokenizer):
+    assert render(with_template(tokenizer, HYBRID)).endswith("[assistant]")
+    assert render(with_template(tokenizer, HYBRID, "off")).endswith("[assistant]</think>")
+    assert render(with_template(tokenizer, KNOWS, "off")).endswith("[assistant]<think>\n\n</think>\n\n")
+    assert render(with_template(tokenizer, KNOWS, "template")).endswith("[assistant]")
+    with pytest.raises(
+        ConfigError, match=r"data\.thinking is 'template', and the chat template of .* closes the thought"
+    ):
+        answer_encoder("chat", with_template(tokenizer, HYBRID, "template")).encode(chat("a", "b"), where="x")
+    always = TURNS + "{% if add_generation_prompt %}[assistant]</think>{% endif %}"
+    with pytest.raises(ConfigError, match=r"data\.thinking is 'on'"):
+        render(with_template(tokenizer, always))
+
+
+def render(tokenizer):
+    return render_prompt(Problem(id="p", domain="", messages=tuple(chat("a"))), "chat", tokenizer)
+
+
+def test_no_thought_is_trained_on_where_there_is_none(tokenizer):
+    encoder = answer_encoder("chat", with_template(tokenizer, HYBRID, "off"))
+    ids, mask = encoder.encode(chat("a", "b"), where="x")
+    assert parts(tokenizer, ids, mask) == ["[user]a<eos>[assistant]</think>", "b<eos>"]
+    for turns in (thinking_chat(), chat("a", "<think>t</think>b")):
+        with pytest.raises(DataError, match=r"a\.jsonl, line 3: an answer has a thought, and data\.thinking is off"):
+            encoder.encode(turns, where="a.jsonl, line 3")
+
+
+def test_the_text_of_a_special_token_is_seen_in_a_thought_too(tokenizer):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "<eos>"}]
+    assert answer_encoder("plain", tokenizer).has_control_text(turns)

@@ -164,3 +164,19 @@ def test_a_worker_process_opens_the_store_itself(tmp_path, tokenizer):
     sent = pickle.dumps(store)
     assert len(sent) < 1000
     assert pickle.loads(sent).gather([7])[0].tolist() == store.gather([7])[0].tolist()
+
+
+def test_what_is_not_read_and_what_is_not_trained_on_is_counted(tmp_path, tokenizer):
+    tokenizer.inner.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}"
+        "<eos>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    talk = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate("abcdef")]
+    thought = [*talk[:1], {**talk[1], "reasoning": "t"}, *talk[2:]]
+    path = tmp_path / "a.jsonl"
+    rows = [{"messages": talk, "score": 1}, {"messages": thought, "score": 2, "tags": ["x"], "id": 7}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = open_cache(build(tmp_path, [path], tokenizer, encoder=answer_encoder("chat", tokenizer), max_tokens=999))
+    (counts,) = store.counts
+    assert counts.not_read == {"score": 2, "tags": 1}
+    assert counts.untrained == 1, "of six answers the one whose thought the template drops"

@@ -84,7 +84,8 @@ class RejectionConfig:
     decontaminate: tuple[Path, ...] = ()
     """Evaluation problems (jsonl): what shares an n-gram with one of their questions is dropped."""
     decontaminate_ngram: int = 13
-    """In words; shorter questions must be equal (13 as in GPT-3, arXiv 2005.14165, appendix C)."""
+    """In words (13 as in GPT-3, arXiv 2005.14165, appendix C); a shorter question of five words or more is found
+    wherever it stands, one of fewer where it is all of a turn."""
     judge: JudgeConfig | None = None
     """Decides, against the reference, about answers that no rule recognised; None: the rules alone decide."""
     weight: float = 3.0

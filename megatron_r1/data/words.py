@@ -7,7 +7,11 @@ from collections.abc import Iterator
 
 import regex
 
-WORD = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]|[\p{L}\p{M}\p{N}_]+|[-+*/^=<>\p{Sm}]")
+WORD = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]"
+    r"|[[\p{L}\p{M}\p{N}_]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]]+|[-+*/^=<>\p{Sm}]",
+    regex.VERSION1,
+)
 """A run of letters and digits, a character of a script without spaces, or a sign of arithmetic: 3 + 4 is not 3 - 4."""
 
 

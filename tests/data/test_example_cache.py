@@ -168,8 +168,9 @@ def test_a_worker_process_opens_the_store_itself(tmp_path, tokenizer):
 
 def test_what_is_not_read_and_what_is_not_trained_on_is_counted(tmp_path, tokenizer):
     tokenizer.inner.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}"
-        "<eos>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{% for m in messages %}[{{ m.role }}]"
+        "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     talk = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate("abcdef")]
     thought = [*talk[:1], {**talk[1], "reasoning": "t"}, *talk[2:]]

@@ -20,14 +20,13 @@ VERDICT = regex.compile(
     \bverdict\b [\"”)]?+ \s*+
     (?: [:：=–—-]++>? \s*+ (?:is\s)? | is\b\s*+[:：]?+\s*+ | (?<negation>isn['’]t|is\s+not)\s++
       | (?<=\n\s*|^\W*verdict\s*))
-    [\"“(]?+ (?:that\s)?+ (?:it\s+is\s|the\s+(?:answer|response)\s+is\s)?+
+    [\"“(\[<]?+ (?:that\s)?+ (?:it\s+is\s|the\s+(?:answer|response)\s+is\s)?+
     (?P<denial>not\s++)?+ (?P<value>correct|incorrect)\b
-    (?=(?P<rest>[^\n]*+))
     """,
     regex.IGNORECASE | regex.VERBOSE | regex.MULTILINE,
 )
 ENDED = regex.compile(
-    r"\s*+[\"”)]*+\s*+(?:$|[.!;(\[–—-](?![\w/])|[(\[]|[,;]?\s*(?:because|since|as|given)\b)", regex.IGNORECASE
+    r"[\s\"”)\]>]*+(?:$|[.!;:\p{So}\p{Sm}–—-](?![\w/])|[(\[]|,?\s*(?:because|since|as|given)\b)", regex.IGNORECASE
 )
 """What may follow a verdict: an end, or a reason. Not a question mark, an alternative or a reservation."""
 
@@ -39,20 +38,28 @@ SCORE = r"""
 """
 SCORES = regex.compile(
     rf"""(?P<line>^[^\w\n]*+)? (?P<word>scores?\b[^\w\n]*+)? {SCORE.replace("{n}", "1")}
-    [\s,;&|.]*+ (?:[•-]\s++)?+ (?:and\b\s*+)?+ (?:scores?\b\W*+)?+ {SCORE.replace("{n}", "2")}
-    (?=(?P<after>[^\n]*+))""",
+    [\s,;&|.]*+ (?:[•-]\s++)?+ (?:and\b\s*+)?+ (?:scores?\b\W*+)?+ {SCORE.replace("{n}", "2")}""",
     regex.IGNORECASE | regex.VERBOSE | regex.MULTILINE,
 )
 LEAST, MOST = 1.0, 10.0
 
 
+ANOTHERS = regex.compile(
+    r"(?:\b(?:not|never|cannot|doubt|unless|if|whether|claim(?:s|ed)?|says|said|states|stated|asserts|insists|wants)\b|n['’]t\b)"
+    r"[^.!?;\n]*+$",
+    regex.IGNORECASE,
+)
+"""Before a verdict in its sentence: it is denied, supposed, or somebody else's."""
+
+
 def parse_verdict(text: str) -> bool | None:
     """The last verdict after the judge's own thought; None if there is none, or the last one is no clear one."""
-    found = list(VERDICT.finditer(_said(text)))
+    said = _said(text)
+    found = [one for one in VERDICT.finditer(said) if not ANOTHERS.search(said, max(0, one.start() - 200), one.start())]
     if not found:
         return None
     last = found[-1]
-    if ENDED.match(last["rest"]) is None:
+    if ENDED.match(_rest(said, last.end())) is None:
         return None
     denied = bool(last["denial"]) + bool(last["negation"])
     value = last["value"].lower() == "correct"
@@ -62,20 +69,26 @@ def parse_verdict(text: str) -> bool | None:
 def parse_scores(text: str) -> tuple[float, float] | None:
     """The last pair of scores after the judge's own thought, A's first; None if there is none or one is not in 1 to 10.
     A pair without the word stands on a line of its own."""
+    said = _said(text)
     found = [
         match
-        for match in SCORES.finditer(_said(text))
-        if match["word"] or (match["line"] is not None and not regex.search(r"\w", match["after"]))
+        for match in SCORES.finditer(said)
+        if match["word"] or (match["line"] is not None and not regex.search(r"\w", _rest(said, match.end())))
     ]
     if not found:
         return None
     last = found[-1]
     scores = {last[f"label{n}"].upper(): float(last[f"number{n}"]) for n in "12"}
     scales = {float(last[f"scale{n}"] or MOST) for n in "12"}
-    asked = last["after"].lstrip().startswith("?")
+    asked = _rest(said, last.end()).lstrip().startswith("?")
     if len(scores) < 2 or scales != {MOST} or asked or not all(LEAST <= score <= MOST for score in scores.values()):
         return None
     return scores["A"], scores["B"]
+
+
+def _rest(text: str, place: int) -> str:
+    """What follows in the line, as far as it matters."""
+    return text[place : place + 200].partition("\n")[0]
 
 
 def _said(text: str) -> str:

@@ -1,5 +1,7 @@
 """How a judge's answer is read: what is a verdict or a pair of scores, and what is none."""
 
+import time
+
 import pytest
 
 from megatron_r1.rewards.verdicts import parse_scores, parse_verdict
@@ -54,6 +56,20 @@ VERDICTS = [
     ("verdict: INCORRECT!", False),
     ("Verdict: correct\n\nThe response 'Verdict: incorrect' is quoted.", True),
     ("Verdict: not incorrect", None),
+    ("It is not true that the verdict is correct.", None),
+    ("I doubt that the verdict is correct.", None),
+    ("The response says that the verdict is correct.", None),
+    ("If the sign is left out, verdict: correct", None),
+    ("It doesn't state a unit. Verdict: correct", True),
+    ("My verdict: the answer is incorrect, since 17 is not 18.", False),
+    ("Verdict: mostly correct", None),
+    ("Verdict: correct except for the sign", None),
+    ("Verdict: neither correct nor incorrect", None),
+    ("Verdict: CORRECT \u2705", True),
+    ("Verdict: [correct]", True),
+    ("Verdict: <incorrect>", False),
+    ("Verdict \u2014 **Incorrect**: it says 17", False),
+    ("Verdict: `correct`", True),
 ]
 SCORES = [
     ("Scores: A=7 B=4", (7, 4)),
@@ -109,6 +125,12 @@ def test_scores_are_read_or_refused(text, scores):
     assert parse_scores(text) == scores
 
 
-def test_long_answers_are_read_in_time():
-    for text in ("verdict: " * 20_000, "A=8 " * 50_000, "scores: A" * 20_000, '"' * 50_001, "verdict is not " * 20_000):
-        assert parse_verdict(text) is None and parse_scores(text) is None
+LONG = ("verdict: ", "A=8 ", "scores: A", "'a ", "verdict is not ", "verdict: correct not ", "A: 8\n", '"')
+
+
+@pytest.mark.parametrize("piece", LONG)
+def test_long_answers_are_read_in_time(piece):
+    text = (piece * 100_000)[:100_000]
+    begun = time.process_time()
+    assert parse_verdict(text) is None and parse_scores(text) is None
+    assert time.process_time() - begun < 4.0

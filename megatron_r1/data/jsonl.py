@@ -1,4 +1,4 @@
-"""Problems from jsonl files, one object a line, strictly: a line that is not a problem stops the run.
+"""Problems from files of JSON lines, strictly: a line that is not a problem stops the run.
 
 A line has `question` (text) or `messages` (chat turns, the last one the user's), and `answer` (text or
 number; in GSM8K's style only what follows the last `####` counts). Optional: id, grader ("math", "exact", "code"
@@ -8,11 +8,11 @@ instruction_id_list, kwargs) are read too. Other keys are ignored.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.data.lines import read_rows
 from megatron_r1.errors import DataError
 from megatron_r1.types import Message, Problem
 
@@ -29,47 +29,16 @@ def read_problems(paths: Sequence[Path]) -> tuple[Problem, ...]:
     problems: list[Problem] = []
     for path in map(Path, paths):
         prefix = path.stem if stems.count(path.stem) == 1 else str(path)
-        count = len(problems)
-        for number, line in numbered_lines(path):
-            problem = _read_line(line, where=f"{path}, line {number}", default_id=f"{prefix}:{number}")
+        for row in read_rows(path, what="problems", holds="question and answer"):
+            problem = _read_row(row.fields, where=row.where, default_id=f"{prefix}:{row.number}")
             if problem.id in first_line:
-                raise DataError(f"{path}, line {number}: id {problem.id!r} was used at {first_line[problem.id]}")
-            first_line[problem.id] = f"{path}, line {number}"
+                raise DataError(f"{row.where}: id {problem.id!r} was used at {first_line[problem.id]}")
+            first_line[problem.id] = row.where
             problems.append(problem)
-        if len(problems) == count:
-            raise DataError(f"{path}: the file has no problems; expected one JSON object a line")
     return tuple(problems)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of a UTF-8 file's lines. DataError if it cannot be read."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check data.files") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text") from error
-    # Not splitlines(): it also breaks at U+2028 and others that JSON allows inside a string.
-    lines = text.removesuffix("\n").split("\n") if text else []
-    return enumerate(lines, start=1)
-
-
-def read_object(line: str, where: str, content: str) -> dict[str, Any]:
-    """The JSON object of a line. DataError (naming `where` and what the object should hold) if it is none."""
-    if not line.strip():
-        raise DataError(f"{where}: empty line; expected a JSON object")
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with {content}")
-    return row
-
-
-def _read_line(line: str, *, where: str, default_id: str) -> Problem:
-    row = read_object(line, where, "question and answer")
+def _read_row(row: dict[str, Any], *, where: str, default_id: str) -> Problem:
     # IFEval's own files say `prompt`, and which instructions it holds.
     is_ifeval = "instruction_id_list" in row
     if is_ifeval:
@@ -149,13 +118,9 @@ def _read_answer(row: Mapping[str, Any], where: str) -> str:
 
 
 def read_text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
-    """The text at `key`. DataError if it is none, is empty, or no tokenizer would take it."""
+    """The text at `key`. DataError if it is none or empty."""
     value = row.get(key, default)
     if not isinstance(value, str) or not value.strip():
         got = "missing" if key not in row else repr(value)
         raise DataError(f"{where}: {key} is {got}; expected non-empty text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
-        raise DataError(f"{where}: {key} has an unpaired surrogate") from error
     return value

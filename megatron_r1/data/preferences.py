@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_r1.data.jsonl import numbered_lines, read_messages, read_object, read_text
+from megatron_r1.data.jsonl import read_messages, read_text
+from megatron_r1.data.lines import read_rows
 from megatron_r1.data.template import Template, render_prompt
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import DataError
@@ -55,16 +56,13 @@ def read_pairs(paths: Sequence[Path]) -> list[Pair]:
 
 
 def _read_file(path: Path) -> Iterator[Pair]:
-    number = 0
-    for number, line in numbered_lines(path):
-        where = f"{path}, line {number}"
-        row = read_object(line, where, "messages, chosen and rejected")
-        texts = {key: read_text(row, key, where) for key in ("chosen", "rejected")}
+    for row in read_rows(path, what="pairs", holds="messages, chosen and rejected"):
+        texts = {key: read_text(row.fields, key, row.where) for key in ("chosen", "rejected")}
         if texts["chosen"] == texts["rejected"]:
-            raise DataError(f"{where}: chosen and rejected are the same text; a pair must differ: leave the line out")
-        yield Pair(where=where, messages=read_messages(row, where), **texts)
-    if not number:
-        raise DataError(f"{path}: the file has no pairs; expected one JSON object a line")
+            raise DataError(
+                f"{row.where}: chosen and rejected are the same text; a pair must differ: leave the line out"
+            )
+        yield Pair(where=row.where, messages=read_messages(row.fields, row.where), **texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

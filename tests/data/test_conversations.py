@@ -33,7 +33,7 @@ def test_conversations_are_read_in_order_and_other_keys_ignored(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"", "empty line"),
+        (b"\n{}", "empty line"),
         (b"{", "not valid JSON"),
         (b"\xff", "not UTF-8 text"),
         (b"[]", "a JSON list"),

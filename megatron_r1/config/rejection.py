@@ -130,6 +130,8 @@ def _data_faults(config: RejectionConfig) -> list[str]:
         faults.append("data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files")
     if data.tasks and not config.num_problems:
         faults.append("num_problems is 0; tasks have no end: say how many problems of each are sampled")
+    if data.thinking == "off":
+        faults.append("data.thinking is off; only samples with a thought are kept: use on")
     faults += task_faults(data.tasks)
     named = {"data.files": data.files, "decontaminate": config.decontaminate}
     named["mix"] = tuple(source.file for source in config.mix)

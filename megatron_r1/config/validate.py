@@ -200,6 +200,11 @@ def _grpo_faults(config: RunConfig) -> list[str]:
             "rewards.accuracy_weight, format_weight and language_weight are all 0, and no reward model has a weight; "
             "every reward would be 0"
         )
+    if config.data.thinking == "off" and rewards.format_weight:
+        faults.append(
+            f"data.thinking is off and rewards.format_weight {rewards.format_weight}; the format asks for a thought: "
+            "use thinking on, or format_weight 0"
+        )
     return faults + reward_faults(rewards)
 
 

@@ -119,7 +119,7 @@ def _two_responses(response: str, _: Arguments) -> bool:
 
 
 def _language(response: str, given: Arguments) -> bool:
-    return likeliest_language(response) == language_code(str(given["language"]))
+    return language_code(likeliest_language(response)) == language_code(str(given["language"]))
 
 
 def _case(response: str, *, upper: bool) -> bool:

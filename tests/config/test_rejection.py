@@ -55,6 +55,7 @@ def test_a_sound_configuration_has_no_faults(tmp_path):
         ({"decontaminate_ngram": 1}, "decontaminate_ngram is 1"),
         ({"filters": FilterConfig(min_language=1.5)}, "filters.min_language is 1.5; it is a share"),
         ({"filters": FilterConfig(max_paragraph_characters=-1)}, "max_paragraph_characters is -1"),
+        ({"data": DataConfig(files=(Path("x"),), thinking="off")}, "only samples with a thought are kept"),
         ({"rewards": RewardConfig(language="klingon")}, "rewards.language is 'klingon'"),
         ({"dedup": DedupConfig(threshold=2.0)}, "dedup.threshold is 2.0"),
         ({"dedup": DedupConfig(ngram=40)}, "expected 1 <= ngram <= min_words"),

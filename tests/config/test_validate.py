@@ -243,6 +243,7 @@ ALONE = [
     ({"grpo.max_skipped_steps": -1}, ["grpo.max_skipped_steps is -1"]),
     ({"rewards.accuracy_weight": 0.0, "rewards.format_weight": 0.0}, ["all 0"]),
     ({"rewards.language_weight": -1.0}, ["rewards.language_weight is -1.0"]),
+    ({"data.thinking": "off"}, ["data.thinking is off", "format_weight 0"]),
     ({"rewards.language": "Engl"}, ["rewards.language is 'Engl'", "en or zh"]),
     ({"rewards.format_weight": -1.0}, ["rewards.format_weight is -1.0"]),
     ({"rollout.sampling.max_new_tokens": 0}, ["rollout.sampling.max_new_tokens is 0", "at least 1"]),

@@ -3,7 +3,8 @@
 What has no language must not hide what has one. An opening mark that is never closed hides nothing (but for a fence,
 which ends with the text, as in Markdown), nor does a formula that runs over a blank line, which TeX does not allow. Of
 code, a formula or a quotation that is closed, more than `LONGEST_QUOTE` words of prose are text all the same; and if
-all that is hidden has more words than what is not, all of it is text. Left out: which language it is (language.py).
+all that is hidden has more than twice the words of what is not, all of it is text. Left out: which
+language it is (language.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import regex
 
 LONGEST_QUOTE = 30
 """Words. What is longer and in quotation marks, a formula or code is text, not a quotation."""
+
+MOST_HIDDEN = 2.0
+"""Words in short quotations, formulas and code, for each word outside of them: more of them are text all the same. A
+problem that is quoted before a short thought is less."""
 
 CHARACTERS_PER_WORD = 2
 """Chinese characters (and kana) that count as one word."""
@@ -103,7 +108,7 @@ def prose_of(text: str) -> str:
     text = QUOTING.sub(lambda found: keep(found[0]), text)
     text = _without_identifiers(text)
     text = QUOTATION.sub(lambda found: keep(found[0]), text)
-    if hidden and 0 < num_words(text) < sum(map(num_words, hidden)):
+    if hidden and 0 < MOST_HIDDEN * num_words(text) < sum(map(num_words, hidden)):
         text = "\n\n".join((text, *map(_without_identifiers, hidden)))
     return _without_names(text)
 

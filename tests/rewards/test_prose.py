@@ -61,6 +61,14 @@ def test_what_has_no_language_still_does_not_count(thought):
     assert language_consistency(f"<think>{thought}</think><answer>1</answer>", "en") == 1.0
 
 
+def test_a_quoted_problem_before_a_short_thought_does_not_count():
+    problem = "Let x be a real number such that x squared plus one equals five, and find all possible values of x."
+    assert language_consistency(f"<think>题目是：“{problem}”{CHINESE}</think>", "zh") == 1.0
+    formulas = r"\[ \text{Area} = \text{length} \times \text{width} \]" * 9
+    assert language_consistency(f"<think>{CHINESE}{formulas}</think>", "zh") == 1.0
+    assert language_consistency(f"<think>{CHINESE}{formulas * 2}</think>", "zh") < 0.5
+
+
 @pytest.mark.parametrize(
     ("block", "prose"),
     [

@@ -193,6 +193,8 @@ REPORTED_EQUAL = [
     (r"\sqrt{x}\sqrt{y}", r"\sqrt{xy}"), (r"\ln 2", r"\log_e 2"), ("m=5", "5"),
 ]  # fmt: skip
 NEIGHBOURS_EQUAL = [
+    ("18", "about 18"),
+    ("58.7", "The speed is approximately 58.7 m/s."),
     ("1000.99", "1,000.99"),
     ("1000.99", "$1,000.99"),
     ("1000000", r"1,\!000,\! 000"),
@@ -277,7 +279,6 @@ NEIGHBOURS_DIFFERENT = [
     ("18", r"The answer is not $\boxed{18}$"),
     ("18", r"It can't be \boxed{18}."),
     ("18", "less than 18"),
-    ("18", "about 18"),
     ("18", "18 or so"),
     ("18", "The answer is 18, or 17."),
     ("18", "Either 17 or 18 is the answer."),

@@ -29,7 +29,7 @@ NEGATIONS = frozenset(
 )
 BEFORE = frozenset(
     "minus negative neg plus or versus vs between than least most less more fewer over under above below almost nearly "
-    "inverse reciprocal opposite imaginary root factorial about approximately around roughly maybe perhaps either "
+    "inverse reciprocal opposite imaginary root factorial maybe perhaps either "
     "exceeding exceeds".split()
 ).union(NEGATIONS, NUMERALS)
 """Words that make another number of the one after them, or say that it is not the answer. Plurals count too."""

@@ -18,6 +18,8 @@ class SandboxConfig:
     memory_mib: address space of each process. file_mib: size of the private folder, and of one file in it.
     output_kib: standard output, and likewise standard error. program_kib: the longest program that is run at all.
     processes: processes and threads of a program together (not enforced for root at level "none").
+    supply_imports: names that a program uses and does not define are supplied where LeetCode and LiveCodeBench do so:
+    List and the rest of typing, deque, heappush, gcd, lru_cache and the like (SUPPLIED in rewards/sandbox_inside.py).
     """
 
     isolation: Literal["auto", "bubblewrap", "namespaces", "none"] = "auto"
@@ -29,6 +31,7 @@ class SandboxConfig:
     output_kib: int = 1024
     program_kib: int = 256
     processes: int = 8
+    supply_imports: bool = False
 
     def __post_init__(self) -> None:
         faults = []

@@ -8,22 +8,18 @@ problems, and partial credit (RewardConfig decides what a verdict is worth).
 
 from __future__ import annotations
 
-import ast
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_r1.errors import DataError
 from megatron_r1.rewards import sandbox_inside as inside
+from megatron_r1.rewards.code_extract import extract_program
+from megatron_r1.rewards.code_tests import Check, CodeTests, parse_tests
 from megatron_r1.rewards.sandbox import Execution, Sandbox, SandboxConfig
 
 Outcome = Literal["passed", "wrong", "timeout", "memory", "crashed", "output_limit", "refused"]
 
-FENCED = re.compile(
-    r"^[ \t]*```[ \t]*(?:python3?|py)[ \t]*\r?\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE | re.I
-)
 MAX_NUMBER_CHARACTERS = 400
 """Longer tokens are compared as text even under a tolerance; the largest double has 309 digits."""
 
@@ -47,16 +43,6 @@ class CodeVerdict:
         return self.passed == self.total
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodeTests:
-    """The tests of one problem: `cases` of (input, expected output), or `checks` with their entry point."""
-
-    cases: tuple[tuple[str, str], ...] = ()
-    tolerance: float | None = None
-    checks: tuple[str, ...] = ()
-    entry_point: str = ""
-
-
 def score_code(tests: Mapping[str, Any], answer: str, sandbox: Sandbox | SandboxConfig) -> CodeVerdict:
     """Runs the program in `answer` against every test. Safe to call from several threads with one Sandbox.
 
@@ -66,8 +52,11 @@ def score_code(tests: Mapping[str, Any], answer: str, sandbox: Sandbox | Sandbox
     if isinstance(sandbox, SandboxConfig):
         with Sandbox(sandbox) as opened:
             return score_code(tests, answer, opened)
-    parsed = parse_tests(tests)
-    program = extract_program(answer)
+    return run_tests(parse_tests(tests), extract_program(answer), sandbox)
+
+
+def run_tests(parsed: CodeTests, program: str, sandbox: Sandbox) -> CodeVerdict:
+    """Runs `program` against every test. SandboxError where the machine fails."""
     total = len(parsed.cases) + len(parsed.checks)
     if (reason := _refusal(program, sandbox.config)) is not None:
         refused: list[Outcome] = ["refused"] * total
@@ -78,39 +67,6 @@ def score_code(tests: Mapping[str, Any], answer: str, sandbox: Sandbox | Sandbox
     failures = [text for outcome, text in results if outcome != "passed"]
     return CodeVerdict(
         passed=outcomes.count("passed"), total=total, outcomes=outcomes, stderr=failures[0] if failures else ""
-    )
-
-
-def extract_program(answer: str) -> str:
-    """The last complete ```python block of an answer; the whole answer where there is none."""
-    blocks = FENCED.findall(answer)
-    return blocks[-1] if blocks else answer
-
-
-def parse_tests(tests: Mapping[str, Any]) -> CodeTests:
-    """Reads {"inputs": [...], "outputs": [...], "tolerance": 1e-6} or {"asserts": [...], "entry_point": "f"}.
-
-    DataError, with the reason, for anything else and for an assertion that never calls its entry point.
-    """
-    keys = set(tests)
-    if keys in ({"inputs", "outputs"}, {"inputs", "outputs", "tolerance"}):
-        inputs, outputs = _texts(tests, "inputs"), _texts(tests, "outputs")
-        if len(inputs) != len(outputs):
-            raise DataError(f"code tests: {len(inputs)} inputs and {len(outputs)} outputs; expected as many of each")
-        tolerance = tests.get("tolerance")
-        if tolerance is not None and not (type(tolerance) in (int, float) and 0 <= tolerance < math.inf):
-            raise DataError(f"code tests: tolerance {tolerance!r}; expected a number from 0, or null")
-        return CodeTests(cases=tuple(zip(inputs, outputs)), tolerance=tolerance)
-    if keys == {"asserts", "entry_point"}:
-        entry_point = tests["entry_point"]
-        try:
-            wanted = ast.dump(ast.parse(entry_point, mode="eval").body)
-        except (SyntaxError, TypeError, ValueError) as error:
-            raise DataError(f"code tests: entry_point {entry_point!r} is not an expression ({error})") from error
-        checks = tuple(_with_stand_in(text, wanted, entry_point) for text in _texts(tests, "asserts"))
-        return CodeTests(checks=checks, entry_point=entry_point)
-    raise DataError(
-        f"code tests: keys {sorted(keys)}; expected inputs and outputs (and tolerance), or asserts and entry_point"
     )
 
 
@@ -127,41 +83,6 @@ def outputs_match(expected: str, actual: str, tolerance: float | None = None) ->
         left == right or (tolerance is not None and _words_match(left.split(), right.split(), tolerance))
         for left, right in zip(expected_lines, actual_lines, strict=True)
     )
-
-
-def _texts(tests: Mapping[str, Any], key: str) -> Sequence[str]:
-    value = tests[key]
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) for text in value):
-        raise DataError(f"code tests: {key} must be a list of at least one string")
-    return value
-
-
-class _StandIn(ast.NodeTransformer):
-    """Puts the name `candidate` in the place of one expression."""
-
-    def __init__(self, wanted: str) -> None:
-        self.wanted = wanted
-        self.found = False
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.Name) and node.id == "candidate":
-            self.found = True
-        if isinstance(node, ast.expr) and ast.dump(node) == self.wanted:
-            self.found = True
-            return ast.Name(id="candidate", ctx=ast.Load())
-        return self.generic_visit(node)
-
-
-def _with_stand_in(text: str, wanted: str, entry_point: str) -> str:
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise DataError(f"code tests: {text[:200]!r} is not Python ({error})") from error
-    stand_in = _StandIn(wanted)
-    tree = ast.fix_missing_locations(stand_in.visit(tree))
-    if not stand_in.found:
-        raise DataError(f"code tests: {text[:200]!r} never calls {entry_point}, so any program would pass it")
-    return ast.unparse(tree)
 
 
 def _refusal(program: str, config: SandboxConfig) -> str | None:
@@ -188,8 +109,15 @@ def _run_case(
     return ("passed" if matches else "wrong"), text
 
 
-def _run_check(sandbox: Sandbox, program: str, entry_point: str, check: str) -> tuple[Outcome, str]:
-    checked, done = sandbox.check(program, entry_point, check)
+def _run_check(sandbox: Sandbox, program: str, entry_point: str, check: Check) -> tuple[Outcome, str]:
+    checked, done = sandbox.check(
+        program,
+        entry_point,
+        check.statements,
+        names=check.names,
+        exceptions=check.exceptions,
+        objects=check.objects,
+    )
     if checked.ending == "crashed" and checked.exit_status == inside.PASSED:
         return "passed", ""
     outcome = _failure(checked, done)

@@ -9,7 +9,9 @@ from typing import Any
 
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import DataError
-from megatron_r1.rewards.code import parse_tests, score_code
+from megatron_r1.rewards.code import run_tests
+from megatron_r1.rewards.code_extract import extract_program
+from megatron_r1.rewards.code_tests import CodeTests, parse_tests
 from megatron_r1.rewards.pool import PoolCounts, Verdict
 from megatron_r1.rewards.sandbox import Sandbox
 from megatron_r1.types import Problem
@@ -21,9 +23,10 @@ class CodeGrader:
     def __init__(self, config: RewardConfig, problems: Sequence[Problem]) -> None:
         """DataError for a problem whose tests are malformed, ConfigError where this machine has no sandbox that the
         configuration allows."""
+        self._parsed: dict[int, tuple[Mapping[str, Any], CodeTests]] = {}
         for problem in problems:
             try:
-                parse_tests(problem.metadata["tests"])
+                self._tests(problem.metadata["tests"])
             except DataError as error:
                 raise DataError(f"problem {problem.id}: {error}") from None
         self._sandbox = Sandbox(config.sandbox)
@@ -45,10 +48,17 @@ class CodeGrader:
         self._threads.shutdown(cancel_futures=True)
         self._sandbox.close()
 
+    def _tests(self, tests: Mapping[str, Any]) -> CodeTests:
+        """The parsed tests; those of a problem are parsed once and not for each answer."""
+        known = self._parsed.get(id(tests))
+        if known is None:
+            known = self._parsed[id(tests)] = (tests, parse_tests(tests))  # kept, so that the id stays its own
+        return known[1]
+
     def _grade(self, tests: Mapping[str, Any], answer: str | None) -> Verdict:
         if answer is None:
             return Verdict(score=0.0)
-        found = score_code(tests, answer, self._sandbox)
+        found = run_tests(self._tests(tests), extract_program(answer), self._sandbox)
         timed_out = "timeout" in found.outcomes
         with self._lock:
             self._counts += PoolCounts(graded=1, timeouts=int(timed_out))

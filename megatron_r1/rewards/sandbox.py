@@ -7,6 +7,7 @@ without isolation is used only where the configuration allows it by name. Left o
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import json
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal
 
 from megatron_r1.config.sandbox import SandboxConfig
@@ -43,6 +45,8 @@ REMEDY = (
     "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in a container, a seccomp "
     "profile that permits unshare and mount), or set allow_unisolated=True where every program may be trusted"
 )
+BOOT_FILES = ("sandbox_values.py", "sandbox_objects.py", "sandbox_inside.py")
+NOT_INSIDE = ("__future__", *(f"megatron_r1.rewards.{name.removesuffix('.py')}" for name in BOOT_FILES))
 START_SECONDS = 60.0
 """For a launcher to start, and to answer an order to kill: both take milliseconds on a machine that is not stuck."""
 
@@ -85,7 +89,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self._idle: list[_Launcher] = []
         self._closed = False
-        self._boot = _sealed(marshal.dumps(compile(Path(inside.__file__).read_bytes(), "sandbox", "exec")))
+        self._boot = _sealed(marshal.dumps(boot_code()))
         self.level: Level = "none"
         try:
             self._choose_level()
@@ -106,14 +110,24 @@ class Sandbox:
             self._watch([started])
             return started.execution(self.config)
 
-    def check(self, program: str, entry_point: str, test: str) -> tuple[Execution, Execution]:
+    def check(
+        self,
+        program: str,
+        entry_point: str,
+        test: str,
+        *,
+        names: Sequence[str] = (),
+        exceptions: Sequence[str] = (),
+        objects: bool = False,
+    ) -> tuple[Execution, Execution]:
         """Runs the statements `test`, in which `candidate` stands for `entry_point` of `program`, in one sandbox and
-        the program in another. Returns how the test ended (exit statuses of sandbox_inside.check) and how the program
-        did; SandboxError where the machine fails."""
+        the program in another. `names` and `exceptions` of the program's may be used too; `objects` of its classes may
+        come to the test. Returns how the test ended (exit statuses of sandbox_inside.check) and how the program did;
+        SandboxError where the machine fails."""
         with _Resources() as resources:
             calls, calls_end = resources.pipe()
             replies, replies_end = resources.pipe()
-            job = inside.encode((entry_point, test))
+            job = inside.encode((entry_point, test, list(names), list(exceptions), objects))
             checker = self._start(resources, "check", job, b"", replies, calls_end)
             program_run = self._start(resources, "serve", _bytes(program), b"", calls, replies_end)
             for end in (calls, calls_end, replies, replies_end):
@@ -164,7 +178,8 @@ class Sandbox:
         stdout, stdout_end = resources.pipe()
         stderr, stderr_end = resources.pipe()
         files = [resources.file(stdin), resources.file(program)]
-        launcher.ask(mode, [files[0], stdout_end, stderr_end, files[1], *pipes])
+        supplied = "+" if self.config.supply_imports and mode != "check" else ""
+        launcher.ask(mode + supplied, [files[0], stdout_end, stderr_end, files[1], *pipes])
         for end in (stdout_end, stderr_end, *files):
             resources.close(end)
         return _Running(launcher, stdout, stderr)
@@ -428,6 +443,17 @@ def available_levels() -> dict[Level, str | None]:
         except ConfigError as error:
             found[level] = str(error)
     return found
+
+
+def boot_code() -> CodeType:
+    """What every sandboxed interpreter runs first: one module, of the files in BOOT_FILES one after the other, without
+    what they import of each other."""
+    body: list[ast.stmt] = []
+    for name in BOOT_FILES:
+        tree = ast.parse(Path(inside.__file__).with_name(name).read_bytes(), name)
+        body += [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module in NOT_INSIDE)]
+    flags = annotations.compiler_flag  # else every annotation would be evaluated
+    return compile(ast.Module(body=body, type_ignores=[]), "sandbox", "exec", flags=flags, dont_inherit=True)
 
 
 def _launcher_command() -> list[str]:

@@ -1,16 +1,29 @@
-"""What runs inside the sandbox ahead of a program: the three modes, and plain values as bytes between two processes.
+"""What runs inside the sandbox ahead of a program: three modes, and the conversation between two of them.
 
-sandbox.py compiles this file and hands the code to every sandboxed interpreter; it imports nothing, so that a start
-stays cheap. Mode "main" runs a program as a script. Mode "serve" loads it as a module and answers calls. Mode "check"
-runs an assertion in another sandbox, where the program's function is a stand-in that asks the "serve" process: the
-program's code and the expected values are never in one process, and the only way to make the assertion pass is to
-send back values that satisfy it.
+sandbox.py compiles this file with sandbox_values.py and sandbox_objects.py before it and hands the code to every
+sandboxed interpreter; it imports nothing, so that a start stays cheap. Mode "main" runs a program as a script. Mode
+"serve" loads it as a module and answers. Mode "check" runs an assertion in another sandbox, where the program's names
+are stand-ins that ask the "serve" process: the program's code and the expected values are never in one process, and
+the only way to make the assertion pass is to send back values that satisfy it.
 """
 
 from __future__ import annotations
 
 import builtins
 import sys
+
+from megatron_r1.rewards.sandbox_objects import (
+    FUNCTION,
+    ITERATOR,
+    OBJECT,
+    Expression,
+    Function,
+    Iterator,
+    NoValue,
+    Remote,
+    in_place,
+)
+from megatron_r1.rewards.sandbox_values import MAX_FRAME_BYTES, Unsendable, decode, encode, framed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing would cost every start some milliseconds
@@ -23,118 +36,17 @@ PROGRAM, BOOT, INCOMING, OUTGOING = 3, 4, 5, 6
 PASSED, WRONG, RAISED, GONE, UNSENDABLE, OVERSIZED = 80, 81, 82, 83, 84, 85
 """Exit statuses of mode "check". Only trusted code runs there, so they can be believed."""
 
-MAX_FRAME_BYTES = 4 << 20
-MAX_DEPTH = 200
-
-
-class Unsendable(Exception):  # noqa: N818
-    """A value that has no plain form."""
+REQUEST, REPLY = "request", "reply"
+CALLBACK = "callback"
+SLOW_ITEM_SECONDS = 0.01
 
 
 class Gone(BaseException):
-    """The process that serves calls has closed its end. No assertion can catch it as an Exception."""
+    """The process at the other end has closed it. No assertion can catch it as an Exception."""
 
 
 class Oversized(BaseException):
     """A reply longer than MAX_FRAME_BYTES."""
-
-
-def encode(value: Any, depth: int = 0) -> bytes:
-    """`value` as bytes: None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range and
-    iterators of these; a subclass as its base. Unsendable for anything else, and below MAX_DEPTH levels."""
-    if depth > MAX_DEPTH:
-        raise Unsendable(f"more than {MAX_DEPTH} levels of containers")
-    if value is None:
-        return b"N"
-    if isinstance(value, bool):
-        return b"T" if value else b"F"
-    if isinstance(value, int):
-        return _framed(b"i", int.__format__(value, "x").encode())
-    if isinstance(value, float):
-        return _framed(b"f", float.hex(value).encode())
-    if isinstance(value, complex):
-        return b"c" + encode(value.real) + encode(value.imag)
-    if isinstance(value, str):
-        return _framed(b"s", str.encode(value, "utf-8", "surrogatepass"))
-    if isinstance(value, bytes):
-        return _framed(b"b", value)
-    if isinstance(value, range):
-        return b"r" + encode(value.start) + encode(value.stop) + encode(value.step)
-    if isinstance(value, dict):
-        items = [encode(part, depth + 1) for pair in dict.items(value) for part in pair]
-        return _framed(b"d", b"".join(items))
-    for kind, tag in SEQUENCES:
-        if isinstance(value, kind):
-            return _framed(tag, b"".join([encode(item, depth + 1) for item in kind.__iter__(value)]))
-    if hasattr(value, "__next__"):
-        items, size = [], 0
-        for item in value:
-            items.append(encode(item, depth + 1))
-            size += len(items[-1])
-            if size > MAX_FRAME_BYTES:
-                raise Unsendable(f"an iterator of more than {MAX_FRAME_BYTES} bytes")
-        return _framed(b"g", b"".join(items))
-    raise Unsendable(f"a {type(value).__name__} cannot be sent between processes")
-
-
-def decode(content: bytes) -> Any:
-    """The value that `encode` made these bytes from. ValueError, TypeError or OverflowError for other bytes: they may
-    come from a hostile program, and nothing in them is run."""
-    value, end = _decode(content, 0, len(content), 0)
-    if end != len(content):
-        raise ValueError("bytes after the value")
-    return value
-
-
-def _framed(tag: bytes, body: bytes) -> bytes:
-    return tag + str(len(body)).encode() + b":" + body
-
-
-def _decode(content: bytes, at: int, limit: int, depth: int) -> tuple[Any, int]:
-    """The value at `at` and where it ends; no byte from `limit` on belongs to it."""
-    if at >= limit or depth > MAX_DEPTH:
-        raise ValueError("bytes that stop early, or too many levels")
-    tag, at = content[at : at + 1], at + 1
-    if tag in (b"N", b"T", b"F"):
-        return {b"N": None, b"T": True, b"F": False}[tag], at
-    if tag in (b"c", b"r"):
-        parts = []
-        for _ in range(2 if tag == b"c" else 3):
-            part, at = _decode(content, at, limit, depth + 1)
-            parts.append(part)
-        return (complex if tag == b"c" else range)(*parts), at
-    colon = content.find(b":", at, at + 9)
-    if colon < 0 or not content[at:colon].isdigit():
-        raise ValueError("bytes without a length")
-    at, end = colon + 1, colon + 1 + int(content[at:colon])
-    if end > limit:
-        raise ValueError("bytes that stop early")
-    if tag in SCALARS:
-        return SCALARS[tag](content[at:end]), end
-    if tag not in CONTAINERS:
-        raise ValueError(f"unknown tag {tag!r}")
-    items = []
-    while at < end:
-        item, at = _decode(content, at, end, depth + 1)
-        items.append(item)
-    return CONTAINERS[tag](items), end
-
-
-SEQUENCES: tuple[tuple[Any, bytes], ...] = ((list, b"l"), (tuple, b"t"), (set, b"S"), (frozenset, b"z"))
-SCALARS: dict[bytes, Callable[[bytes], Any]] = {
-    b"i": lambda body: int(body, 16),
-    b"f": lambda body: float.fromhex(body.decode()),
-    b"s": lambda body: body.decode("utf-8", "surrogatepass"),
-    b"b": bytes,
-}
-CONTAINERS: dict[bytes, Callable[[list], Any]] = {
-    b"l": list,
-    b"t": tuple,
-    b"S": set,
-    b"z": frozenset,
-    b"g": iter,
-    b"d": lambda items: dict(zip(items[::2], items[1::2], strict=True)),
-}
 
 
 def send(file: Any, content: bytes) -> None:
@@ -157,87 +69,345 @@ def receive(file: Any) -> bytes:
     return content
 
 
-def load(name: str, text: bytes) -> dict[str, Any]:
-    """Runs `text` as the module `name`; its names."""
+class Peer:
+    """One end of the conversation. While it waits for a reply it answers requests: a program may call what it was
+    given. `answer` does what a request asks; `lend` and `borrow` are for what has no plain form."""
+
+    def __init__(
+        self,
+        incoming: Any,
+        outgoing: Any,
+        answer: Callable[..., Any],
+        lend: Callable[[Any], bytes],
+        borrow: Callable[[list], Any],
+    ) -> None:
+        self.incoming, self.outgoing = incoming, outgoing
+        self.answer, self.lend, self.borrow = answer, lend, borrow
+
+    def ask(self, *request: Any) -> list:
+        """The other end's reply: [True, value], or [False, names of an exception's types, its arguments]."""
+        send(self.outgoing, encode((REQUEST, *request), self.lend))
+        while True:
+            kind, *rest = decode(receive(self.incoming), self.borrow)
+            if kind == REPLY:
+                return rest
+            self.reply(rest)
+
+    def serve(self) -> None:
+        """Answers requests until no more can come."""
+        while True:
+            try:
+                content = receive(self.incoming)
+            except Gone:
+                return
+            self.reply(decode(content, self.borrow)[1:])
+
+    def reply(self, request: list) -> None:
+        try:
+            content = encode((REPLY, True, self.answer(*request)), self.lend)
+        except Exception as error:
+            content = self._failed(error)
+        send(self.outgoing, content)
+
+    def _failed(self, error: Exception) -> bytes:
+        kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, Exception)]
+        try:
+            return encode(
+                (REPLY, False, kinds, [str(part)[:200] if type(part) is str else part for part in error.args])
+            )
+        except Exception:  # arguments that cannot be sent, or a program's class that misbehaves
+            return encode((REPLY, False, kinds, [str(error)[:200]]))
+
+
+class Shelf:
+    """Objects of the program that the test's process knows by number, and functions of the test's that it was lent."""
+
+    def __init__(self) -> None:
+        self.peer: Any = None
+        self._kept: list[Any] = []
+        self._number: dict[int, int] = {}
+        self._callbacks: dict[int, Any] = {}
+        self._number_of_callback: dict[int, int] = {}
+
+    def lend(self, value: Any) -> bytes:
+        if id(value) in self._number_of_callback:
+            return framed(b"L", encode(CALLBACK) + encode(self._number_of_callback[id(value)]))
+        number = self._number.setdefault(id(value), len(self._kept))
+        if number == len(self._kept):
+            self._kept.append(value)
+        name = type(value).__name__
+        if hasattr(type(value), "__next__"):
+            kind = ITERATOR
+        elif name in FUNCTION_TYPES:
+            kind, name = FUNCTION, getattr(value, "__name__", name)
+        else:
+            kind = OBJECT
+        return framed(b"L", encode(kind) + encode(number) + encode(str(name)[:100]))
+
+    def borrow(self, parts: list) -> Any:
+        kind, number = parts
+        if kind != CALLBACK:
+            return self._kept[number]
+        if number not in self._callbacks:
+
+            def callback(*arguments: Any, **keywords: Any) -> Any:
+                good, *rest = self.peer.ask(CALLBACK, number, arguments, keywords)
+                if good is True:
+                    return rest[0]
+                kind = getattr(builtins, rest[0][0], RuntimeError)
+                raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError)(*rest[1])
+
+            self._callbacks[number] = callback
+            self._number_of_callback[id(callback)] = number
+        return self._callbacks[number]
+
+
+FUNCTION_TYPES = ("function", "builtin_function_or_method", "method", "partial", "method-wrapper", "_lru_cache_wrapper")
+
+
+def serve(text: bytes, incoming: Any, outgoing: Any, supplied: bool) -> None:
+    """Answers what is asked of the program, until no more can come."""
+    names = load("solution", text, supplied)
+    shelf = Shelf()
+
+    def answer(operation: str, *operands: Any) -> Any:
+        if operation == "name":
+            return eval(operands[0], names)
+        if operation in ("run", "call"):
+            what, arguments, keywords, bring_home = operands
+            function = eval(what, names) if operation == "run" else what
+            result = function(*arguments, **keywords)
+            return result, (arguments if bring_home else ())
+        return ANSWERS[operation](*operands)
+
+    shelf.peer = Peer(incoming, outgoing, answer, shelf.lend, shelf.borrow)
+    shelf.peer.serve()
+
+
+def _operate(name: str, left: Any, right: Any) -> Any:
+    import operator
+
+    return getattr(operator, f"__{name}__")(left, right)
+
+
+def _next(iterator: Any, most: int) -> tuple[list, bool]:
+    """Up to `most` items, fewer where they come slowly; whether those were the last."""
+    import time
+
+    items: list[Any] = []
+    began = time.monotonic()
+    while len(items) < most and (not items or time.monotonic() - began < SLOW_ITEM_SECONDS):
+        try:
+            items.append(next(iterator))
+        except StopIteration:
+            return items, True
+    return items, False
+
+
+def _fields(value: Any) -> dict:
+    """The fields of an object, of __dict__ and __slots__."""
+    fields = dict(getattr(value, "__dict__", {}))
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                fields[name] = getattr(value, name)
+    return fields
+
+
+ANSWERS: dict[str, Callable[..., Any]] = {
+    "get": getattr,
+    "set": setattr,
+    "item": lambda value, key: value[key],
+    "set_item": lambda value, key, item: value.__setitem__(key, item),
+    "delete_item": lambda value, key: value.__delitem__(key),
+    "iterate": iter,
+    "next": _next,
+    "enter": lambda value: value.__enter__(),
+    "exit": lambda value: value.__exit__(None, None, None) and None,
+    "length": len,
+    "truth": bool,
+    "text": str,
+    "representation": repr,
+    "is_instance": isinstance,
+    "equal": lambda left, right: bool(left == right),
+    "fields": _fields,
+    "operate": _operate,
+}
+
+
+def load(name: str, text: bytes, supplied: bool) -> dict[str, Any]:
+    """Runs `text` as the module `name`, with imports supplied where that is asked for; its names."""
     module = type(sys)(name)
     sys.modules[name] = module
     sys.argv = ["program.py"]
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  (python -S leaves them out)
-    exec(compile(text, "program.py", "exec", dont_inherit=True), module.__dict__)
+    code = compile(text, "program.py", "exec", dont_inherit=True)
+    if supplied:
+        supply(code)
+    exec(code, module.__dict__)
     return module.__dict__
 
 
-def serve(text: bytes, calls: Any, replies: Any) -> None:
-    """Answers calls of functions of the program, (entry point, arguments, keyword arguments) each, until no more
-    can come."""
-    names = load("solution", text)
-    while True:
-        try:
-            entry_point, arguments, keywords = decode(receive(calls))
-        except Gone:
-            return
-        try:
-            reply = encode((True, eval(entry_point, names)(*arguments, **keywords)))
-        except Exception as error:
-            reply = encode((False, type(error).__name__, str(error)[:200]))
-        send(replies, reply)
+SUPPLIED = {
+    "": "bisect collections copy datetime decimal fractions functools heapq itertools json math operator random re "
+    "string sys time typing",
+    "bisect": "bisect_left bisect_right insort insort_left insort_right",
+    "collections": "Counter OrderedDict defaultdict deque namedtuple",
+    "copy": "deepcopy",
+    "dataclasses": "dataclass field",
+    "functools": "cache cached_property cmp_to_key lru_cache partial reduce",
+    "heapq": "heapify heappop heappush heappushpop heapreplace nlargest nsmallest",
+    "itertools": "accumulate chain combinations combinations_with_replacement groupby islice pairwise permutations "
+    "product zip_longest",
+    "math": "ceil comb factorial floor gcd inf isqrt lcm log log10 log2 prod sqrt",
+    "operator": "itemgetter",
+    "string": "ascii_letters ascii_lowercase ascii_uppercase",
+    "typing": "Any Callable DefaultDict Deque Dict FrozenSet Generic Generator Iterable Iterator List Literal Mapping "
+    "NamedTuple Optional Sequence Set Tuple TypeVar Union",
+}
+"""What LeetCode and LiveCodeBench import for a program, by module; "" for the modules themselves."""
 
 
-def check(test: bytes, replies: Any, calls: Any) -> int:
-    """Runs the assertion of `test`, an encoded (entry point, statements); the exit status that says how it went."""
-    entry_point, statements = decode(test)
-    lost: list[int] = []  # survives a bare `except:` of the test
-    raised: list[Exception] = []
+def supply(code: Any) -> None:
+    """Makes those names of SUPPLIED that a program uses known to it, as builtins are: its own definitions go first."""
+    used, waiting = set(), [code]
+    while waiting:
+        part = waiting.pop()
+        used.update(part.co_names)
+        waiting += [constant for constant in part.co_consts if type(constant) is type(code)]
+    for module, names in SUPPLIED.items():
+        for name in used.intersection(names.split()):
+            found = __import__(module or name)
+            setattr(builtins, name, getattr(found, name) if module else found)
 
-    def candidate(*arguments: Any, **keywords: Any) -> Any:
-        call = encode((entry_point, arguments, keywords))
+
+class Tested:
+    """The program as the test's process sees it. Only values come in, and objects only where the test names a class:
+    a result of the program's own class would otherwise answer for a list or a text that the test expects."""
+
+    def __init__(self, incoming: Any, outgoing: Any, objects: bool) -> None:
+        self.objects = objects
+        self.lost: list[int] = []  # survives a bare `except:` of the test
+        self.raised: list[Exception] = []
+        self.kinds: dict[str, type] = {}
+        self._stand_ins: dict[int, Any] = {}
+        self._callbacks: list[Any] = []
+        self._peer = Peer(incoming, outgoing, self._call_back, self._lend, self._borrow)
+
+    def ask(self, operation: str, *operands: Any) -> Any:
+        """What the program answers; an exception of the program's is raised here."""
+        if operation == "call" and isinstance(operands[0], Expression):
+            operation, operands = "run", (operands[0]._r1_name, *operands[1:])
         try:
-            send(calls, call)
-            reply: Any = decode(receive(replies))
+            good, *rest = self._peer.ask(operation, *operands)
         except (Gone, BrokenPipeError):
-            lost.append(GONE)
+            self.lost.append(GONE)
             raise Gone from None
         except Oversized:
-            lost.append(OVERSIZED)
+            self.lost.append(OVERSIZED)
             raise
-        good, *rest = reply
         if good is True:
             return rest[0]
-        name, message = rest
-        kind: Any = getattr(builtins, name, None)
-        known = isinstance(kind, type) and issubclass(kind, Exception)
-        try:
-            raised.append(kind(message) if known else RuntimeError(f"{name}: {message}"))
-        except TypeError:  # an exception like UnicodeDecodeError, which takes more than a message
-            raised.append(RuntimeError(f"{name}: {message}"))
-        raise raised[-1]
+        raise self._remember(self._exception(*rest))
 
+    def names(self, names: list[str], exceptions: list[str]) -> dict[str, Any]:
+        """What stands for names that the test uses and does not define."""
+        found: dict[str, Any] = {name: self.kind(name, Exception) for name in exceptions}
+        for name in names:
+            try:
+                found[name] = self.ask("name", name)
+            except Exception:  # no such name: the program's error, raised when the test calls it
+                found[name] = Expression(self.ask, name)
+        self.raised.clear()
+        return found
+
+    def kind(self, name: str, base: type) -> type:
+        """The exception class that stands for the program's own class of that name."""
+        return self.kinds.setdefault(name, type(name, (base,), {}))
+
+    def _exception(self, kinds: list[str], arguments: list) -> Exception:
+        base: Any = Exception
+        for name in reversed(kinds):
+            known = getattr(builtins, name, None)
+            is_known = isinstance(known, type) and issubclass(known, Exception)
+            base = known if is_known else self.kind(str(name), base)
+        try:
+            return base(*arguments)
+        except TypeError:  # an exception like UnicodeDecodeError, which takes certain arguments
+            return RuntimeError(f"{kinds[0]}: {arguments}"[:500])
+
+    def _remember(self, error: Exception) -> Exception:
+        self.raised.append(error)
+        return error
+
+    def _lend(self, value: Any) -> bytes:
+        if isinstance(value, Expression):
+            value = self.ask("name", value._r1_name)
+        if isinstance(value, Function | Iterator):
+            return framed(b"L", encode(OBJECT) + encode(value._r1_handle))
+        if hasattr(value, "__next__"):
+            return encode(value)
+        if not callable(value):
+            raise Unsendable(f"a {type(value).__name__} cannot be sent to a program")
+        if value not in self._callbacks:
+            self._callbacks.append(value)
+        return framed(b"L", encode(CALLBACK) + encode(self._callbacks.index(value)))
+
+    def _borrow(self, parts: list) -> Any:
+        if parts[0] == CALLBACK:
+            return self._callbacks[parts[1]]
+        kind, number, name = parts
+        if kind == OBJECT and not self.objects:
+            raise self._remember(RuntimeError(f"a {name} cannot be sent between processes"))
+        if number not in self._stand_ins:
+            made: Any = {FUNCTION: Function, ITERATOR: Iterator, OBJECT: Remote}[kind](self.ask, int(number), str(name))
+            self._stand_ins[number] = made
+        return self._stand_ins[number]
+
+    def _call_back(self, operation: str, number: int, arguments: tuple, keywords: dict) -> Any:
+        """A call of something that the test lent: all that a program may ask for."""
+        if operation != CALLBACK:
+            raise ValueError(f"no operation {operation!r}")
+        return self._callbacks[number](*arguments, **keywords)
+
+
+def check(test: bytes, incoming: Any, outgoing: Any) -> int:
+    """Runs the statements of `test`, an encoded (entry point, statements, names of the program's, names of its
+    exceptions, whether objects may come); the exit status that says how it went."""
+    entry_point, statements, names, exceptions, objects = decode(test)
+    tested = Tested(incoming, outgoing, objects)
     status = PASSED
     try:
-        exec(compile(statements, "test.py", "exec", dont_inherit=True), {"__name__": "test", "candidate": candidate})
+        program = tested.names([entry_point, *names] if objects else names, exceptions)
+        candidate = program.get(entry_point) if isinstance(program.get(entry_point), Remote) else None
+        candidate = Expression(tested.ask, entry_point) if candidate is None else candidate
+        scope = {"__name__": "test", **program, "candidate": candidate, "r1_in_place": in_place}
+        exec(compile(statements, "test.py", "exec", dont_inherit=True), scope)
     except (Gone, Oversized):
         pass
     except Unsendable as error:
         print(f"the test cannot be put: {error}", file=sys.stderr)
         status = UNSENDABLE
     except Exception as error:
-        status = RAISED if raised and error is raised[-1] else WRONG
+        of_the_program = isinstance(error, NoValue) or (tested.raised and error is tested.raised[-1])
+        status = RAISED if of_the_program else WRONG
         print(f"{type(error).__name__}: {error}"[:500], file=sys.stderr)
-    return lost[0] if lost else status
+    return tested.lost[0] if tested.lost else status
 
 
 def main() -> None:
-    """In a sandboxed interpreter: the mode is the only argument."""
-    mode = sys.argv[1]
+    """In a sandboxed interpreter: the mode is the only argument, with "+" behind it where imports are supplied."""
+    mode, supplied = sys.argv[1].rstrip("+"), sys.argv[1].endswith("+")
     open(BOOT, "rb").close()
     with open(PROGRAM, "rb") as file:
         text = file.read()
     if mode == "main":
-        load("__main__", text)
+        load("__main__", text, supplied)
         return
     with open(INCOMING, "rb") as incoming, open(OUTGOING, "wb", 0) as outgoing:
         if mode == "serve":
-            serve(text, incoming, outgoing)
+            serve(text, incoming, outgoing, supplied)
         else:
             sys.exit(check(text, incoming, outgoing))
 

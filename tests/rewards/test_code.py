@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from megatron_r1.errors import DataError
 from megatron_r1.rewards import sandbox_inside as inside
-from megatron_r1.rewards.code import extract_program, outputs_match, parse_tests, score_code
+from megatron_r1.rewards.code import outputs_match, score_code
 from megatron_r1.rewards.sandbox import Sandbox, SandboxConfig
 
 
@@ -19,23 +18,6 @@ def box():
 
 def asserts(*texts, entry_point="f"):
     return {"asserts": list(texts), "entry_point": entry_point}
-
-
-@pytest.mark.parametrize(
-    ("answer", "program"),
-    [
-        ("print(1)", "print(1)"),
-        ("First\n```python\na = 1\n```\nthen\n```python\na = 2\n```\nDone.", "a = 2\n"),
-        ("```py\nx\n```\n```\nnot this\n```", "x\n"),
-        ("```Python3\r\nx\r\n```", "x\r\n"),
-        ("  ```python\n  x\n  ```", "  x\n"),
-        ("```python\na\n```\n```python\ncut short", "a\n"),
-        ("```python\ns = '```'\n```", "s = '```'\n"),
-        ("```\nx\n```", "```\nx\n```"),
-    ],
-)
-def test_the_last_block_is_the_program(answer, program):
-    assert extract_program(answer) == program
 
 
 @pytest.mark.parametrize(
@@ -62,29 +44,6 @@ def test_the_last_block_is_the_program(answer, program):
 )
 def test_outputs_are_compared(expected, actual, tolerance, same):
     assert outputs_match(expected, actual, tolerance) is same
-
-
-@pytest.mark.parametrize(
-    ("tests", "words"),
-    [
-        ({}, "keys"),
-        ({"inputs": ["1"], "outputs": ["1"], "asserts": ["assert f(1)"]}, "keys"),
-        ({"inputs": ["1"], "outputs": []}, "outputs"),
-        ({"inputs": ["1", "2"], "outputs": ["1"]}, "2 inputs and 1 outputs"),
-        ({"inputs": [1], "outputs": ["1"]}, "inputs"),
-        ({"inputs": ["1"], "outputs": ["1"], "tolerance": -1}, "tolerance"),
-        ({"inputs": ["1"], "outputs": ["1"], "tolerance": True}, "tolerance"),
-        ({"inputs": ["1"], "outputs": ["1"], "tolerance": float("nan")}, "tolerance"),
-        (asserts("assert f(1", entry_point="f"), "is not Python"),
-        (asserts("assert True"), "never calls f"),
-        (asserts("assert f(1)", entry_point="f("), "not an expression"),
-        (asserts("assert f(1)", entry_point=None), "not an expression"),
-        (asserts(), "asserts"),
-    ],
-)
-def test_malformed_tests_are_named(tests, words):
-    with pytest.raises(DataError, match=words.replace("(", r"\(")):
-        parse_tests(tests)
 
 
 def test_each_test_has_its_outcome(box):
@@ -127,10 +86,10 @@ def test_what_is_no_program_is_refused_without_a_run(box, program):
         ("def f(x): return 1", "try:\n    f(1)\n    assert False\nexcept ValueError: pass", "wrong"),
         ("def f(x): raise ValueError(x)", "assert f(1) == 1", "crashed"),
         ("def f(x): return bytearray(1 << 40)", "assert f(1) == 1", "memory"),
-        ("import os\ndef f(x): os._exit(0)", "try:\n    f(1)\nexcept: pass", "crashed"),
+        ("import os\ndef f(x): os._exit(0)", "try:\n    f(1)\nexcept: pass\nassert f(1)", "crashed"),
         ("def f(x): return open", "assert f(1)", "crashed"),
         ("def g(x): return 1", "assert f(1) == 1", "crashed"),
-        ("def f(x): return 1", "assert f(open) == 1", "refused"),
+        ("def f(x): return 1", "assert f(object()) == 1", "refused"),
         ("def f(x):\n    while True: pass", "assert f(1)", "timeout"),
         ("def f(x):\n    while True: print('x' * 4096)", "assert f(1)", "output_limit"),
         ("def f(x): return 'x' * (5 << 20)", "assert len(f(1)) == 5 << 20", "output_limit"),
@@ -189,7 +148,7 @@ def test_a_subclass_is_sent_as_its_base():
     assert again == [7] and type(again[0]) is int
 
 
-@pytest.mark.parametrize("value", [object(), print, [{1: object()}], bytearray(1)])
+@pytest.mark.parametrize("value", [object(), print, [{1: object()}], (lambda: 0)])
 def test_what_has_no_plain_form_is_refused(value):
     with pytest.raises(inside.Unsendable, match="cannot be sent"):
         inside.encode(value)

@@ -36,6 +36,53 @@ HOSTILE = [
         "class E(str):\n    def __eq__(s, o): return True\n    __hash__ = str.__hash__\ndef f(x): return E('a')",
     ),
     (
+        "asks-the-test",
+        "serve",
+        "sends the test's process requests of its own: to evaluate, to read a field, to call what it never lent",
+        "import os, __main__ as m\ndef f(x):\n    for q in (('run', 'hidden', (), {}, False), ('name', 'statements'), "
+        "('get', 0, '__globals__'), ('callback', 0, (), {}), ('callback', -1, (), {})):\n"
+        "        frame = m.encode(('request', *q)); os.write(6, str(len(frame)).encode() + b'\\n' + frame)\n"
+        "        print(os.read(5, 4096))\n    return 0",
+    ),
+    (
+        "builds-what-it-may-not",
+        "serve",
+        "sends a value that would be rebuilt by calling something else than a value type",
+        "import os, __main__ as m\ndef f(x):\n    parts = m.encode('os.system') + m.encode('echo escaped')\n"
+        "    frame = b't%d:' % (len(body := m.encode('reply') + b'T' + m.framed(b'V', parts))) + body\n"
+        "    os.write(6, str(len(frame)).encode() + b'\\n' + frame)",
+    ),
+    (
+        "odd-named-tuple",
+        "serve",
+        "sends a named tuple whose field is source text",
+        "import os, __main__ as m\ndef f(x):\n    parts = m.encode('namedtuple') + m.encode('P') + "
+        "m.encode(['x=__import__(\"os\")._exit(80)']) + m.encode([1])\n"
+        "    body = m.encode('reply') + b'T' + m.framed(b't', m.framed(b'V', parts))\n"
+        "    frame = m.framed(b't', body); os.write(6, str(len(frame)).encode() + b'\\n' + frame)",
+    ),
+    (
+        "asks-without-end",
+        "serve",
+        "never replies, but asks for ever",
+        "import os, __main__ as m\ndef f(x):\n    frame = m.encode(('request', 'callback', 0, (), {}))\n"
+        "    while True: os.write(6, str(len(frame)).encode() + b'\\n' + frame); os.read(5, 4096)",
+    ),
+    (
+        "lends-an-object",
+        "serve",
+        "lends an object where the test expects a text, and answers everything with True",
+        "class E:\n    def __getattr__(s, n): return lambda *a, **k: True\n    def __eq__(s, o): return True\n"
+        "    __hash__ = object.__hash__\ndef f(x): return E()",
+    ),
+    (
+        "endless-generator",
+        "serve",
+        "returns a generator that equals everything and never ends",
+        "class G:\n    def __iter__(s): return s\n    def __next__(s): return s\n    def __eq__(s, o): return True\n"
+        "    def __ne__(s, o): return False\n    __hash__ = None\ndef f(x): return G()",
+    ),
+    (
         "equal-subclass-of-int",
         "serve",
         "returns an int with its own comparison, format and class",

@@ -1,53 +1,66 @@
 """Problems from files of JSON lines, strictly: a line that is not a problem stops the run.
 
-A line has `question` (text) or `messages` (chat turns, the last one the user's), and `answer` (text or
-number; in GSM8K's style only what follows the last `####` counts). Optional: id, grader ("math", "exact", "code"
-with `tests`, or "preference", which has no answer), domain, language. Lines of IFEval's own files (prompt,
-instruction_id_list, kwargs) are read too. Other keys are ignored.
+A line has `question` (text) or `messages` (chat turns, the last one the user's), and `answer` (text or number; of a
+solution only what follows the last `####`, or its last box). Optional: id (text or number), grader ("math", "exact",
+"code" with `tests`, or "preference", which has no answer), domain, language; null stands for a key that is not there.
+Other keys are ignored. Public sets are read in their publishers' own forms (forms.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.boxed import boxed_spans
+from megatron_r1.data.forms import our_fields
 from megatron_r1.data.lines import read_rows
 from megatron_r1.errors import DataError
 from megatron_r1.types import Message, Problem
 
 GRADERS = ("math", "exact", "code", "preference", "instructions")
 WITHOUT_ANSWER = ("code", "preference", "instructions")
+KNOWN = ("question", "messages", "answer", "id", "grader", "tests", "domain", "language", "solution")
+SEPARATOR = re.compile(r"[\s$,;.]*(?:and|or)?[\s$,;.]*")
 ROLES = ("system", "user", "assistant")
 
 
-def read_problems(paths: Sequence[Path]) -> tuple[Problem, ...]:
-    """All problems of all files, in order. DataError names file, line and reason; ids are unique over all
-    files."""
+def read_problems(paths: Sequence[Path], on_fault: Callable[[DataError], None] | None = None) -> tuple[Problem, ...]:
+    """All problems of all files, in order. DataError names file, line and reason; with `on_fault` it is told of each
+    and the line is left out. Ids are unique over all files: a number that another file has too gets the file's name."""
     stems = [Path(path).stem for path in paths]
-    first_line: dict[str, str] = {}
+    first: dict[str, tuple[str, Path]] = {}
     problems: list[Problem] = []
     for path in map(Path, paths):
         prefix = path.stem if stems.count(path.stem) == 1 else str(path)
-        for row in read_rows(path, what="problems", holds="question and answer"):
-            problem = _read_row(row.fields, where=row.where, default_id=f"{prefix}:{row.number}")
-            if problem.id in first_line:
-                raise DataError(f"{row.where}: id {problem.id!r} was used at {first_line[problem.id]}")
-            first_line[problem.id] = row.where
+        for row in read_rows(path, what="problems", holds="question and answer", on_fault=on_fault):
+            try:
+                fields = our_fields(row.fields, row.where)
+                problem = _read_row(fields, where=row.where, default_id=f"{prefix}:{row.number}")
+                if problem.id in first and first[problem.id][1] != path and not isinstance(fields["id"], str):
+                    problem = dataclasses.replace(problem, id=f"{prefix}:{problem.id}")
+                if problem.id in first:
+                    raise DataError(f"{row.where}: id {problem.id!r} was used at {first[problem.id][0]}")
+            except DataError as error:
+                if on_fault is None:
+                    raise
+                on_fault(error)
+                continue
+            first[problem.id] = row.where, path
             problems.append(problem)
     return tuple(problems)
 
 
-def _read_row(row: dict[str, Any], *, where: str, default_id: str) -> Problem:
-    # IFEval's own files say `prompt`, and which instructions it holds.
-    is_ifeval = "instruction_id_list" in row
-    if is_ifeval:
-        row = {**row, "question": row.get("prompt")}
-    grader = row.get("grader", "instructions" if is_ifeval else "math")
+def _read_row(row: Mapping[str, Any], *, where: str, default_id: str) -> Problem:
+    grader = row.get("grader", "math")
     if grader not in GRADERS:
         raise DataError(f"{where}: grader {grader!r}; expected one of {', '.join(GRADERS)}")
     return Problem(
-        id=read_text(row, "id", where, default=default_id),
+        id=_read_id(row, where, default_id),
         domain=read_text(row, "domain", where, default="math"),
         messages=read_messages(row, where),
         answer=None if grader in WITHOUT_ANSWER else _read_answer(row, where),
@@ -57,11 +70,23 @@ def _read_row(row: dict[str, Any], *, where: str, default_id: str) -> Problem:
     )
 
 
+def _read_id(row: Mapping[str, Any], where: str, default: str) -> str:
+    """Text, or a whole number as text."""
+    value = row.get("id", default)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return read_text(row, "id", where, default=default)
+
+
 def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     """The turns of a line with `question` or `messages`; the last one is the user's."""
     if ("question" in row) == ("messages" in row):
         found = ", ".join(sorted(row)) or "nothing"
-        raise DataError(f"{where}: has {found}; expected exactly one of question and messages")
+        raise DataError(
+            f"{where}: has {found}; expected exactly one of question and messages{misspelt('question', row)}"
+        )
     if "question" in row:
         return ({"role": "user", "content": read_text(row, "question", where)},)
     turns = row["messages"]
@@ -107,6 +132,8 @@ def _read_tests(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _read_answer(row: Mapping[str, Any], where: str) -> str:
     answer = row.get("answer")
+    if isinstance(answer, float) and answer.is_integer() and abs(answer) < 2**53:
+        answer = int(answer)  # 27.0, as files say that were made from tables
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         return str(answer)
     text = read_text(row, "answer", where)
@@ -114,13 +141,35 @@ def _read_answer(row: Mapping[str, Any], where: str) -> str:
         text = text.rpartition("####")[2]
         if not text.strip():
             raise DataError(f"{where}: nothing follows '####' in answer; expected the final answer")
-    return text.strip()
+    return _without_solution(text.strip(), where)
+
+
+def _without_solution(text: str, where: str) -> str:
+    r"""What a solution's last \boxed{...} holds; all boxes where nothing but separators stands between them."""
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return text
+    spans = boxed_spans(text)
+    found = [content.strip() for _, _, content in spans]
+    if not found or not found[-1]:
+        raise DataError(
+            f"{where}: answer has a \\boxed that is empty or is never closed, so no answer could match it; write the "
+            "final answer alone"
+        )
+    between = [text[start:end] for (_, start, _), (end, _, _) in itertools.pairwise(spans)]
+    together = not text[: spans[0][0]].strip(" $") and all(SEPARATOR.fullmatch(part) for part in between)
+    return ", ".join(found) if together else found[-1]
 
 
 def read_text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
     """The text at `key`. DataError if it is none or empty."""
     value = row.get(key, default)
     if not isinstance(value, str) or not value.strip():
-        got = "missing" if key not in row else repr(value)
+        got = f"{value!r:.80}" if key in row else f"missing{misspelt(key, row)}"
         raise DataError(f"{where}: {key} is {got}; expected non-empty text")
     return value
+
+
+def misspelt(key: str, row: Mapping[str, Any]) -> str:
+    """A question about a key that looks like the one that is missing, or nothing."""
+    close = difflib.get_close_matches(key, [name for name in row if name not in KNOWN], n=1, cutoff=0.75)
+    return f" (did you mean {key} by {close[0]!r}?)" if close else ""

@@ -11,10 +11,10 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
 from megatron_r1.errors import DataError
 
@@ -51,9 +51,12 @@ class Row:
     fields: dict[str, Any]
 
 
-def read_rows(path: Path, *, what: str, holds: str) -> Iterator[Row]:
+def read_rows(
+    path: Path, *, what: str, holds: str, on_fault: Callable[[DataError], None] | None = None
+) -> Iterator[Row]:
     """The file's rows in order, streamed (an array is read as a whole). `what` names the rows and `holds` their fields,
-    for errors. DataError, with file, line and reason, for what cannot be read and for a file without rows.
+    for errors. DataError, with file, line and reason, for what cannot be read and for a file without rows; with
+    `on_fault` it is told of a line that is no row, and the next one is read.
 
     Blank lines at the end are passed over; elsewhere one is refused, as it may stand for a row that was lost.
     """
@@ -61,7 +64,11 @@ def read_rows(path: Path, *, what: str, holds: str) -> Iterator[Row]:
     try:
         with open(path, "rb") as raw, _unpacked(raw) as file:
             first = _first_line(file, path)
-            rows = _array(first + file.read(), path, holds) if _is_array(first) else _lines(first, file, path, holds)
+            rows = (
+                _array(first + file.read(), path, holds)
+                if _is_array(first)
+                else _lines(first, file, path, holds, on_fault)
+            )
             for row in rows:
                 number = row.number
                 yield row
@@ -109,18 +116,31 @@ def _array(content: bytes, path: Path, holds: str) -> Iterator[Row]:
         yield Row(where=where, number=number, fields=item)
 
 
-def _lines(first: bytes, file: BinaryIO, path: Path, holds: str) -> Iterator[Row]:
+def _lines(
+    first: bytes, file: BinaryIO, path: Path, holds: str, on_fault: Callable[[DataError], None] | None
+) -> Iterator[Row]:
+    told = on_fault or _raise
     blank = 0
     line, number = first, 1
     while line:
+        where = f"{path}, line {number}"
         if not line.strip():
             blank = blank or number
-        elif blank:
-            raise DataError(f"{path}, line {blank}: empty line; expected a JSON object with {holds}")
         else:
-            where = f"{path}, line {number}"
-            yield Row(where=where, number=number, fields=parse_row(line, where, holds))
+            if blank:
+                told(DataError(f"{path}, line {blank}: empty line; expected a JSON object with {holds}"))
+                blank = 0
+            try:
+                fields = parse_row(line, where, holds)
+            except DataError as error:
+                told(error)
+            else:
+                yield Row(where=where, number=number, fields=fields)
         line, number = file.readline(), number + 1
+
+
+def _raise(error: DataError) -> NoReturn:
+    raise error
 
 
 def _parse(content: bytes, where: str, holds: str) -> Any:

@@ -61,6 +61,8 @@ def run_tests(parsed: CodeTests, program: str, sandbox: Sandbox) -> CodeVerdict:
     if (reason := _refusal(program, sandbox.config)) is not None:
         refused: list[Outcome] = ["refused"] * total
         return CodeVerdict(passed=0, total=total, outcomes=tuple(refused), stderr=reason)
+    if parsed.prefix and "from __future__" not in program:  # which must stand first
+        program = f"{parsed.prefix}\n\n{program}"
     results: list[tuple[Outcome, str]] = [_run_case(sandbox, program, *case, parsed.tolerance) for case in parsed.cases]
     results += [_run_check(sandbox, program, parsed.entry_point, check) for check in parsed.checks]
     outcomes: tuple[Outcome, ...] = tuple(outcome for outcome, _ in results)

@@ -43,26 +43,33 @@ class CodeTests:
     tolerance: float | None = None
     checks: tuple[Check, ...] = ()
     entry_point: str = ""
+    prefix: str = ""
+    """Stands before every program, as HumanEval's prompt does."""
 
 
 def parse_tests(tests: Mapping[str, Any]) -> CodeTests:
-    """Reads {"inputs": [...], "outputs": [...], "tolerance": 1e-6} or {"asserts": [...], "entry_point": "f"}.
+    """Reads {"inputs": [...], "outputs": [...], "tolerance": 1e-6} or {"asserts": [...], "entry_point": "f", "prefix":
+    "import math"}; tolerance and prefix may be left out.
 
     DataError, with the reason, for anything else and for tests that every program would pass.
     """
     keys = set(tests)
     if keys in ({"inputs", "outputs"}, {"inputs", "outputs", "tolerance"}):
         return _cases(tests)
-    if keys == {"asserts", "entry_point"}:
+    if keys in ({"asserts", "entry_point"}, {"asserts", "entry_point", "prefix"}):
+        prefix = tests.get("prefix", "")
+        if not isinstance(prefix, str):
+            raise DataError(f"code tests: prefix {prefix!r:.80}; expected the text of a program")
         entry_point = tests["entry_point"]
         try:
             wanted = ast.dump(ast.parse(entry_point, mode="eval").body)
         except (SyntaxError, TypeError, ValueError, RecursionError) as error:
             raise DataError(f"code tests: entry_point {entry_point!r} is not an expression ({error})") from error
         checks = tuple(_check(text, wanted, entry_point) for text in _texts(tests, "asserts"))
-        return CodeTests(checks=checks, entry_point=entry_point)
+        return CodeTests(checks=checks, entry_point=entry_point, prefix=prefix)
     raise DataError(
-        f"code tests: keys {sorted(keys)}; expected inputs and outputs (and tolerance), or asserts and entry_point"
+        f"code tests: keys {sorted(keys)}; expected inputs and outputs (and tolerance), or asserts and entry_point "
+        "(and prefix)"
     )
 
 
@@ -102,6 +109,9 @@ def _check(text: str, wanted: str, entry_point: str) -> Check:
         _InPlace().visit(tree)
         statements = ast.unparse(ast.fix_missing_locations(tree))
         names, exceptions = _names_of_the_program(tree, statements)
+        modules = _modules(tree, names)
+        statements = "".join(f"import {name}\n" for name in modules) + statements
+        names = [name for name in names if name not in modules]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
@@ -222,6 +232,17 @@ def _names_of_the_program(tree: ast.Module, statements: str) -> tuple[list[str],
     return sorted(free - caught), sorted(free & caught)
 
 
+def _modules(tree: ast.Module, names: Sequence[str]) -> list[str]:
+    """Modules that a test uses because the reference solution imports them: the test gets its own."""
+    bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    alone = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in bases}
+    return [name for name in names if name in COMMON_MODULES and name not in alone]
+
+
+COMMON_MODULES = (
+    *("cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "json"),
+    *("math", "operator", "os", "random", "re", "statistics", "string", "sys", "time"),
+)
 EXPECT_EXCEPTIONS = ("assertRaises", "assertRaisesRegex", "raises", "suppress")
 
 

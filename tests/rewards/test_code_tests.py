@@ -145,6 +145,24 @@ def test_every_form_tells_right_programs_from_wrong_ones(box, text):
         assert not score_code(asserts(text), program, box).correct
 
 
+def test_a_module_that_only_the_program_imports_is_the_tests_own(box):
+    tests = asserts("assert f(1) == sys.getsizeof(1) and math.isclose(math.sqrt(4), 2)")
+    assert score_code(tests, "import sys\ndef f(x): return sys.getsizeof(x)", box).correct
+    forged = "class sys:\n    getsizeof = staticmethod(lambda x: 0)\ndef f(x): return 0"
+    assert not score_code(tests, forged, box).correct
+
+
+def test_what_stands_before_every_program(box):
+    """HumanEval's prompt, with its imports and helpers, as in HumanEval's own harness."""
+    prefix = "from typing import List\ndef half(x): return x / 2\ndef f(x: List[int]):\n    'Doc.'\n"
+    tests = {**asserts("assert f([4]) == 2"), "prefix": prefix}
+    assert score_code(tests, "def f(x: List[int]): return half(x[0])", box).correct
+    assert score_code(tests, "from __future__ import annotations\ndef f(x): return 2", box).correct
+    assert not score_code(tests, "x = 1", box).correct
+    with pytest.raises(DataError, match="prefix 3"):
+        parse_tests({**tests, "prefix": 3})
+
+
 def test_a_helper_of_the_tests_own_is_not_the_programs(box):
     """HumanEval's prompts define helpers that its tests use: they come with the test."""
     text = "def double(x): return 2 * x\nassert f(double(2)) == 5"

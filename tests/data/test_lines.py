@@ -15,6 +15,11 @@ from megatron_r1.errors import DataError
 PROBLEM = b'{"question": "2 \xe2\x80\xa8 eggs?", "answer": "18"}'
 
 
+def packed(content: bytes) -> bytes:
+    """Gzip without the time, which would give the tests other names in every process."""
+    return gzip.compress(content, mtime=0)
+
+
 def rows(path: Path, content: bytes) -> list[dict]:
     path.write_bytes(content)
     return [row.fields for row in read_rows(path, what="rows", holds="x")]
@@ -38,8 +43,8 @@ def rows(path: Path, content: bytes) -> list[dict]:
         (b'{"x": ' + b"[" * 99 + b"]" * 99 + b"}", [{"x": json.loads("[" * 99 + "]" * 99)}]),
         (b'{"x": [' + b"[],[]," * 500 + b"[]]}", [{"x": [[]] * 1001}]),
         (b'{"x": "' + b"[" * 3000 + b'"}', [{"x": "[" * 3000}]),
-        (gzip.compress(b'\xef\xbb\xbf{"x": 1}\n{"x": 2}\n\n'), [{"x": 1}, {"x": 2}]),
-        (gzip.compress(b'[{"x": 1}]'), [{"x": 1}]),
+        (packed(b'\xef\xbb\xbf{"x": 1}\n{"x": 2}\n\n'), [{"x": 1}, {"x": 2}]),
+        (packed(b'[{"x": 1}]'), [{"x": 1}]),
     ],
 )
 def test_rows_are_read(tmp_path, content, found):
@@ -94,7 +99,7 @@ def test_a_line_is_refused_with_its_place_and_reason(tmp_path, line, words):
         (b"PK\x03\x04", "a zip archive"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!DOCTYPE html>", "a web page"),
-        (gzip.compress(b'{"x": 1}\n' * 5000)[:-20], "not a whole gzip file"),
+        (packed(b'{"x": 1}\n' * 5000)[:-20], "not a whole gzip file"),
         (b"\x1f\x8bnot gzip", "cannot be read"),
         (b"", "the file has no rows"),
         (b"\n\n", "the file has no rows"),

@@ -26,6 +26,14 @@ GRADERS = ("math", "exact", "code", "preference", "instructions")
 WITHOUT_ANSWER = ("code", "preference", "instructions")
 KNOWN = ("question", "messages", "answer", "id", "grader", "tests", "domain", "language", "solution")
 SEPARATOR = re.compile(r"[\s$,;.]*(?:and|or)?[\s$,;.]*")
+LEFT_OUT = ("reasoning_content", "reasoning", "thinking", "id", "timestamp")
+"""Of a turn: earlier thoughts, which chat templates leave out too, and what is for people."""
+
+TURN_FIELDS = frozenset(["role", "content", *LEFT_OUT])
+
+LONGEST_ANSWER = 2000
+"""Characters; the math grader reads no longer ones (rewards/math)."""
+
 ROLES = ("system", "user", "assistant")
 
 
@@ -96,6 +104,12 @@ def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
         if not isinstance(turn, dict) or turn.get("role") not in ROLES:
             raise DataError(f"{where}: every turn needs a role out of {', '.join(ROLES)}; got {turn!r}")
         read_text(turn, "content", where)
+        strange = [key for key, value in turn.items() if value is not None and key not in TURN_FIELDS]
+        if strange:
+            raise DataError(
+                f"{where}: a turn has {strange[0]!r}, which no prompt here could show; a turn is role and content "
+                f"(left out where they are there: {', '.join(LEFT_OUT)})"
+            )
     if turns[-1]["role"] != "user":
         raise DataError(f"{where}: the last turn is {turns[-1]['role']!r}; expected 'user'")
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
@@ -141,7 +155,13 @@ def _read_answer(row: Mapping[str, Any], where: str) -> str:
         text = text.rpartition("####")[2]
         if not text.strip():
             raise DataError(f"{where}: nothing follows '####' in answer; expected the final answer")
-    return _without_solution(text.strip(), where)
+    text = _without_solution(text.strip(), where)
+    if len(text) > LONGEST_ANSWER and row.get("grader", "math") == "math":
+        raise DataError(
+            f"{where}: answer has {len(text)} characters, as a solution has, and no \\boxed{{}}; nothing that a model "
+            f"answers would match it: give the final answer alone (at most {LONGEST_ANSWER} characters)"
+        )
+    return text
 
 
 def _without_solution(text: str, where: str) -> str:

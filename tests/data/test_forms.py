@@ -325,3 +325,18 @@ def test_faults_are_told_and_the_rest_is_read(tmp_path):
     faults = []
     assert [problem.id for problem in read_problems([path], faults.append)] == ["set:1", "set:5"]
     assert [str(fault).split(": ")[0][-6:] for fault in faults] == ["line 2", "line 3", "line 4"]
+
+
+def test_a_turn_with_more_than_text_is_refused(tmp_path):
+    turns = [{"role": "user", "content": "a", "id": 1}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]
+    last = {"role": "user", "content": "d"}
+    problem = one(tmp_path, {"messages": [*turns, last], "answer": "5"})
+    assert [turn["content"] for turn in problem.messages] == ["a", "b", "d"]
+    with pytest.raises(DataError, match="line 1: a turn has 'tool_calls'"):
+        one(tmp_path, {"messages": [turns[0], {**turns[1], "tool_calls": [{}]}, last], "answer": "5"})
+
+
+def test_a_solution_without_a_box_is_no_answer(tmp_path):
+    with pytest.raises(DataError, match="line 1: answer has 3000 characters"):
+        one(tmp_path, {"question": "P?", "answer": "x" * 3000})
+    assert one(tmp_path, {"question": "P?", "answer": "x" * 3000, "grader": "exact"}).answer == "x" * 3000

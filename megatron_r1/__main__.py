@@ -1,4 +1,4 @@
-"""The command line: megatron-r1 run RECIPE | plan RECIPE | evaluate | doctor | recipes.
+"""The command line: megatron-r1 run RECIPE | plan RECIPE | evaluate | check-data | doctor | recipes.
 
 `run` checks the configuration without torch, then starts one process a rank: this same command, told its rank by RANK.
 Under an outer launcher that sets RANK (torchrun, or srun by slurm/launch.sh) it is the rank itself, and checks for
@@ -30,6 +30,7 @@ USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 run PIPELINE [--from STAGE] [--until STAGE] [--only STAGE] [--dry-run] [--STAGE.FIELD VALUE ...]
        megatron-r1 plan RECIPE|FOLDER [--gpus N] [--gpu h100|h200|b200|...] [--json] [--FIELD VALUE ...]
        megatron-r1 evaluate --model FOLDER --run-dir FOLDER --data.files FILE ... [--FIELD VALUE ...]
+       megatron-r1 check-data --data.files FILE ... [--FIELD VALUE ...]      faults of problems, before a run
        megatron-r1 doctor [RECIPE]
        megatron-r1 recipes
        megatron-r1 nodes RECIPE --slots-per-node N       how many cluster nodes each stage needs
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _plan(rest)
         if command == "evaluate":
             return _evaluate(rest)
+        if command == "check-data":
+            return _check_data(rest)
         if command in ("nodes", "preflight", "serve"):
             from megatron_r1.pipeline.cluster_commands import cluster_command
 
@@ -133,6 +136,16 @@ def _evaluate(words: list[str]) -> int:
         print(describe(evaluate(config)))
     print(f"results: {config.run_dir / 'results.json'}")
     return 0
+
+
+def _check_data(words: list[str]) -> int:
+    """Exit status 1 where there are faults."""
+    from megatron_r1.config.check_data import CheckDataConfig
+    from megatron_r1.pipeline.check_data import check_data, describe
+
+    report = check_data(tyro.cli(CheckDataConfig, args=words, prog="megatron-r1 check-data"))
+    print(describe(report))
+    return 1 if report.faults else 0
 
 
 if __name__ == "__main__":

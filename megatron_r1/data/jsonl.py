@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,26 @@ LONGEST_ANSWER = 2000
 ROLES = ("system", "user", "assistant")
 
 
-def read_problems(paths: Sequence[Path], on_fault: Callable[[DataError], None] | None = None) -> tuple[Problem, ...]:
-    """All problems of all files, in order. DataError names file, line and reason; with `on_fault` it is told of each
-    and the line is left out. Ids are unique over all files: a number that another file has too gets the file's name."""
+def read_problems(paths: Sequence[Path]) -> tuple[Problem, ...]:
+    """All problems of all files, in order. DataError names file, line and reason. Ids are unique over all files: a
+    number that another file has too gets its file's name."""
+    return tuple(problem for _, problem in placed_problems(paths))
+
+
+def placed_problems(
+    paths: Sequence[Path], on_fault: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[str, Problem]]:
+    """(file and line, problem) of all files, in order. With `on_fault`, it is told of a line that is no problem, and
+    the next one is read."""
     stems = [Path(path).stem for path in paths]
     first: dict[str, tuple[str, Path]] = {}
-    problems: list[Problem] = []
     for path in map(Path, paths):
         prefix = path.stem if stems.count(path.stem) == 1 else str(path)
         for row in read_rows(path, what="problems", holds="question and answer", on_fault=on_fault):
             try:
                 fields = our_fields(row.fields, row.where)
                 problem = _read_row(fields, where=row.where, default_id=f"{prefix}:{row.number}")
-                if problem.id in first and first[problem.id][1] != path and not isinstance(fields["id"], str):
+                if problem.id in first and first[problem.id][1] != path and not isinstance(fields.get("id"), str):
                     problem = dataclasses.replace(problem, id=f"{prefix}:{problem.id}")
                 if problem.id in first:
                     raise DataError(f"{row.where}: id {problem.id!r} was used at {first[problem.id][0]}")
@@ -59,8 +66,7 @@ def read_problems(paths: Sequence[Path], on_fault: Callable[[DataError], None] |
                 on_fault(error)
                 continue
             first[problem.id] = row.where, path
-            problems.append(problem)
-    return tuple(problems)
+            yield row.where, problem
 
 
 def _read_row(row: Mapping[str, Any], *, where: str, default_id: str) -> Problem:

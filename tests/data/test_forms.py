@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from megatron_r1.data.jsonl import read_problems
+from megatron_r1.data.jsonl import placed_problems, read_problems
 from megatron_r1.errors import DataError
 
 
@@ -323,7 +323,7 @@ def test_faults_are_told_and_the_rest_is_read(tmp_path):
     path = tmp_path / "set.jsonl"
     path.write_text('{"question": "q", "answer": "1"}\n{\n{"question": "q"}\n\n{"question": "q", "answer": "2"}\n')
     faults = []
-    assert [problem.id for problem in read_problems([path], faults.append)] == ["set:1", "set:5"]
+    assert [problem.id for _, problem in placed_problems([path], faults.append)] == ["set:1", "set:5"]
     assert [str(fault).split(": ")[0][-6:] for fault in faults] == ["line 2", "line 3", "line 4"]
 
 

@@ -1,7 +1,7 @@
 r"""The contents of \boxed{...}, which both reference solutions and models' answers use to mark a final answer.
 
 On the lowest floor because reading problems (data) and reading answers (rewards) both need it and may not import each
-other. Left out: what a content means (rewards/math.py).
+other. Left out: what a content means (rewards/math).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 OPENING = re.compile(r"\\(?:boxed|fbox)\s*(\{|(?=[^\s{]))")
+TOKEN = re.compile(r"\\(?:frac|sqrt|binom)(?:\{[^{}]*\}|\d){1,2}|\\[A-Za-z]+|\\.|.", re.DOTALL)
 ESCAPED = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -19,15 +20,16 @@ def boxed_spans(text: str) -> list[tuple[int, int, str]]:
     braces, hold one token as in TeX. A box that is never closed is none.
     """
     spans: list[tuple[int, int, str]] = []
+    ends = _closing_braces(text)
     place = 0
     while (found := OPENING.search(text, place)) is not None:
         start = found.end()
         if not found[1]:
-            token = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL).match(text, start)
+            token = TOKEN.match(text, start)
             assert token is not None  # OPENING looked ahead
             end = token.end()
             spans.append((found.start(), end, token[0]))
-        elif (end := _closing_brace(text, start)) is None:
+        elif (end := ends.get(start)) is None:
             place = start
             continue
         else:
@@ -41,14 +43,13 @@ def boxed_contents(text: str) -> list[str]:
     return [content for _, _, content in boxed_spans(text)]
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """The place after the brace that closes the one before `start`; None if there is none."""
-    depth = 1
-    for found in ESCAPED.finditer(text, start):
+def _closing_braces(text: str) -> dict[int, int]:
+    """The place behind each opening brace: the place behind the brace that closes it. In time linear in the text."""
+    opened: list[int] = []
+    ends: dict[int, int] = {}
+    for found in ESCAPED.finditer(text):
         if found[0] == "{":
-            depth += 1
-        elif found[0] == "}":
-            depth -= 1
-            if not depth:
-                return found.end()
-    return None
+            opened.append(found.end())
+        elif found[0] == "}" and opened:
+            ends[opened.pop()] = found.end()
+    return ends

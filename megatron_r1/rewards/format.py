@@ -17,9 +17,13 @@ STRUCTURE = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTA
 ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 NEW_TURN = re.compile(
-    r"(?:^|\s)(?:User|Human|Assistant)\s*[:：]|(?:^|\n)\s*(?:Question|Problem|Q)\s*\d*\s*[:：]"
-    r"|(?:^|\n)#{1,4}\s*(?:Instruction|Question|Problem|Human|User)\b|<\|(?:im_start|im_end|endoftext|eot_id|start_header_id)\|>"
-    r"|<｜(?:User|Assistant|end▁of▁sentence|begin▁of▁sentence)｜>"
+    r"(?:^|(?<=\s))[*#>]*(?:User|Human|Assistant|用户|人类|助手)\**\s?[:：]"
+    r"|(?<=\n\n)[*#> ]{0,4}(?:Question|Problem|Q|问题|题目)[ \t]?\d*[*]*[ \t]?[:：]"
+    r"|^[*#> ]{0,4}(?:Question|Problem)[ \t]\d+[*]*[ \t]?[:.：]"
+    r"|^#{1,4}[ \t]*(?:Instruction|Human|User)\b"
+    r"|<\|(?:im_start|im_end|endoftext|end_of_text|eot_id|start_header_id)\|>|<(?:end|start)_of_turn>|\[/?INST\]|</s>"
+    r"|<｜(?:User|Assistant|end▁of▁sentence|begin▁of▁sentence)｜>",
+    re.MULTILINE,
 )
 """Where a response goes on to ask itself the next question."""
 
@@ -53,7 +57,7 @@ def extract_answer(response: str, place: AnswerPlace = "answer") -> str | None:
     shown = after_thought(response)
     if place != "boxed":
         found = _last_element(shown)
-        if found is not None or place == "answer":
+        if found or place == "answer":
             return found
     return _last_boxes(shown)
 
@@ -71,6 +75,7 @@ def _last_boxes(shown: str) -> str | None:
         return None
     shown = _this_turn(shown, spans[0][1])
     spans = [span for span in spans if span[1] <= len(shown)]
+    spans = [span for span in spans if span[2].strip()] or spans
     said = spans[-1][2]
     for (_, end, content), (start, _, _) in zip(reversed(spans[:-1]), reversed(spans[1:])):
         between = shown[end:start]

@@ -21,12 +21,16 @@ from megatron_r1.rewards.math.tree import Apply, Items, Node, Symbol
 MAX_ANSWER_CHARACTERS = 2000
 """Longer answers are wrong without reading: no reference answer is near it."""
 
-ASKS_PERCENT = re.compile(
-    r"(?:what|which|how\s+many|find|calculate|determine|express|as\s+a|in)\b[^.?!]*(?:per\s?cent|\\?%)|"
-    r"(?:per\s?cent(?:age)?)[^.?!]*\?|百分",
-    re.IGNORECASE,
-)
-CLOCK = re.compile(r"\d{1,2}:[0-5]\d(?!\d)")
+PERCENT_WORD = re.compile(r"\bper\s?cent(?:age)?s?\b|%|百分", re.IGNORECASE)
+GIVEN_PERCENT = re.compile(r"\d[\d.,]*\s*\$?\s*(?:\\?%|per\s?cent\b)|百分之[\d一二三四五六七八九十]+", re.IGNORECASE)
+SENTENCE = re.compile(r"(?<=[.?!。？！])\s+|(?<=[。？！])|\n+")
+PHRASES = {
+    "no solution": r"\emptyset", "no solutions": r"\emptyset", "empty set": r"\emptyset", "all real numbers": r"\R",
+    "all reals": r"\R",
+}  # fmt: skip
+CURRENCY = re.compile("[€£¥₹₩₽฿]")
+DOLLARS = re.compile(r"\\\$|\bdollars?\b|\bUSD\b|^\$[\d.,]+$")
+CLOCK = re.compile(r"(?<![\d:])\d{1,2}:[0-5]\d(?![\d:])")
 CLOCK_WORDS = re.compile(r"\b[ap]\.?\s*m\b\.?", re.IGNORECASE)
 
 
@@ -37,8 +41,17 @@ def answers_equal(reference: str, answer: str, question: str = "") -> bool:
     """
     if len(answer) > MAX_ANSWER_CHARACTERS or len(reference) > 4 * MAX_ANSWER_CHARACTERS:
         return False
-    gold, given = _cached_normal(reference), normalise(answer)
+    try:
+        return _answers_equal(reference, answer, question)
+    except RecursionError:  # chains of hundreds of operators
+        return False
+
+
+def _answers_equal(reference: str, answer: str, question: str) -> bool:
+    gold, given = _cached_normal(reference), _phrase(normalise(answer))
     if not gold or not given:
+        return False
+    if _other_currency(reference, answer):
         return False
     if _same_text(gold, given):
         return True
@@ -46,17 +59,49 @@ def answers_equal(reference: str, answer: str, question: str = "") -> bool:
         return _same_choice(gold, given)
     labelled = choices.labelled_choice(gold)
     if labelled is not None:
-        return _same_labelled(labelled, given) or answers_equal(labelled[1], answer, question)
-    asks_percent = bool(question) and ASKS_PERCENT.search(question) is not None
-    compare = functools.partial(_same_answer, gold, asks_percent=asks_percent, ratio=_is_about_ratio(question))
-    if r"\boxed" not in given and compare(given):
-        return True
+        if choices.given_choice(given) is not None or r"\boxed" in given:
+            return _same_labelled(labelled, given)
+        return answers_equal(labelled[1], answer, question)
+    compare = functools.partial(
+        _same_answer, gold, asks_percent=asks_percent(question), ratio=_is_about_ratio(question)
+    )
+    if r"\boxed" not in given:
+        if compare(given):
+            return True
+        if _other_unit(gold, given):
+            return False
     if r"\boxed" in given or words.is_prose(given):
         if any(_same_stated(gold, stated, compare) for stated in words.stated_answers(given)):
             return True
-        if words.is_prose(gold) or labelled is not None:
+        if words.is_prose(gold):
             return any(_same_text(gold, rest) or compare(rest) for rest in words.after_answer_lead(given))
     return False
+
+
+def asks_percent(question: str) -> bool:
+    """Does the question ask for a percentage? Its last sentence with a question mark, or its last one, names percent
+    other than behind a number, where it is given."""
+    sentences = [sentence for sentence in SENTENCE.split(question.strip()) if sentence.strip()]
+    asking = [sentence for sentence in sentences if sentence.rstrip().endswith(("?", "？"))][-1:] + sentences[-1:]
+    return any(PERCENT_WORD.search(GIVEN_PERCENT.sub(" ", sentence)) for sentence in asking)
+
+
+def _phrase(text: str) -> str:
+    return PHRASES.get(text.strip(" .").lower(), text)
+
+
+def _other_currency(reference: str, answer: str) -> bool:
+    """£18 is not $18."""
+    first, second = (set(CURRENCY.findall(text)) for text in (reference, answer))
+    if first and second:
+        return not first & second
+    return bool(first and DOLLARS.search(answer)) or bool(second and DOLLARS.search(reference))
+
+
+def _other_unit(gold: str, given: str) -> bool:
+    """Do both end in a unit, and not in the same one?"""
+    first, second = words.split_unit(gold)[1], words.split_unit(given)[1]
+    return bool(first and second) and not words.same_unit(first, second)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -66,7 +111,7 @@ def _cached_normal(reference: str) -> str:
     if r"\boxed" in text:
         stated = words.stated_answers(text)
         text = stated[-1].text if stated else text
-    return text
+    return _phrase(text)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,9 +141,22 @@ def _same_stated(gold: str, stated: words.Stated, compare: Callable[[str], bool]
     """A sentence may name another unit than the reference: 3 kilometers are not 3 km here, as nothing is converted."""
     if _same_text(gold, stated.text):
         return True
-    unit = words.words_of(gold)
-    names_unit = unit and stated.next_word and not words.words_of(stated.text)
-    if names_unit and not words.same_unit(unit[-1].lower(), stated.next_word):
+    unit = words.split_unit(gold)[1]
+    wanted = words.words_of(unit or gold)
+    following = words.words_of(stated.after)
+    if (wanted or unit) and not words.split_unit(stated.text)[1] and not words.words_of(stated.text):
+        if (
+            following
+            and wanted
+            and not (
+                len(following) >= len(wanted)
+                and all(map(words.same_unit, map(str.lower, wanted), map(str.lower, following)))
+            )
+        ):
+            return False
+        if following and (not wanted or (re.search(r"\bper\b|/", stated.after) and not re.search(r"\bper\b|/", gold))):
+            return False
+    if r"\circ" in gold and following and following[0].lower().startswith("rad"):
         return False
     return compare(stated.text)
 
@@ -130,7 +188,7 @@ def _same_labelled(labelled: tuple[str, str], given: str) -> bool:
 
 
 def _is_about_ratio(question: str) -> bool:
-    return re.search(r"\bratio\b|\bproportion|比", question, re.IGNORECASE) is not None
+    return re.search(r"\bratios?\b|比例|比值|之比|的比", question, re.IGNORECASE) is not None
 
 
 def _same_answer(gold: str, given: str, *, asks_percent: bool, ratio: bool) -> bool:
@@ -191,17 +249,16 @@ def _is_one_word(text: str) -> bool:
 
 
 def _same_clock(gold: str, given: str) -> bool:
-    """Times are not ratios: 4:30 is not 2:15."""
-    first, second = (
-        (
-            CLOCK.findall(text),
-            [re.sub(r"[^a-z]", "", found.lower()) for found in CLOCK_WORDS.findall(words.unmarked(text))],
-        )
-        for text in (gold, given)
-    )
-    return [time.lstrip("0") for time in first[0]] == [time.lstrip("0") for time in second[0]] and (
-        first[1] == second[1] or not first[1] or not second[1]
-    )
+    """Times are not ratios: 4:30 is not 2:15, and before 4:30 is another time."""
+    first, second = (_clock(words.unmarked(text)) for text in (gold, given))
+    return first[0] == second[0] and first[2] == second[2] and (first[1] == second[1] or not first[1] or not second[1])
+
+
+def _clock(text: str) -> tuple[list[str], list[str], str]:
+    """(times, halves of the day, all the rest) of a text."""
+    times = [time.lstrip("0") for time in CLOCK.findall(text)]
+    halves = [re.sub(r"[^a-z]", "", found.lower()) for found in CLOCK_WORDS.findall(text)]
+    return times, halves, re.sub(r"[\s.]", "", CLOCK_WORDS.sub("", CLOCK.sub("", text)))
 
 
 def _same_words_and_parts(gold: str, given: str) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from megatron_r1.rewards.math.vocabulary import NEGATIONS
+from megatron_r1.rewards.math.words import changing
+
 REFERENCE = re.compile(r"\(?([A-J])\)?|([A-J]{2,6})")
 LABELLED = re.compile(r"(?:\(([A-J])\)|([A-J])[.):])\s*(\S.*)")
 LEAD = re.compile(
@@ -12,7 +15,8 @@ LEAD = re.compile(
     re.IGNORECASE,
 )
 LETTERS = re.compile(r"\(?([A-Ja-j])\)?(?:\s*(?:,|;|and|&|\s)\s*\(?([A-Ja-j])\)?)*\.?", re.IGNORECASE)
-OTHER = re.compile(r"\(([A-J])\)|(?<![A-Za-z\\])([B-HJ])(?=[.):,]|\s*$)|\b(?:or|not)\b")
+STANDING = re.compile(r"(?<![A-Za-z\\])([A-HJ])(?![A-Za-z])")
+OTHER = re.compile(r"\(([A-J])\)|(?<![A-Za-z\\])([B-HJ])(?=[.):,]|\s*$)|\b(?:or|not)\b|,\s*[a-j]\b\s*\.?$")
 
 
 def reference_choice(reference: str) -> str | None:
@@ -35,6 +39,8 @@ def given_choice(answer: str) -> str | None:
     """The letters that an answer names, in order; None if it names none, or one and perhaps another."""
     text = re.sub(r"\\text\{([^{}]*)\}|\\boxed\s*\{([^{}]*)\}", r" \1\2 ", answer).replace("*", "").strip()
     lead = LEAD.match(text)
+    if lead and changing(lead[0], NEGATIONS):
+        return None  # the wrong answer is A
     rest = text[lead.end() :] if lead else text
     rest = rest.strip().rstrip(".")
     if LETTERS.fullmatch(rest) and (len(rest) == 1 or rest.upper() == rest or not rest.isalpha() or "and" in rest):
@@ -45,6 +51,8 @@ def given_choice(answer: str) -> str | None:
     if re.fullmatch(r"(?:\([A-J]\)\s*){2,}", rest):
         return "".join(sorted(set(re.findall("[A-J]", rest))))
     labelled = LABELLED.fullmatch(rest)
-    if labelled is None or OTHER.search(labelled[3]):
+    if labelled is None:
         return None
-    return labelled[1] or labelled[2]
+    letter, tail = labelled[1] or labelled[2], re.sub(r"\\math\w+\s*\{([^{}]*)\}", r" \1 ", labelled[3])
+    others = {found for found in STANDING.findall(tail) if found != letter}
+    return None if others or OTHER.search(tail) or changing(tail, NEGATIONS) else letter

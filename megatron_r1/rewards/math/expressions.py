@@ -33,7 +33,12 @@ PRECISIONS = (200, 480)
 MORE_PRECISION = (1200, 6000)
 """Bits that are tried where a sum swallows a term."""
 
-POINTS = tuple((trial, sign) for sign in (1, -1, -2) for trial in range(3))
+POINTS = (*((trial, sign) for sign in (1, -1, -2) for trial in range(3)), *((trial, 0) for trial in range(4)))
+"""(trial, sign) of values.Evaluation; the last ones have whole numbers, at which floor and ceiling jump."""
+
+WHOLE_POINTS = tuple((trial, 0) for trial in range(12))
+WHOLE_NAMES = frozenset("nkmpqijN")
+"""Variables that stand for whole numbers where a floor, a ceiling or a power of a negative number is taken."""
 ENOUGH_POINTS = 4
 NOISE = Fraction(1, 10**9)
 
@@ -89,7 +94,8 @@ def _same_value(gold: Node, given: Node) -> bool:
 def _same_at_points(gold: Node, given: Node) -> bool:
     """Equal wherever both are real, at enough points; where they are real almost nowhere, equal as complex numbers."""
     real, complex_ones = 0, 0
-    for trial, sign in POINTS:
+    points = WHOLE_POINTS if _is_of_whole_numbers(gold, given) else POINTS
+    for trial, sign in points:
         try:
             agreement = _agree(lambda bits, t=trial, s=sign: Evaluation(bits=bits, trial=t, sign=s), gold, given)
         except TooLargeError:
@@ -102,7 +108,20 @@ def _same_at_points(gold: Node, given: Node) -> bool:
             real += 1
         elif agreement == "complex":
             complex_ones += 1
-    return real >= ENOUGH_POINTS or (real == 0 and complex_ones >= ENOUGH_POINTS) or real + complex_ones >= len(POINTS)
+    return real >= ENOUGH_POINTS or (real == 0 and complex_ones >= ENOUGH_POINTS) or real + complex_ones >= len(points)
+
+
+def _is_of_whole_numbers(gold: Node, given: Node) -> bool:
+    names = (symbols(gold) | symbols(given)) - NOT_VARIABLES
+    return names <= WHOLE_NAMES and (_jumps(gold) or _jumps(given))
+
+
+def _jumps(node: Node) -> bool:
+    """Is a floor or a ceiling taken in it, or a power of a negative number?"""
+    match node:
+        case Apply("floor" | "ceil", _) | Apply("pow", (Apply("neg", (Number(),)), _)):
+            return True
+    return any(map(_jumps, children(node)))
 
 
 def _agree(make: Any, gold: Node, given: Node) -> bool | str | None:
@@ -165,7 +184,7 @@ def decimals_match(decimal: Any, exact: Any, written: Node) -> bool:
     mp = point.mp
     if not (mp.isfinite(first) and mp.isfinite(second)) or mp.im(first) or mp.im(second):
         return first == second
-    if abs(first - second) <= mp.mpf(10) ** -9 * min(abs(first), abs(second)):
+    if abs(first - second) <= mp.mpf(10) ** -9 * min(abs(first), abs(second), 1):
         return True
     if shown is None or shown.places is None:
         return False

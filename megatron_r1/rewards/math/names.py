@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 from megatron_r1.rewards.math.tree import Apply, Items, Node, Number, Relation, Symbol, has_call, symbols
-from megatron_r1.rewards.math.values import NOT_VARIABLES
+from megatron_r1.rewards.math.values import NOT_VARIABLES, Evaluation, NoValueError
 
 UNORDERED = ("list", "and", "or")
 Same = Callable[[Node, Node], bool]
@@ -31,9 +31,9 @@ def unnamed(gold: Node, given: Node, same: Same) -> tuple[Node, Node]:
         first, second = (_chain(node, same) for node in (gold, given))
         return first, second
     if isinstance(gold, Items) and gold.kind in UNORDERED and not _has_equation(given):
-        return _without_common_name(gold), given
+        return _in_order_of_names(_without_common_name(gold), given), given
     if isinstance(given, Items) and given.kind in UNORDERED and not _has_equation(gold):
-        return gold, _without_common_name(given)
+        return gold, _in_order_of_names(_without_common_name(given), gold)
     return gold, given
 
 
@@ -80,8 +80,6 @@ def _is_quantity(name: Node) -> bool:
             return True
         case Apply("sin" | "cos" | "tan", (Symbol(),)):
             return True
-        case Items("()", items):
-            return all(isinstance(item, Symbol) for item in items)
         case Apply("abs", (Apply("mul", (Symbol(), Symbol())),)):  # |AB|
             return True
         case Apply("add", terms):  # m + n, m^2 + n^2, 100a + b; an equation of a curve has minus signs or constants
@@ -93,8 +91,8 @@ def _is_quantity(name: Node) -> bool:
 
 def _is_product_of_symbols(node: Node) -> bool:
     match node:
-        case Symbol():
-            return True
+        case Symbol(name):
+            return name not in NOT_VARIABLES
         case Apply("mul", (left, right)):
             return _is_product_of_symbols(left) and _is_product_of_symbols(right)
     return False
@@ -134,6 +132,16 @@ def split_names(items: Sequence[Node]) -> list[Node]:
     return split
 
 
+def _in_order_of_names(named: Items, other: Node) -> Items:
+    """`y = 2, x = 1` as `1; 2` beside values without names, which then stand in an order; a pair beside a pair."""
+    found = [node for node in named.items if isinstance(node, Relation) and node.signs == ("=",)]
+    names = [node.terms[0].name for node in found if isinstance(node.terms[0], Symbol)]
+    if len(names) != len(named.items) or len(set(names)) != len(names):
+        return named
+    values = tuple(node.terms[1] for _, node in sorted(zip(names, found, strict=True), key=lambda pair: pair[0]))
+    return Items("()" if isinstance(other, Items) and other.kind == "()" else "parts", values)
+
+
 def _without_index(name: Node) -> Node:
     """x_1 and x_2 are two values of x."""
     return Symbol(name.name.partition("_")[0]) if isinstance(name, Symbol) and name.name[-1:].isdigit() else name
@@ -144,9 +152,22 @@ def _exact_part(node: Node) -> Node:
     if not isinstance(node, Relation) or "approx" not in node.signs or set(node.signs) - {"=", "approx"}:
         return node
     place = node.signs.index("approx")
-    if place == 0 and _is_quantity(node.terms[0]):
-        return Relation(node.terms[:2], ("=",))
-    return Relation(node.terms[: place + 1], node.signs[:place]) if place else node.terms[0]
+    if place == 0 and _is_quantity(node.terms[0]) and len(node.terms) == 2:
+        return Relation(node.terms, ("=",))
+    exact = node.terms[place]
+    if not all(_is_near(exact, term) for term in node.terms[place + 1 :]):
+        return node
+    return Relation(node.terms[: place + 1], node.signs[:place]) if place else exact
+
+
+def _is_near(exact: Node, approximate: Node) -> bool:
+    """Within a twentieth: what is further off is another number, not an approximation."""
+    point = Evaluation(bits=64)
+    try:
+        one, other = point.number(point.value(exact)), point.number(point.value(approximate))
+    except NoValueError:
+        return False
+    return bool(abs(one - other) <= abs(one) / 20)
 
 
 def _paired(node: Node) -> Node:
@@ -154,5 +175,8 @@ def _paired(node: Node) -> Node:
     match node:
         case Relation((Items("()", names), Items("()", values)), ("=",)) if len(names) == len(values):
             if all(isinstance(name, Symbol) for name in names):
-                return Items("()", values)
+                pairs = zip(names, values, strict=True)
+                return Items("list", tuple(Relation((name, value), ("=",)) for name, value in pairs))
+        case Relation((Symbol(), Items("set") as values), ("in",)):  # x in {2, 3}
+            return values
     return node

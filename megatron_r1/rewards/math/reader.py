@@ -138,36 +138,43 @@ class _Reader(TokenStream):
                 right, was_number = self._signed()
                 node = Apply(name, (node, right))
             elif self._starts_atom():
+                if was_number and isinstance(node, Number):
+                    mixed, was_number = self._mixed_behind(node)
+                    if mixed is not node:
+                        node = mixed
+                        continue
                 if self._peek()[0] == "number" and was_number:
-                    node = self._mixed(node)  # 1 1/2, or 17 18, which is unreadable
-                    was_number = False
-                    continue
-                mixed = isinstance(node, Number) and was_number and self._is("frac")
+                    raise UnreadableError  # 17 18
                 right, was_number = self._power()
-                if mixed and _is_proper(right) and node.value.denominator == 1:  # type: ignore[union-attr]
-                    node = Apply("add", (node, right))
-                else:
-                    node = Apply("mul", (node, right))
+                node = Apply("mul", (node, right))
             else:
                 return node
 
-    def _mixed(self, whole: Node) -> Node:
-        kinds = [kind for kind, _ in self._tokens[self._place : self._place + 3]]
-        if kinds != ["number", "mark", "number"] or self._tokens[self._place + 1][1] != "/":
-            raise UnreadableError
-        above = number(self._take())
-        self._take()
-        part = Apply("div", (above, number(self._take())))
-        if not isinstance(whole, Number) or not _is_proper(part):
-            raise UnreadableError
-        return Apply("add", (whole, part))
+    def _mixed_behind(self, whole: Number) -> tuple[Node, bool]:
+        r"""The mixed number that begins with `whole` (`1 1/2`, `1\frac12`) and False, or `whole` and True."""
+        start, saved = self._place, list(self._tokens)
+        tokens = self._tokens[start : start + 3]
+        part: Node | None = None
+        if whole.value.denominator == 1 and whole.places is None:
+            if self._is("frac"):
+                part, _ = self._power()
+            elif [kind for kind, _ in tokens] == ["number", "mark", "number"] and tokens[1][1] == "/":
+                above = number(self._take())
+                self._take()
+                part = Apply("div", (above, number(self._take())))
+        if part is not None and _is_proper(part):
+            return Apply("add", (whole, part)), False
+        self._place, self._tokens = start, saved
+        return whole, True
 
     def _signed(self) -> tuple[Node, bool]:
-        """A factor with its signs, and whether it was nothing but a number."""
+        """A factor with its signs, and whether it was nothing but a number. A mixed number has its sign as a whole."""
         if self._accept("-"):
             self._deeper()
             node, was_number = self._signed()
             self._depth -= 1
+            if was_number and isinstance(node, Number):
+                node, was_number = self._mixed_behind(node)
             return Apply("neg", (node,)), was_number
         if self._accept("+"):
             return self._signed()
@@ -275,7 +282,7 @@ class _Reader(TokenStream):
             return value in "({[" or (value == "|" and not self._bars)
         return kind == "command" and (
             value in FUNCTIONS or value in GREEK or value in OVER or value in FIGURES or value in ("{", "frac", "sqrt",
-            "binom", "langle", "lfloor", "lceil", "boxed", "sum", "int", "prod", "text")
+            "binom", "langle", "lfloor", "lceil", "boxed")
         )  # fmt: skip
 
     def _atom(self) -> Node:
@@ -447,7 +454,7 @@ class _Reader(TokenStream):
     def _function_argument(self) -> Node:
         if self._is("("):
             node = self._bracketed()
-            while self._is("!", "^") and self._accept("!"):
+            while self._accept("!"):
                 node = Apply("factorial", (node,))
             return node
         if self._is("{"):

@@ -13,7 +13,7 @@ UNORDERED = ("list", "and", "or", "set")
 
 def expanded(node: Node) -> Node:
     """An expression with plus-minus signs as the list of what it stands for."""
-    if isinstance(node, Items):
+    if isinstance(node, Items) and node.kind in UNORDERED:
         return Items(node.kind, tuple(_flat(map(expanded, node.items), node.kind)))
     if not _has_sign(node):
         return node

@@ -46,21 +46,24 @@ SAME_COMMAND = {
     "varnothing": "emptyset", "rightarrow": "to", "implies": "Rightarrow", "degree": "^{\\circ}", "lt": "<", "gt": ">",
     "ast": "*", "colon": ":", "cdots": "ldots", "dots": "ldots", "varphi": "phi", "varepsilon": "epsilon",
     "vartheta": "theta", "overrightarrow": "vec", "bar": "overline", "lbrack": "[", "rbrack": "]", "tg": "tan",
-    "prime": "'", "backslash": "setminus", "dotsc": "ldots", "arctg": "arctan", "widehat": "hat",
+    "prime": "'", "backslash": "setminus", "dotsc": "ldots", "arctg": "arctan", "fbox": "boxed", "widehat": "hat",
 }  # fmt: skip
 """Commands of one meaning. A value that is no word stands for itself, without a backslash (braces keep theirs)."""
 
 NO_MEANING = re.compile(
     r"\\(?:left|right)\s*\.(?![0-9])|\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|sf|tt|cal|mathstrut|strut|hfill|nonumber|"
-    r"notag|smallskip|par|noindent)(?![A-Za-z])"
+    r"notag|large|Large|LARGE|huge|Huge|small|footnotesize|smallskip|par|noindent)(?![A-Za-z])"
     r"|\\(?:hspace|vspace|phantom|hphantom|vphantom|tag|label|color|textcolor)\*?\s*\{[^{}]*\}"
 )
 SPACING = re.compile(r"\\(?:quad|qquad|enspace|thinspace|space)(?![A-Za-z])|(?<!\\)\\[,;:!> ]|~|&nbsp;")
 THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[,!]|\{,\}|,\\!|,\\,)\s*(?=[0-9]{3}(?![0-9]))")
 ROW_GAP = re.compile(r"\\\\\s*\[[0-9. ]*[a-z]{2}\]|\\cr(?![A-Za-z])")
 DELIMITERS = re.compile(r"\$+|(?<!\\)\\[()\[\]]|`+")
-MONEY = re.compile(r"\\\$|[€£¥₹₩₽฿]|(?<![A-Za-z])(?:USD|EUR|US|RMB|CNY)\s*(?=[\d$\\])|\s*(?<=[\d}])\s*(?:USD|EUR)\b")
+MONEY = re.compile(
+    r"\\\$|[€£¥₹₩₽฿]|(?<![A-Za-z])(?:USD|EUR|GBP|US|RMB|CNY)\s*(?=[\d$\\])|(?<=[\d}])\s*(?:USD|EUR|GBP|RMB|CNY)\b"
+)
+UNION = re.compile(r"(?<=[)\]}])\s*U\s*(?=[(\[\\])")
 BOLD = re.compile(r"(?<![0-9A-Za-z)}\]])\*\*(?=\S)|(?<=\S)\*\*(?![0-9A-Za-z({\\-])|(?<![\w\\])__(?=\w)|(?<=\w)__(?!\w)")
 STYLED = re.compile(
     r"\\(?:text|textrm|textbf|textit|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox|boldsymbol|"
@@ -85,11 +88,14 @@ def normalise(text: str) -> str:
     if not text.isascii():
         text = "".join(chr(ord(mark) - 0xFEE0) if "！" <= mark <= "～" else mark for mark in text)
         text = text.translate(CHARACTERS)
-    if text.replace(" ", "").isalnum() and not PERCENT.search(text):
+    text = BOLD.sub(" ", text)
+    text = re.sub(r"(?<![\w)\]}*\\])\*(?=[^\s*])([^*]+)(?<=[^\s*])\*(?![\w(*])", r" \1 ", text)  # *18*
+    text = re.sub(r"^[#>=\s]+|\\therefore(?![A-Za-z])", "", text)
+    if text.replace(" ", "").isalnum() and not PERCENT.search(text) and not MONEY.search(text):
         return " ".join(text.split())
     text = ROW_GAP.sub(r"\\\\ ", text)
     text = SPACING.sub(" ", NO_MEANING.sub(" ", THOUSANDS.sub(",", text)))
-    text = BOLD.sub(" ", DELIMITERS.sub(" ", MONEY.sub(" ", text)))
+    text = UNION.sub(r" \\cup ", DELIMITERS.sub(" ", MONEY.sub(" ", text)))
     text = NUMBER_SETS.sub(lambda found: f"\\{found[1] or found[2]} ", text)
     text = FONT_OF_LETTER.sub(lambda found: f" {found[1]} ", text)
     before = None
@@ -128,5 +134,7 @@ def _one_command(found: re.Match[str]) -> str:
 
 def _without_full_stop(text: str) -> str:
     """Without one full stop (or another mark that ends a sentence) at the end."""
+    if len(text) > 2 and text[0] in '"“' and text[-1] in '"”':
+        text = text[1:-1]
     shorter = re.sub(r"(?<![.!])[.]$|(?<=[0-9A-Za-z}\])])[;,]$", "", text.strip()).strip()
     return shorter or text

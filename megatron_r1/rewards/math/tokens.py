@@ -30,6 +30,7 @@ FUNCTIONS = frozenset(
 )
 WORDS = {"sqrt": "sqrt", "pi": "pi", "infty": "infty", "infinity": "infty", "oo": "infty", "or": "or", "and": "and"}
 SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log", "sign": "sgn"}
+DATE = re.compile(r"(?<!\d)[12]\d{3}-[01]\d-[0-3]\d(?!\d)")
 REPEATING = re.compile(r"(?<![\d.])(\d{0,9})\.(\d{0,9})\s*\\overline\s*\{\s*(\d{1,18})\s*\}")
 
 
@@ -40,6 +41,8 @@ class UnreadableError(Exception):
 def split(text: str) -> list[Token]:
     """The tokens of a text, with an "end" behind them. UnreadableError for a character that is none of ours."""
     text = SCIENTIFIC.sub(r"(\1*10^{\2})", REPEATING.sub(_repeating, text))
+    if DATE.search(text):
+        raise UnreadableError  # no subtraction
     tokens: list[Token] = []
     place, level = 0, 0
     while place < len(text):

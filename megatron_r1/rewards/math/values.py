@@ -90,10 +90,13 @@ class Evaluation:
         raise NoValueError
 
     def variable(self, name: str) -> Fraction:
-        """The value of a variable at this point: about 0.1 to 2.1, with this point's sign for some of the names."""
+        """The value of a variable at this point: about 0.1 to 2.1, with this point's sign for
+        some of the names; with sign 0 a whole number from 1 to 12."""
         if name not in self._variables:
             digest = hashlib.blake2b(f"{self._trial}:{name}".encode(), digest_size=8).digest()
             value = Fraction(101 + int.from_bytes(digest[:4]) % 1997, 997)
+            if self._sign == 0:
+                value = Fraction(1 + int.from_bytes(digest[:4]) % 12)
             negative = self._sign < -1 or (self._sign < 0 and digest[4] % 2 == 0)
             self._variables[name] = -value if negative else value
         return self._variables[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 NOT_VARIABLES = frozenset(
     "is are was be it the an of so to we he she in on at no yes not if as by my its has had for all any you they "
-    "this that thus hence and then only also now our out per one get got she her his".split()
+    "ans this that thus hence and then only also now our out per one get got she her his".split()
 )
 """Words of two and three letters that are no product of variables."""
 
@@ -30,18 +30,23 @@ NEGATIONS = frozenset(
 BEFORE = frozenset(
     "minus negative neg plus or versus vs between than least most less more fewer over under above below almost nearly "
     "inverse reciprocal opposite imaginary root factorial maybe perhaps either "
-    "exceeding exceeds".split()
+    "exceeding exceeds multiple divisor square cube log logarithm cosine sine tangent negation differs different far "
+    "but before after past until decrease loss nobody anything".split()
 ).union(NEGATIONS, NUMERALS)
 """Words that make another number of the one after them, or say that it is not the answer. Plurals count too."""
 
 AFTER = frozenset(
     "minus plus or versus vs between than least most less fewer under above below squared cubed root factorial "
-    "multiplied divided mod modulo imaginary base".split()
-).union(NEGATIONS, NUMERALS)
+    "multiplied divided times mod modulo imaginary base repeating hexadecimal hex octal binary score".split()
+).union(NEGATIONS, NUMERALS - frozenset(["double", "triple", "quadruple", "twice", "thrice"]))
 """Words that make another number of the one before them, or take it back."""
 
+UNIT_LETTERS = frozenset("mgshLlNJWVACFTHd")
+"""Letters that are a unit in \\text{} or \\mathrm{}; others are variables, or thousands (k) and millions (M)."""
+
 UNITS = (
-    "cm mm km dm nm kg mg mL ml kW MW mW GW kWh Hz kHz MHz GHz kJ MJ mJ eV keV MeV GeV kPa MPa Pa mol min hr hrs sec "
-    "ft lb lbs oz mph kmh rpm mV kV mA kA ms ns cc gal yd rad deg rev dB atm pm am ohm KM CM MM KG ML km/h m/s".split()
+    "cm mm km dm nm kg mg mL ml kW MW mW GW kWh Hz kHz mHz MHz GHz kJ MJ mJ eV keV MeV GeV kPa MPa Pa mol min hr "
+    "hrs sec ft lb lbs oz mph kmh rpm mV kV mA kA ms ns cc gal yd rad deg rev dB atm pm am ohm KM CM MM KG ML "
+    "km/h m/s".split()
 )
 """Units that are known without \\text{}. One letter alone (`5 m`) may be a variable."""

@@ -12,19 +12,27 @@ from typing import NamedTuple
 
 from megatron_r1.boxed import boxed_spans
 from megatron_r1.rewards.math.tokens import FUNCTIONS
-from megatron_r1.rewards.math.vocabulary import AFTER, BEFORE, NEGATIONS, NOT_VARIABLES, NOUNS, UNITS
+from megatron_r1.rewards.math.vocabulary import AFTER, BEFORE, NEGATIONS, NOT_VARIABLES, NOUNS, UNIT_LETTERS, UNITS
 
 WORD = re.compile(r"(?<![\\A-Za-z0-9])[A-Za-z]{2,}(?:['’][a-z]+)?")
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
 ENVIRONMENT = re.compile(r"\\(begin|end)\{\w+\*?\}(?:\{[lcr| ]*\})?")
 HAN = re.compile(r"[\u3400-\u9fff]+")
-MATH_WORDS = FUNCTIONS | {"pi", "sqrt", "infty", "or", "and", "mod"}
+MATH_WORDS = FUNCTIONS | {"pi", "sqrt", "infty", "infinity", "or", "and", "mod"}
 HARMLESS_AFTER = re.compile(r"\bleft\s+over\b|\bleftover\b|\bmore\b(?!\s+than)|\bin\s+total\b", re.IGNORECASE)
 OR_MORE = re.compile(r"\bor\s+more\b|\bor\s+so\b|\bmore\s+than\b|\bover\b", re.IGNORECASE)
-CHANGING_HAN = re.compile("[万亿千百十半或非不负约倍折成无没]|分之|左右|以上|以下|至少|至多|大于|小于")
+CHANGING_HAN = re.compile(
+    "[万亿千百十半或非不负约倍折成无没错多近毛角]|分之|左右|以上|以下|以内|至少|至多|大于|小于|根号|平方|立方|倒数|相反数|最|超过|除了|零下|减少|亏损|整除"
+)
+HARMLESS_HAN = re.compile("不同|完成|平方(?:厘|分|千)?米|立方(?:厘|分)?米|千米|千克|成绩|角度|三角形|多少|最后|最终")
 
+REASON = re.compile(r"\b(?:because|since|where|as\s+(?:desired|required))\b|[;；]", re.IGNORECASE)
+DENIED = re.compile(
+    r"\b(?:not|n['’]t)\s+(?:true|correct|the\s+case|right)\b|\b(?:false|untrue|wrong)\s+that\b", re.IGNORECASE
+)
+HOPE = re.compile(r"\.?\s*I hope (?:it|this) is correct\.?$", re.IGNORECASE)
 LEAD = re.compile(
-    r"(?:\b(?:is|are|equals?|equal\s+to|was|be|becomes?|gives?|get|obtain|have)\b|(?<![:\d])[:：](?!\d*=)|答案|是|为|等于|得)"
+    r"(?:(?<![<>=!:])=(?!=)|\b(?:is|are|equals?|equal\s+to|was|be|becomes?|gives?|get|obtain|have)\b|(?<![:\d])[:：](?!\d*=)|答案|是|为|等于|得)"
     r"\s*(?:\b(?:therefore|thus|simply|just|also|exactly|equal\s+to|hence)\b\s*)*[:：]?",
     re.IGNORECASE,
 )
@@ -41,6 +49,11 @@ UNIT = re.compile(
     r"|\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*(?:\\text\{\s*[CF]\s*\}|[CF]))\s*$"
 )
 CASE_OF_PREFIX = "mMpP"
+COUNTED = frozenset(
+    ["points", "triples", "quarters", "doubles", "squares", "cubes", "multiples", "divisors", "roots", "logs"]
+)
+"""Plurals of words that would change a number, where things are counted: 204 ordered triples."""
+
 ALWAYS_FOLDED = frozenset(["am", "pm", "no", "ok"])
 
 
@@ -77,6 +90,9 @@ def split_unit(text: str) -> tuple[str, str]:
     if found is None or not re.search(r"[\d}A-Za-z)\]]", text[: found.start()]):
         return text, ""
     unit = found["unit"]
+    letters = re.findall(r"\\text\{\s*([A-Za-z])\s*\}", unit)
+    if not set(letters) <= UNIT_LETTERS or any(map(is_word, words_of(text[: found.start()]))):
+        return text, ""
     if changing(unmarked(unit), AFTER) or re.search(r"\d", re.sub(r"\^\s*\{?\s*-?\d\s*\}?", "", unit)):
         return text, ""
     if re.search(r"[=<>+\-*/^_\\]\s*$|\\(?:cdot|times|div|pm|sqrt|frac)\s*$", text[: found.start()]):
@@ -103,17 +119,15 @@ def _unit_key(unit: str) -> str:
 def changing(text: str, words: frozenset[str]) -> bool:
     """Does one of `words` stand in the text?"""
     given = {word.lower().replace("'", "").replace("’", "") for word in re.findall(r"[A-Za-z]+(?:['’][a-z]+)?", text)}
-    if any(word.endswith("nt") and word[:-1] + "t" in ("isnt", "wasnt", "dont", "cant", "arent") for word in given):
-        return True
-    given -= {"points"}  # counted things, where "point" is a decimal point
-    return bool((given | {word.removesuffix("s") for word in given}) & words) or bool(CHANGING_HAN.search(text))
+    singular = {word.removesuffix("s") for word in given - COUNTED}
+    return bool((given - COUNTED | singular) & words) or bool(CHANGING_HAN.search(HARMLESS_HAN.sub("", text)))
 
 
 class Stated(NamedTuple):
-    """An answer that a sentence states, and the word that follows it there (perhaps its unit; empty: none)."""
+    """An answer that a sentence states, and what follows it there (perhaps its unit)."""
 
     text: str
-    next_word: str = ""
+    after: str = ""
 
 
 def stated_answers(text: str) -> list[Stated]:
@@ -125,7 +139,9 @@ def stated_answers(text: str) -> list[Stated]:
     boxes = boxed_spans(text)
     if boxes:
         return _boxed_answer(text, boxes)
-    text = TEXT.sub(r" \1 ", text)
+    text = HOPE.sub("", TEXT.sub(r" \1 ", text))
+    if DENIED.search(text):
+        return []
     if HAN.search(text):
         text = re.sub("或者|或", " or ", re.sub(r"以及|(?<=[\d\s}])[和与及](?=[\d\s\\-])", " and ", text))
         if not is_prose(text):
@@ -157,11 +173,12 @@ def _boxed_answer(text: str, boxes: list[tuple[int, int, str]]) -> list[Stated]:
         return [Stated(text) for text in (whole, last) if text]
     if words_of(re.sub(r"\\text\{[^{}]*\}", "", inside)) and len(boxes) > 1:
         return []  # two boxes in two sentences that differ
-    if _is_negated(before) or not _is_harmless_after(after):
+    last = re.findall(r"[A-Za-z]+", unmarked(before))[-1:]
+    if _is_negated(before) or (last and last[0].lower() in BEFORE - {"more"}) or not _is_harmless_after(after):
         return []
     if re.search(r"\d\s*(?:,|\bor\b|\band\b)?\s*$", before):
         return []  # 17 or \boxed{18}
-    return [Stated((_trimmed(inside) or inside) + _unit_at_start(after), _first_word(after))]
+    return [Stated((_trimmed(inside) or inside) + _unit_at_start(after), unmarked(after))]
 
 
 def _unit_at_start(after: str) -> str:
@@ -173,10 +190,6 @@ def _is_negated(before: str) -> bool:
     """Do the last words before an answer deny it, or make it one of several?"""
     last = re.findall(r"[A-Za-z]+(?:['’][a-z]+)?", unmarked(before))[-3:]
     given = {word.lower().replace("'", "").replace("’", "") for word in last}
-    if any(word.endswith("nt") and word in NEGATIONS for word in given):
-        return True
-    if last and last[-1].lower() in BEFORE - {"more"}:
-        return True
     han = HAN.findall(before)
     return bool(given & (NEGATIONS | {"or", "either", "maybe", "perhaps"})) or bool(han and han[-1][-1] in "不非或负约")
 
@@ -200,6 +213,8 @@ def _explicit(text: str) -> list[str] | None:
         core = _core(said)
         if core:
             found.append(core.text)
+        elif re.search(r"\d", said):
+            return None  # two numbers: which of them is it?
     if len({core.replace(" ", "") for core in found}) > 1:
         return None
     return found
@@ -212,6 +227,8 @@ def _after_lead(text: str) -> Stated | None:
         head, rest = text[: lead.start()], text[lead.end() :]
         if not re.search(r"[\w\\]", rest):
             continue
+        if re.search(r"\d", head) and not words_of(head) and not HAN.search(head):
+            return None  # 17 is 18
         if _is_negated(head) or re.search(r"\d\s*\b(?:or|and)\b[^\d]*$", head):
             return None
         return _core(rest)
@@ -220,7 +237,7 @@ def _after_lead(text: str) -> Stated | None:
 
 def _core(rest: str) -> Stated | None:
     """The expression at the start of what follows a lead, with harmless words behind it."""
-    rest = rest.strip(" \t:：*").strip()
+    rest = REASON.split(rest.strip(" \t:：*").strip(), maxsplit=1)[0].strip()
     rest = re.sub(r"^(?:the|a|an)\s+(?=number\b|\d)(?:number\s+)?", "", rest, flags=re.IGNORECASE)
     if not is_prose(rest):
         text = _trimmed(rest)
@@ -243,12 +260,7 @@ def number_among_words(text: str) -> Stated | None:
     if re.search(r"[-+*/^_=<>\\]\s*$", before) or not _is_harmless_after(after):
         return None
     found = _trimmed(text[start:end])
-    return Stated(found, _first_word(after)) if found else None
-
-
-def _first_word(after: str) -> str:
-    word = re.match(r"\s*([A-Za-z]+)", unmarked(after))
-    return word[1].lower() if word else ""
+    return Stated(found, unmarked(after)) if found else None
 
 
 def _pieces(text: str) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Rows of a data file: one JSON object a line (or one JSON array of them), strictly, and whatever it holds.
+"""Rows of a data file: one JSON object a line (or one JSON array of them, or CSV), strictly.
 
 Every reader of such files goes through here, so that they take and refuse the same. Gzip is read too, and a byte-order
 mark is passed over. Python's own reader takes more than JSON (NaN, 1e400 as infinity, a key twice, half a surrogate
@@ -8,6 +8,7 @@ pair): here each is refused by name. Left out: what a row means.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
 import zlib
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
+from megatron_r1.data.table import read_table
 from megatron_r1.errors import DataError
 
 MAX_LEVELS = 100
@@ -60,24 +62,35 @@ def read_rows(
 
     Blank lines at the end are passed over; elsewhere one is refused, as it may stand for a row that was lost.
     """
-    number = 0
+    found = 0
+
+    def told(error: DataError) -> None:
+        nonlocal found
+        found += 1
+        (on_fault or _raise)(error)
+
     try:
         with open(path, "rb") as raw, _unpacked(raw) as file:
-            first = _first_line(file, path)
-            rows = (
-                _array(first + file.read(), path, holds)
-                if _is_array(first)
-                else _lines(first, file, path, holds, on_fault)
-            )
-            for row in rows:
-                number = row.number
+            for row in _rows(file, path, holds, told):
+                found += 1
                 yield row
     except OSError as error:  # gzip.BadGzipFile is one, without a strerror
         raise DataError(f"{path}: cannot be read: {error.strerror or error}; check data.files") from error
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); copy it again") from error
-    if not number:
+    if not found:
         raise DataError(f"{path}: the file has no {what}; expected one JSON object a line")
+
+
+def _rows(file: BinaryIO, path: Path, holds: str, told: Callable[[DataError], None]) -> Iterator[Row]:
+    first = _first_line(file, path)
+    if ".csv" in path.suffixes:
+        for number, cells in read_table(itertools.chain([first] if first else [], file), path):
+            yield Row(where=f"{path}, line {number}", number=number, fields=cells)
+    elif first.lstrip().startswith(b"["):  # a row is an object, so this can only be one array
+        yield from _array(first + file.read(), path, holds)
+    else:
+        yield from _lines(first, file, path, holds, told)
 
 
 def parse_row(line: bytes, where: str, holds: str) -> dict[str, Any]:
@@ -103,11 +116,6 @@ def _first_line(file: BinaryIO, path: Path) -> bytes:
     return line.removeprefix(BYTE_ORDER_MARK)
 
 
-def _is_array(first: bytes) -> bool:
-    """A row is an object, so a file that begins with a bracket can only be one array."""
-    return first.lstrip().startswith(b"[")
-
-
 def _array(content: bytes, path: Path, holds: str) -> Iterator[Row]:
     for number, item in enumerate(_parse(content, str(path), holds), start=1):
         where = f"{path}, item {number}"
@@ -116,10 +124,7 @@ def _array(content: bytes, path: Path, holds: str) -> Iterator[Row]:
         yield Row(where=where, number=number, fields=item)
 
 
-def _lines(
-    first: bytes, file: BinaryIO, path: Path, holds: str, on_fault: Callable[[DataError], None] | None
-) -> Iterator[Row]:
-    told = on_fault or _raise
+def _lines(first: bytes, file: BinaryIO, path: Path, holds: str, told: Callable[[DataError], None]) -> Iterator[Row]:
     blank = 0
     line, number = first, 1
     while line:

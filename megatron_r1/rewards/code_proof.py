@@ -33,21 +33,19 @@ def why_it_proves_nothing(tree: ast.Module, candidate: str) -> str | None:
 
 def _live(body: Iterable[ast.stmt], tree: ast.Module, seen: set[str], swallowed: bool = False) -> Iterator:
     """(statement, whether a failure in it is caught) of what is run, as far as the syntax tells; functions and classes
-    when their names are first used."""
+    when their names are first used, or where a decorator may call them."""
     for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.decorator_list:
+        if isinstance(node, DEFINITIONS):
+            if node.decorator_list:
+                yield node, swallowed
+                yield from _bodies([node], tree, seen, swallowed)
             continue
         yield node, swallowed
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            continue  # a decorator runs, the body does not
         used = {name.id for name in ast.walk(_head(node)) if isinstance(name, ast.Name)} - seen
+        used |= {name.attr for name in ast.walk(_head(node)) if isinstance(name, ast.Attribute)} - seen
         seen |= used
-        for item in tree.body:
-            if isinstance(item, ast.FunctionDef) and item.name in used:
-                yield from _live(item.body, tree, seen, swallowed)
-            elif isinstance(item, ast.ClassDef) and item.name in used:
-                for method in item.body:
-                    yield from _live(getattr(method, "body", [method]), tree, seen, swallowed)
+        defined = [item for item in ast.walk(tree) if isinstance(item, DEFINITIONS) and item.name in used]
+        yield from _bodies(defined, tree, seen, swallowed)
         if isinstance(node, ast.If | ast.While):
             truth = _truth(node.test)
             yield from _live(node.body if truth is not False else [], tree, seen, swallowed)
@@ -70,6 +68,19 @@ def _live(body: Iterable[ast.stmt], tree: ast.Module, seen: set[str], swallowed:
                 yield from _live(case.body, tree, seen, swallowed)
         if isinstance(node, ast.Return | ast.Raise | ast.Continue | ast.Break):
             return
+
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _bodies(definitions: Iterable[ast.AST], tree: ast.Module, seen: set[str], swallowed: bool) -> Iterator:
+    """What runs if functions are called, and classes made and all their methods called."""
+    for item in definitions:
+        if isinstance(item, ast.ClassDef):
+            yield from _live([part for part in item.body if not isinstance(part, DEFINITIONS)], tree, seen, swallowed)
+            yield from _bodies([part for part in item.body if isinstance(part, DEFINITIONS)], tree, seen, swallowed)
+        elif isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _live(item.body, tree, seen, swallowed)
 
 
 def _head(node: ast.stmt) -> ast.AST:

@@ -97,7 +97,9 @@ def _check(text: str, wanted: str, entry_point: str) -> Check:
     shown = repr(text.strip()[:SHOWN])
     try:
         tree = ast.parse(text)
-        tree.body = [node for node in tree.body if not _is_of_the_program(node) and not _is_main(node)]
+        tree.body = [node for node in tree.body if not _is_of_the_program(node)]
+        own = {getattr(node, "name", "") for node in tree.body}
+        tree.body = [node for node in tree.body if not (_is_main(node) and "main" not in own)]
         tree.body += _runners(tree, shown)
         stand_in = _StandIn(wanted)
         stand_in.visit(tree)
@@ -164,7 +166,15 @@ def _is_of_the_program(node: ast.stmt) -> bool:
 
 def _is_main(node: ast.stmt) -> bool:
     """`unittest.main()`: it looks for tests in files."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _dotted(node.value.func).endswith("main")
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and _dotted(node.value.func)
+        in (
+            "unittest.main",
+            "main",
+        )
+    )
 
 
 def _dotted(node: ast.AST) -> str:

@@ -348,7 +348,7 @@ class Tested:
             return framed(b"L", encode(OBJECT) + encode(value._r1_handle))
         if hasattr(value, "__next__"):
             return encode(value)
-        if not callable(value):
+        if not callable(value) or getattr(value, "__module__", None) in ("builtins", "os", "posix", "operator"):
             raise Unsendable(f"a {type(value).__name__} cannot be sent to a program")
         if value not in self._callbacks:
             self._callbacks.append(value)
@@ -369,7 +369,10 @@ class Tested:
         """A call of something that the test lent: all that a program may ask for."""
         if operation != CALLBACK:
             raise ValueError(f"no operation {operation!r}")
-        return self._callbacks[number](*arguments, **keywords)
+        try:
+            return self._callbacks[number](*arguments, **keywords)
+        except SystemExit as error:  # a function of the test's ends nothing with a status that the program chose
+            raise RuntimeError("a function of the test's has exited") from error
 
 
 def check(test: bytes, incoming: Any, outgoing: Any) -> int:

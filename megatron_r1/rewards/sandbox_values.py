@@ -22,8 +22,9 @@ class Unsendable(Exception):  # noqa: N818
 
 def encode(value: Any, lend: Callable[[Any], bytes] | None = None, depth: int = 0) -> bytes:
     """`value` as bytes: None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, the
-    types of VALUES, builtin types, and containers of these; a subclass as its base. `lend` gives the bytes of anything
-    else; without it iterators are sent as what they yield. Unsendable for the rest, and below MAX_DEPTH levels."""
+    types of VALUES, builtin types and functions, and containers of these; a subclass as its base. `lend` gives the
+    bytes of anything else; without it iterators are sent as what they yield. Unsendable for the rest, and below
+    MAX_DEPTH levels."""
     if depth > MAX_DEPTH:
         raise Unsendable(f"more than {MAX_DEPTH} levels of containers")
     if value is None:
@@ -51,6 +52,8 @@ def encode(value: Any, lend: Callable[[Any], bytes] | None = None, depth: int = 
     for kind, tag in SEQUENCES:
         if isinstance(value, kind):
             return framed(tag, b"".join([encode(item, lend, depth + 1) for item in kind.__iter__(value)]))
+    if type(value) is type(len) and BUILTIN_FUNCTIONS.get(value.__name__) is value:
+        return framed(b"B", value.__name__.encode())
     if isinstance(value, type) and BUILTIN_TYPES.get(value.__name__) is value:
         return framed(b"C", value.__name__.encode())
     if lend is not None:
@@ -116,12 +119,20 @@ BUILTIN_TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, object),
+        *(type, map, filter, zip, enumerate, reversed),
         *(BaseException.__subclasses__()),
         *(Exception.__subclasses__()),
         *(ArithmeticError, LookupError, ZeroDivisionError, OverflowError, KeyError, IndexError, RecursionError),
         *(NotImplementedError, UnicodeError, FileNotFoundError, PermissionError, TimeoutError, ModuleNotFoundError),
     )
     if kind.__module__ == "builtins"
+}
+BUILTIN_FUNCTIONS: dict[str, Any] = {
+    function.__name__: function
+    for function in (
+        *(abs, all, any, ascii, bin, chr, divmod, format, hash, hex, isinstance, issubclass, iter, len, max, min, next),
+        *(oct, ord, pow, repr, round, sorted, sum, callable, hasattr, print, id),
+    )
 }
 SEQUENCES: tuple[tuple[Any, bytes], ...] = ((list, b"l"), (tuple, b"t"), (set, b"S"), (frozenset, b"z"))
 SCALARS: dict[bytes, Callable[[bytes], Any]] = {
@@ -130,6 +141,7 @@ SCALARS: dict[bytes, Callable[[bytes], Any]] = {
     b"s": lambda body: body.decode("utf-8", "surrogatepass"),
     b"b": bytes,
     b"C": lambda body: BUILTIN_TYPES[body.decode()],
+    b"B": lambda body: BUILTIN_FUNCTIONS[body.decode()],
 }
 CONTAINERS: dict[bytes, Callable[[list], Any]] = {
     b"l": list,

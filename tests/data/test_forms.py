@@ -130,6 +130,14 @@ def test_gpqa_is_shuffled_by_its_record(tmp_path):
         assert sorted(line[3:] for line in lines[2:6]) == ["right", "w1", "w2", "w3"]
 
 
+def test_gpqa_is_a_table(tmp_path):
+    row = {"Pre-Revision Question": "x", **GPQA, "Record ID": "rec1"}
+    path = tmp_path / "gpqa_diamond.csv"
+    path.write_text(",".join(row) + "\n" + ",".join(f'"{cell}"' for cell in row.values()) + "\n")
+    (problem,) = read_problems([path])
+    assert problem == one(tmp_path, row) and problem.id == "rec1"
+
+
 HUMANEVAL = {
     "task_id": "HumanEval/0",
     "prompt": 'from typing import List\n\n\ndef half(x):\n    return x / 2\n\n\ndef f(x: int) -> int:\n    """ Adds one. """\n',

@@ -116,6 +116,28 @@ def test_a_file_is_refused_with_its_reason(tmp_path, content, words):
     assert str(caught.value).startswith(str(tmp_path / "f.jsonl")) and words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'x,y\n1,"a, ""b""\n2"\n', [{"x": "1", "y": 'a, "b"\n2'}]),
+        (b"\xef\xbb\xbfx,y\r\n1,2\r\n3,\r\n\r\n", [{"x": "1", "y": "2"}, {"x": "3", "y": ""}]),
+        (b"x,y\n1\n", "line 2: 1 cells; the first line names 2 columns"),
+        (b"x,x\n1,2\n", "line 1: a column stands twice"),
+        (b'x\n"a\n', "line 2: not valid CSV"),
+        (b"x\n\xff\n", "line 2: not UTF-8"),
+        (b"x,y\n", "has no rows"),
+        (b"", "has no rows"),
+    ],
+)
+def test_tables(tmp_path, content, found):
+    for name, packed in (("f.csv", content), ("f.csv.gz", gzip.compress(content))):
+        if isinstance(found, list):
+            assert rows(tmp_path / name, packed) == found
+        else:
+            with pytest.raises(DataError, match=found):
+                rows(tmp_path / name, packed)
+
+
 def test_a_folder_and_an_absent_file_are_refused(tmp_path):
     for path, words in ((tmp_path, "cannot be read: Is a directory"), (tmp_path / "no", "cannot be read: No such")):
         with pytest.raises(DataError, match=words):

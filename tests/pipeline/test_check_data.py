@@ -113,6 +113,11 @@ def test_notes(tmp_path):
         assert any(words in note for note in report.notes)
 
 
+def test_a_file_of_bad_lines_only(tmp_path):
+    path = write(tmp_path / "set.jsonl", "{", "[1")
+    assert [fault.partition(": ")[0] for fault in checked(path).faults] == [f"{path}, line 1", f"{path}, line 2"]
+
+
 def test_the_command(tmp_path, capsys):
     good = write(tmp_path / "good.jsonl", {"problem": "P?", "answer": "1"}, {"problem": "R?", "answer": "2"})
     bad = write(tmp_path / "bad.jsonl", {"question": "q"}, "{", {"question": "q", "answer": "1"})

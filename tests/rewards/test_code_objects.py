@@ -111,6 +111,10 @@ class Account:
         ("f", "def f(g, n): return g(n)", "assert f(lambda n: 1 if n == 0 else n * f(lambda m: m - 1, n), 3) == 6", "passed"),
         ("f", "def f():\n    n = 0\n    while True:\n        yield n\n        n += 1", "g = f()\nassert [next(g) for _ in range(2000)] == list(range(2000))", "passed"),
         ("f", "import itertools\ndef f(): return zip('ab', itertools.count())", "assert list(f()) == [('a', 0), ('b', 1)]", "passed"),
+        ("f", "def f(g, xs): return g(xs)", "assert f(len, [1, 2]) == 2 and f(sorted, [2, 1]) == [1, 2]", "passed"),
+        ("f", "def f(g): return g('2 + 3')", "assert f(eval) == 5", "refused"),
+        ("f", "def f(g): return g(80)", "import sys\nf(sys.exit)\nassert f(abs) == 0", "crashed"),
+        ("f", "def f(): return len", "assert f() is len", "passed"),
         # what a call does to its arguments, where its result is dropped
         ("f", "def f(xs): xs.sort()", "xs = [3, 1]\nf(xs)\nassert xs == [1, 3]", "passed"),
         ("f", "def f(b): b[0][1] = 'X'; b.append([])", "b = [['a', 'b']]\nrow = b[0]\nf(b)\nassert row == ['a', 'X'] and len(b) == 2", "passed"),

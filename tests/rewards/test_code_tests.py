@@ -128,6 +128,12 @@ def test_tests_that_prove_nothing_are_refused(text, reason):
         "def verify(g):\n    assert g(2) == 3\nverify(f)",
         "assert all(f(x) == x + 1 for x in range(5))",
         "assert not f(2) != 3",
+        "def main():\n    assert f(2) == 3\nmain()",
+        "def check(candidate):\n    def inner(x):\n        assert candidate(x) == 3\n    inner(2)",
+        "def run(function):\n    function()\n@run\ndef t():\n    assert f(2) == 3",
+        "class T:\n    def case(self):\n        assert f(2) == 3\n    def run(self):\n        self.case()\nT().run()",
+        "import asyncio\nasync def t():\n    assert f(2) == 3\nasyncio.run(t())",
+        "def verify(x):\n    assert f(x) == x + 1\nlist(map(verify, [1, 2]))",
         "if __name__ != '__main__':\n    assert f(2) == 3",
         # pytest's and unittest's forms
         "def test_one():\n    assert f(1) == 2\n\ndef test_two():\n    assert f(2) == 3",

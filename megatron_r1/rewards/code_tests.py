@@ -104,9 +104,12 @@ def _check(text: str, wanted: str, entry_point: str) -> Check:
         stand_in = _StandIn(wanted)
         stand_in.visit(tree)
         ast.fix_missing_locations(tree)
-        if not stand_in.found:
+        root = next((n.id for n in ast.walk(ast.parse(entry_point)) if isinstance(n, ast.Name)), "")
+        loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        called = CANDIDATE if stand_in.found else root  # s = Solution(), then s.f(1)
+        if called not in loaded:
             raise DataError(f"code tests: {shown} never calls {entry_point}, so any program would pass it")
-        if (reason := why_it_proves_nothing(tree, CANDIDATE)) is not None:
+        if (reason := why_it_proves_nothing(tree, called)) is not None:
             raise DataError(f"code tests: {shown} {reason}, so any program would pass it; write `assert` statements")
         _InPlace().visit(tree)
         statements = ast.unparse(ast.fix_missing_locations(tree))

@@ -56,21 +56,31 @@ class Expression(Function):
 
 
 class Iterator:
-    """An iterator of the program. It may have no end, so items come a few at a time."""
+    """An iterator of the program. It may have no end: items come one by one where the test takes them so, and more and
+    more at once where a loop does."""
 
     def __init__(self, ask: Callable[..., Any], handle: int, name: str) -> None:
         self._r1_ask, self._r1_handle, self._r1_name = ask, handle, name
         self._items: list[Any] = []
-        self._wanted, self._ended = 1, False
+        self._wanted, self._ended, self._in_loop = 1, False, False
 
     def __iter__(self) -> Iterator:
+        self._in_loop = True
         return self
+
+    def send(self, value: Any) -> Any:
+        """As a generator's."""
+        return self._r1_ask("send", self, value)
+
+    def close(self) -> None:
+        self._items, self._ended = [], True
+        self._r1_ask("close", self)
 
     def __next__(self) -> Any:
         if not self._items and not self._ended:
             items, self._ended = self._r1_ask("next", self, self._wanted)
             self._items = list(items)[::-1]
-            self._wanted = min(2 * self._wanted, MOST_ITEMS)
+            self._wanted = min(2 * self._wanted, MOST_ITEMS) if self._in_loop else 1
         if not self._items:
             raise StopIteration
         return self._items.pop()
@@ -113,6 +123,18 @@ class Remote(Function):
 
     def __bool__(self) -> bool:
         return self._r1_ask("truth", self) is True
+
+    def __neg__(self) -> Any:
+        return self._r1_ask("negative", self)
+
+    def __abs__(self) -> Any:
+        return self._r1_ask("absolute", self)
+
+    def __int__(self) -> int:
+        return self._r1_ask("integer", self)
+
+    def __float__(self) -> float:
+        return self._r1_ask("real", self)
 
     def __str__(self) -> str:
         return self._r1_ask("text", self)

@@ -115,6 +115,12 @@ class Account:
         ("f", "def f(g): return g('2 + 3')", "assert f(eval) == 5", "refused"),
         ("f", "def f(g): return g(80)", "import sys\nf(sys.exit)\nassert f(abs) == 0", "crashed"),
         ("f", "def f(): return len", "assert f() is len", "passed"),
+        ("f", "def f(n):\n    for i in range(n):\n        got = yield i\n        if got: yield got", "g = f(3)\nassert next(g) == 0 and g.send(7) == 7 and list(g) == [1, 2]", "passed"),
+        ("f", "seen = []\ndef f():\n    for i in range(9):\n        seen.append(i)\n        yield i\ndef last(): return seen[-1]", "g = f()\nassert [(next(g), last()) for _ in range(4)] == [(i, i) for i in range(4)]", "passed"),
+        # the method of an object that the test makes
+        ("Solution().f", "class Solution:\n    def f(self, xs): xs.sort()", "s = Solution()\nxs = [2, 1]\ns.f(xs)\nassert xs == [1, 2]", "passed"),
+        ("Solution().f", "class Solution:\n    def f(self, xs): pass", "s = Solution()\nxs = [2, 1]\ns.f(xs)\nassert xs == [1, 2]", "wrong"),
+        ("V", "class V:\n    def __init__(s, *v): s.v = v\n    def __neg__(s): return V(*(-x for x in s.v))\n    def __abs__(s): return sum(x * x for x in s.v) ** 0.5", "assert (-V(3, 4)).v == (-3, -4) and abs(V(3, 4)) == 5.0", "passed"),
         # what a call does to its arguments, where its result is dropped
         ("f", "def f(xs): xs.sort()", "xs = [3, 1]\nf(xs)\nassert xs == [1, 3]", "passed"),
         ("f", "def f(b): b[0][1] = 'X'; b.append([])", "b = [['a', 'b']]\nrow = b[0]\nf(b)\nassert row == ['a', 'X'] and len(b) == 2", "passed"),

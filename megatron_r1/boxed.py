@@ -10,6 +10,7 @@ import re
 
 OPENING = re.compile(r"\\(?:boxed|fbox)\s*(\{|(?=[^\s{]))")
 TOKEN = re.compile(r"\\(?:frac|sqrt|binom)(?:\{[^{}]*\}|\d){1,2}|\\[A-Za-z]+|\\.|.", re.DOTALL)
+BETWEEN = re.compile(r"(?:[\s,;$.、，]|\\[()\[\]]|\\(?:quad|qquad|text\s*\{\s*(?:and|or)\s*\})|\b(?:and|or)\b|和|或)*")
 ESCAPED = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -41,6 +42,21 @@ def boxed_spans(text: str) -> list[tuple[int, int, str]]:
 def boxed_contents(text: str) -> list[str]:
     r"""The content of each complete, outermost \boxed{...}, in order (boxed_spans without the places)."""
     return [content for _, _, content in boxed_spans(text)]
+
+
+def final_boxes(text: str) -> str | None:
+    r"""What the last \boxed{...} holds, or the last few, with commas or "or" between them, where nothing else stands
+    there: `1, 2` of `$\boxed{1}$ and $\boxed{2}$`. None where there is none; empty boxes do not count."""
+    spans = [span for span in boxed_spans(text) if span[2].strip()]
+    if not spans:
+        return None
+    said = spans[-1][2]
+    for (_, end, content), (start, _, _) in zip(reversed(spans[:-1]), reversed(spans[1:]), strict=True):
+        between = text[end:start]
+        if not between.strip() or BETWEEN.fullmatch(between) is None:
+            break
+        said = content + (" or " if re.search(r"\bor\b|或", between) else ", ") + said
+    return said.strip()
 
 
 def _closing_braces(text: str) -> dict[int, int]:

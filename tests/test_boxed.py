@@ -1,8 +1,10 @@
 r"""\boxed{} is found as TeX would: braces nest, escaped ones do not count, what is never closed is none."""
 
+import time
+
 import pytest
 
-from megatron_r1.boxed import boxed_contents, boxed_spans
+from megatron_r1.boxed import boxed_contents, boxed_spans, final_boxes
 
 
 @pytest.mark.parametrize(
@@ -37,4 +39,21 @@ def test_spans_cover_the_whole_command():
 
 
 def test_many_unclosed_boxes_take_no_time():
-    assert boxed_contents(r"\boxed{" * 2000) == []
+    begun = time.process_time()
+    assert boxed_contents(r"\boxed{" * 20_000) == []
+    assert time.process_time() - begun < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "final"),
+    [
+        ("18", None),
+        (r"First \boxed{1}. Then \boxed{2}.", "2"),
+        (r"The roots are $\boxed{1}$ and $\boxed{2}$.", "1, 2"),
+        (r"\boxed{1}, \boxed{2}, \boxed{3}", "1, 2, 3"),
+        (r"\boxed{18} \boxed{}", "18"),
+        (r"\boxed\frac12", r"\frac12"),
+    ],
+)
+def test_boxes_with_only_separators_between_them_are_one_answer(text, final):
+    assert final_boxes(text) == final

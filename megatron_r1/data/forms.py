@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_r1.boxed import boxed_contents
+from megatron_r1.boxed import final_boxes
 from megatron_r1.data.form_choices import choices
 from megatron_r1.data.form_programs import humaneval, livecodebench, mbpp, standard_streams
 from megatron_r1.errors import DataError
@@ -148,9 +148,9 @@ def _holds(row: Mapping[str, Any], key: str) -> bool:
 
 
 def _boxed_end(solution: Any, key: str, where: str) -> str:
-    if not isinstance(solution, str) or not (found := boxed_contents(solution)):
+    if not isinstance(solution, str) or not (found := final_boxes(solution)):
         raise DataError(
             f"{where}: there is no answer, and {key} holds no \\boxed{{...}} to take it from; add an answer, or leave "
             "the row out"
         )
-    return found[-1]
+    return found

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.boxed import boxed_spans
+from megatron_r1.boxed import boxed_contents, final_boxes
 from megatron_r1.data.forms import our_fields
 from megatron_r1.data.lines import read_rows
 from megatron_r1.errors import DataError
@@ -25,7 +23,6 @@ from megatron_r1.types import Message, Problem
 GRADERS = ("math", "exact", "code", "preference", "instructions")
 WITHOUT_ANSWER = ("code", "preference", "instructions")
 KNOWN = ("question", "messages", "answer", "id", "grader", "tests", "domain", "language", "solution")
-SEPARATOR = re.compile(r"[\s$,;.]*(?:and|or)?[\s$,;.]*")
 LEFT_OUT = ("reasoning_content", "reasoning", "thinking", "id", "timestamp")
 """Of a turn: earlier thoughts, which chat templates leave out too, and what is for people."""
 
@@ -174,16 +171,13 @@ def _without_solution(text: str, where: str) -> str:
     r"""What a solution's last \boxed{...} holds; all boxes where nothing but separators stands between them."""
     if "\\boxed" not in text and "\\fbox" not in text:
         return text
-    spans = boxed_spans(text)
-    found = [content.strip() for _, _, content in spans]
-    if not found or not found[-1]:
+    found = final_boxes(text)
+    if not found or not boxed_contents(text)[-1].strip():
         raise DataError(
             f"{where}: answer has a \\boxed that is empty or is never closed, so no answer could match it; write the "
             "final answer alone"
         )
-    between = [text[start:end] for (_, start, _), (end, _, _) in itertools.pairwise(spans)]
-    together = not text[: spans[0][0]].strip(" $") and all(SEPARATOR.fullmatch(part) for part in between)
-    return ", ".join(found) if together else found[-1]
+    return found
 
 
 def read_text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_r1.boxed import boxed_spans
+from megatron_r1.boxed import boxed_spans, final_boxes
 from megatron_r1.config.schema import AnswerPlace
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -26,10 +26,6 @@ NEW_TURN = re.compile(
     re.MULTILINE,
 )
 """Where a response goes on to ask itself the next question."""
-
-BETWEEN_BOXES = re.compile(
-    r"(?:[\s,;$.、，]|\\[()\[\]]|\\(?:quad|qquad|text\s*\{\s*(?:and|or)\s*\})|\b(?:and|or)\b|和|或)*"
-)
 
 
 def format_score(response: str) -> float:
@@ -71,18 +67,7 @@ def _last_element(shown: str) -> str | None:
 
 def _last_boxes(shown: str) -> str | None:
     spans = boxed_spans(shown)
-    if not spans:
-        return None
-    shown = _this_turn(shown, spans[0][1])
-    spans = [span for span in spans if span[1] <= len(shown)]
-    spans = [span for span in spans if span[2].strip()] or spans
-    said = spans[-1][2]
-    for (_, end, content), (start, _, _) in zip(reversed(spans[:-1]), reversed(spans[1:])):
-        between = shown[end:start]
-        if not between.strip() or BETWEEN_BOXES.fullmatch(between) is None:
-            break
-        said = content + between + said
-    return said.strip()
+    return final_boxes(_this_turn(shown, spans[0][1])) if spans else None
 
 
 def _this_turn(shown: str, start: int) -> str:

@@ -84,7 +84,7 @@ def test_neither_a_draft_nor_a_new_turn_is_the_answer(response, answer):
         (r"First \boxed{17}. No: \boxed{18}", "18"),
         (r"<think>maybe \boxed{18}", None),
         (r"thinking \boxed{17}</think>\n\n\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"The roots are $\boxed{3}$, $\boxed{5}$ and $\boxed{7}$.", "3$, $5$ and $7"),
+        (r"The roots are $\boxed{3}$, $\boxed{5}$ and $\boxed{7}$.", "3, 5, 7"),
         (r"\boxed{17} or \boxed{18}", "17 or 18"),
         (r"\boxed{17}\boxed{18}", "18"),
         ("\\boxed{18}\nUser: 2 + 2?\nAssistant: \\boxed{4}", "18"),

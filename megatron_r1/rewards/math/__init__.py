@@ -129,7 +129,8 @@ def _same_text(gold: str, given: str) -> bool:
     if plain[0].casefold() != plain[1].casefold():
         return False
     letters = re.findall(r"[A-Za-z]+", plain[0])
-    return "\\" not in plain[0] and all(len(run) > 2 or run.lower() in words.ALWAYS_FOLDED for run in letters)
+    shortest = 3 if any(map(str.isdigit, plain[0])) else 2  # 5 MHz is not 5 mHz
+    return "\\" not in plain[0] and all(len(run) > shortest or run.lower() in words.ALWAYS_FOLDED for run in letters)
 
 
 def _without_spaces(text: str) -> str:

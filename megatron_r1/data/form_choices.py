@@ -2,7 +2,7 @@
 
 Publishers give options as a list, an object or a text, and the right one as a letter, a number or a text. GPQA has the
 right one first: its options are shuffled by the record, so the same in every run. Left out: which letters an answer may
-be written with (rewards/math.py).
+be written with (rewards/math).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from megatron_r1.rewards.format import after_thought, extract_answer, format_sco
 from megatron_r1.rewards.pool import GradingPool, PoolCounts, Verdict
 from megatron_r1.types import Problem, Reward
 
-INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
+INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 """An integer in its one canonical spelling."""
 
 REMEMBERED = 8192

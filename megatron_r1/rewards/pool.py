@@ -5,7 +5,7 @@ One thread per worker feeds it one job at a time and waits; when the limit passe
 that was asked, it kills the worker and starts the next one. The limit is one of processor time: on a busy machine an
 honest answer takes longer and is not wrong for it. Workers start in the background when the pool is made,
 with a bare environment: no token of the trainer's reaches them. Left out: what is right or wrong (worker.py,
-math.py) and rewards (compose.py).
+rewards/math) and rewards (compose.py).
 """
 
 from __future__ import annotations

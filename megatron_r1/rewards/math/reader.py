@@ -472,10 +472,10 @@ class _Reader(TokenStream):
         return node
 
     def _over(self, name: str) -> Node:
-        """An accent: a repeating decimal after a point, else a symbol of its own."""
+        """An accent makes a symbol of its own. Repeating decimals were replaced before (tokens.py)."""
         before = self._tokens[self._place - 2] if self._place > 1 else ("", "")
         if name == "overline" and before[0] == "number":
-            raise UnreadableError  # repeating decimals were replaced before
+            raise UnreadableError
         return Symbol(f"{name}({self._subscript() if self._is('{') else self._take()})")
 
     def _figure(self, name: str) -> Node:

@@ -26,7 +26,9 @@ CHANGING_HAN = re.compile(
 )
 HARMLESS_HAN = re.compile("不同|完成|平方(?:厘|分|千)?米|立方(?:厘|分)?米|千米|千克|成绩|角度|三角形|多少|最后|最终")
 
-REASON = re.compile(r"\b(?:because|since|where|as\s+(?:desired|required))\b|[;；]", re.IGNORECASE)
+REASON = re.compile(
+    r"\b(?:because|since|where|as\s+(?:desired|required))\b|[;；](?=\s*(?:the|and|so|then|but)\b)", re.IGNORECASE
+)
 DENIED = re.compile(
     r"\b(?:not|n['’]t)\s+(?:true|correct|the\s+case|right)\b|\b(?:false|untrue|wrong)\s+that\b", re.IGNORECASE
 )
@@ -225,7 +227,7 @@ def _after_lead(text: str) -> Stated | None:
     leads = list(LEAD.finditer(text))
     for lead in reversed(leads):
         head, rest = text[: lead.start()], text[lead.end() :]
-        if not re.search(r"[\w\\]", rest):
+        if not re.search(r"[\w\\]", rest) or (lead[0].startswith("=") and not _is_total(head)):
             continue
         if re.search(r"\d", head) and not words_of(head) and not HAN.search(head):
             return None  # 17 is 18
@@ -233,6 +235,13 @@ def _after_lead(text: str) -> Stated | None:
             return None
         return _core(rest)
     return None
+
+
+def _is_total(head: str) -> bool:
+    """Are there words before an equals sign, as in `Total = 18` and `She makes 9 * 2 = 18`, and no other equation,
+    and no variables beside it, as in `the plane x + y = 0`?"""
+    last = [word for word in WORD.finditer(head) if is_word(word[0])][-1:]
+    return bool(last) and "=" not in head and not re.search(r"[A-Za-z]", head[last[0].end() :])
 
 
 def _core(rest: str) -> Stated | None:

@@ -394,7 +394,7 @@ def check(test: bytes, incoming: Any, outgoing: Any) -> int:
         scope = {"__name__": "test", **program, "candidate": candidate, "r1_in_place": in_place}
         exec(compile(statements, "test.py", "exec", dont_inherit=True), scope)
     except (Gone, Oversized):
-        pass
+        status = GONE  # tested.lost says which, and goes before; an exception is never a pass
     except Unsendable as error:
         print(f"the test cannot be put: {error}", file=sys.stderr)
         status = UNSENDABLE

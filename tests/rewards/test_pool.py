@@ -131,9 +131,10 @@ def test_worker_that_cannot_start_is_an_error_of_the_installation():
 def test_workers_die_with_a_killed_parent():
     script = (
         "import os, signal\nfrom megatron_r1.rewards.pool import GradingPool\n"
-        "import psutil\npool = GradingPool(num_workers=1, timeout_seconds=60)\n"
+        "import psutil\npool = GradingPool(num_workers=1, timeout_seconds=60, graders=('math', 'language'))\n"
         "pool.submit('math', '18.0', reference='18').result()\n"
-        "pool.submit('math', '2.0', reference='18')\n"
+        "for _ in range(100): pool.submit('language', 'one word after another ' * 9000, reference='en')\n"
+        "import time\ntime.sleep(0.3)\n"  # the worker is at work, with seconds of it left
         "print(psutil.Process().children()[0].pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from megatron_r1.rewards.math import choices, words
 from megatron_r1.rewards.math.equality import same
 from megatron_r1.rewards.math.reader import read
-from megatron_r1.rewards.math.text import normalise
+from megatron_r1.rewards.math.text import TEXT, normalise
 from megatron_r1.rewards.math.tree import Apply, Items, Node, Symbol
 
 MAX_ANSWER_CHARACTERS = 2000
@@ -123,7 +123,7 @@ def _same_text(gold: str, given: str) -> bool:
     """Equal up to white space; words of three letters and more also up to case."""
     if _without_spaces(gold) == _without_spaces(given):
         return True
-    plain = [re.sub(r"(?<!\.)\.$", "", " ".join(words.TEXT.sub(r" \1 ", text).split())) for text in (gold, given)]
+    plain = [re.sub(r"(?<!\.)\.$", "", " ".join(TEXT.sub(r" \1 ", text).split())) for text in (gold, given)]
     if plain[0] == plain[1]:
         return True
     if plain[0].casefold() != plain[1].casefold():
@@ -245,7 +245,9 @@ def _is_one_word(text: str) -> bool:
     if run.lower() in words.MATH_WORDS:
         return False
     return (
-        len(run) > 3 or run.lower() in words.NOT_VARIABLES or (len(run) == 3 and any(v in "aeiou" for v in run.lower()))
+        len(run) > 3
+        or run.lower() in words.FUNCTION_WORDS
+        or (len(run) == 3 and any(v in "aeiou" for v in run.lower()))
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from megatron_r1.rewards.math.text import TEXT
 from megatron_r1.rewards.math.vocabulary import NEGATIONS
 from megatron_r1.rewards.math.words import changing
 
@@ -21,7 +22,7 @@ OTHER = re.compile(r"\(([A-J])\)|(?<![A-Za-z\\])([B-HJ])(?=[.):,]|\s*$)|\b(?:or|
 
 def reference_choice(reference: str) -> str | None:
     """The right letters in order (`ABD`), where a reference is nothing but letters A to J."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", reference).strip().strip(".")
+    text = TEXT.sub(r"\1", reference).strip().strip(".")
     found = REFERENCE.fullmatch(text.replace(" ", "").replace(",", ""))
     if found is None:
         return None

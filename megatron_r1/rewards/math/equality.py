@@ -14,6 +14,7 @@ from megatron_r1.rewards.math.names import UNORDERED, split_names, unnamed
 from megatron_r1.rewards.math.real_sets import as_real_set, same_real_set
 from megatron_r1.rewards.math.signs import expanded, without_degrees
 from megatron_r1.rewards.math.tree import (
+    FLIPPED,
     Apply,
     Items,
     Matrix,
@@ -29,7 +30,6 @@ from megatron_r1.rewards.math.tree import (
 from megatron_r1.rewards.math.values import NOT_VARIABLES
 
 MOST_ITEMS = 40
-FLIPPED = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
 def same(gold: Node, given: Node) -> bool:

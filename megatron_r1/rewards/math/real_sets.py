@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_r1.rewards.math.tree import Apply, Items, Node, Relation, SetBuilder, Symbol, symbols
+from megatron_r1.rewards.math.tree import FLIPPED, Apply, Items, Node, Relation, SetBuilder, Symbol, symbols
 from megatron_r1.rewards.math.values import NOT_VARIABLES, Evaluation, NoValueError
 
 BITS = 200
@@ -94,11 +94,8 @@ def _of_relation(relation: Relation) -> RealSet | None:
         if index not in (place, place - 1):
             return None
         bound = terms[index + 1] if index == place else terms[index]
-        found = _intersection(found, _beside(sign if index == place else _FLIPPED.get(sign, ""), bound))
+        found = _intersection(found, _beside(sign if index == place else FLIPPED.get(sign, ""), bound))
     return found
-
-
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
 def _beside(sign: str, bound: Node) -> RealSet | None:

@@ -68,6 +68,10 @@ class Matrix:
 Node = Number | Symbol | Apply | Items | Relation | SetBuilder | Matrix
 
 
+FLIPPED = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+"""The sign of a relation read from right to left."""
+
+
 def symbols(node: Node) -> frozenset[str]:
     """The names of all symbols in a tree, constants too."""
     if isinstance(node, Symbol):

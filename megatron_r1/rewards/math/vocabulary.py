@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-NOT_VARIABLES = frozenset(
+FUNCTION_WORDS = frozenset(
     "is are was be it the an of so to we he she in on at no yes not if as by my its has had for all any you they "
     "ans this that thus hence and then only also now our out per one get got she her his".split()
 )

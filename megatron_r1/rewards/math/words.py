@@ -11,11 +11,11 @@ import re
 from typing import NamedTuple
 
 from megatron_r1.boxed import boxed_spans
+from megatron_r1.rewards.math.text import TEXT
 from megatron_r1.rewards.math.tokens import FUNCTIONS
-from megatron_r1.rewards.math.vocabulary import AFTER, BEFORE, NEGATIONS, NOT_VARIABLES, NOUNS, UNIT_LETTERS, UNITS
+from megatron_r1.rewards.math.vocabulary import AFTER, BEFORE, FUNCTION_WORDS, NEGATIONS, NOUNS, UNIT_LETTERS, UNITS
 
 WORD = re.compile(r"(?<![\\A-Za-z0-9])[A-Za-z]{2,}(?:['’][a-z]+)?")
-TEXT = re.compile(r"\\text\{([^{}]*)\}")
 ENVIRONMENT = re.compile(r"\\(begin|end)\{\w+\*?\}(?:\{[lcr| ]*\})?")
 HAN = re.compile(r"[\u3400-\u9fff]+")
 MATH_WORDS = FUNCTIONS | {"pi", "sqrt", "infty", "infinity", "or", "and", "mod"}
@@ -77,7 +77,7 @@ def is_prose(text: str) -> bool:
 
 
 def is_word(run: str) -> bool:
-    return len(run) > 3 or run in NOUNS or (run.lower() in NOT_VARIABLES and not run.isupper())
+    return len(run) > 3 or run in NOUNS or (run.lower() in FUNCTION_WORDS and not run.isupper())
 
 
 def has_words(text: str) -> bool:
@@ -173,7 +173,7 @@ def _boxed_answer(text: str, boxes: list[tuple[int, int, str]]) -> list[Stated]:
         whole = _trimmed(before + inside + after)
         last = inside if before.rstrip().endswith("=") and not after.strip(EDGE) else None  # 9 * 2 = \boxed{18}
         return [Stated(text) for text in (whole, last) if text]
-    if words_of(re.sub(r"\\text\{[^{}]*\}", "", inside)) and len(boxes) > 1:
+    if words_of(TEXT.sub("", inside)) and len(boxes) > 1:
         return []  # two boxes in two sentences that differ
     last = re.findall(r"[A-Za-z]+", unmarked(before))[-1:]
     if _is_negated(before) or (last and last[0].lower() in BEFORE - {"more"}) or not _is_harmless_after(after):

@@ -1,7 +1,8 @@
 """megatron-r1 check-data: files of problems read as a run would read them, and all of their faults told at once.
 
-Beside what reading finds, tests of programs are run against programs that solve nothing (rewards/code_idle.py), and
-instructions are tried on a text. Left out: whether a reference is right, and whether prompts leave room for an answer.
+Beside what reading finds there is what a run looks at before it starts (rewards/wiring.py), and tests of programs are
+run against programs that solve nothing (rewards/code_idle.py). Left out: whether a reference is right, and whether
+prompts leave room for an answer.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from megatron_r1.errors import DataError
 from megatron_r1.observe.progress import duration
 from megatron_r1.rewards.code_idle import IdlePass, idle_passes
 from megatron_r1.rewards.code_tests import CodeTests, parse_tests
-from megatron_r1.rewards.instructions import follows
 from megatron_r1.rewards.sandbox import Sandbox
+from megatron_r1.rewards.wiring import check_problems
 from megatron_r1.types import Problem
 
 TELL_SECONDS = 10.0
@@ -55,12 +56,13 @@ def check_data(config: CheckDataConfig) -> DataReport:
     tests: list[tuple[str, Problem, CodeTests]] = []
     for where, problem in placed:
         try:
-            if problem.grader == "code":
-                tests.append((where, problem, parse_tests(problem.metadata["tests"])))
-            for name, arguments in problem.metadata.get("instructions", ()):
-                follows("A text of a few words.", name, arguments)
+            if problem.grader != "preference" or config.rewards.preferences:
+                check_problems([problem], config.rewards, reward_models=True)
         except DataError as error:
-            faults.append(f"{where}: problem {problem.id}: {error}")
+            faults.append(f"{where}: {error}")
+            continue
+        if problem.grader == "code":
+            tests.append((where, problem, parse_tests(problem.metadata["tests"])))
     forms = {str(path): _survey(path, notes) for path in dict.fromkeys(config.data.files)}
     notes += _repeated(placed) + _long_answers(placed)
     if tests and config.programs:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
@@ -87,7 +86,8 @@ class Scorer:
         self._pool = GradingPool(
             num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, graders=graders
         )
-        self._verdicts: OrderedDict[tuple[str, str, str | None, str], Future[Verdict]] = OrderedDict()
+        self._verdicts: dict[tuple[str, str, str | None, str], Future[Verdict]] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Scorer:
         return self
@@ -103,10 +103,8 @@ class Scorer:
         DataError for a problem whose grader is unknown or has no reference answer to compare with.
         """
         parts = {"format": format_score(response)}
-        place = self.config.answer_from
-        if problem.grader in ("code", "instructions") and place != "answer":
-            place = "answer"  # neither is written in a box
-        answer = extract_answer(response, place)
+        in_box = problem.grader not in ("code", "instructions")  # neither is written in one
+        answer = extract_answer(response, self.config.answer_from if in_box else "answer")
         waiting: dict[str, Future[Verdict] | Future[float]] = {}
         by_rule = problem.grader not in ("code", "preference", "instructions")
         quick = _quick_verdict(problem, answer) if by_rule else None
@@ -147,20 +145,18 @@ class Scorer:
     def _graded_once(self, problem: Problem, answer: str) -> Future[Verdict]:
         """The verdict on an answer, shared with whoever gave the same one. Verdicts for lack of time are not shared."""
         key = (problem.grader, problem.id, problem.answer, answer)
-        known = self._verdicts.get(key)
-        if known is not None and not (
-            known.done() and (known.cancelled() or known.exception() or known.result().timed_out)
-        ):
-            self._verdicts.move_to_end(key)
-            return known
         metadata = problem.metadata
         if problem.grader == "math" and problem.messages:
             metadata = {**metadata, "question": problem.messages[-1]["content"][-MAX_QUESTION_CHARACTERS:]}
-        future = self._pool.submit(problem.grader, answer, reference=problem.answer, metadata=metadata)
-        self._verdicts[key] = future
-        if len(self._verdicts) > REMEMBERED:
-            self._verdicts.popitem(last=False)
-        return future
+        with self._lock:  # responses are submitted by several threads
+            known = self._verdicts.get(key)
+            if known is not None and not _is_lost(known):
+                return known
+            future = self._pool.submit(problem.grader, answer, reference=problem.answer, metadata=metadata)
+            self._verdicts[key] = future
+            if len(self._verdicts) > REMEMBERED:
+                del self._verdicts[next(iter(self._verdicts))]  # the oldest
+            return future
 
     def _submit_program(self, problem: Problem, answer: str | None) -> Future[Verdict]:
         if self._programs is None:
@@ -214,6 +210,11 @@ class Scorer:
     def _reward(self, parts: Mapping[str, float]) -> Reward:
         ordered = {name: parts[name] for name in self._weights if name in parts}
         return Reward(total=sum(self._weights[name] * part for name, part in ordered.items()), parts=ordered)
+
+
+def _is_lost(graded: Future[Verdict]) -> bool:
+    """Is there no verdict, and will there be none?"""
+    return graded.done() and (graded.cancelled() or graded.exception() is not None or graded.result().timed_out)
 
 
 def _quick_verdict(problem: Problem, answer: str | None) -> bool | None:

@@ -193,6 +193,8 @@ REPORTED_EQUAL = [
     (r"\sqrt{x}\sqrt{y}", r"\sqrt{xy}"), (r"\ln 2", r"\log_e 2"), ("m=5", "5"),
 ]  # fmt: skip
 NEIGHBOURS_EQUAL = [
+    (r"(\begin{pmatrix}1\\2\end{pmatrix}, 3)", r"\left(\begin{bmatrix}1\\2\end{bmatrix}, 3\right)"),
+    (r"(3, \begin{pmatrix}1\\2\end{pmatrix})", r"(3, \left[\begin{array}{c}1\\2\end{array}\right])"),
     ("18", "about 18"),
     ("58.7", "The speed is approximately 58.7 m/s."),
     ("1000.99", "1,000.99"),

@@ -39,7 +39,9 @@ CALLED = frozenset("fghFGH")
 MATRICES = {"matrix": "matrix", "pmatrix": "matrix", "bmatrix": "matrix", "Bmatrix": "matrix", "array": "matrix",
             "smallmatrix": "matrix", "vmatrix": "det"}  # fmt: skip
 MATRIX = re.compile(
-    r"[(\[]?\s*\\begin\{(\w*matrix|array)\}\s*(?:(?<=array\})\{[lcr| ]*\})?(.*?)\\end\{\1\}\s*[)\]]?", re.DOTALL
+    r"(?P<open>[(\[]\s*)?\\begin\{(?P<kind>\w*matrix|array)\}\s*(?:(?<=array\})\{[lcr| ]*\})?(?P<rows>.*?)"
+    r"\\end\{(?P=kind)\}(?(open)\s*[)\]])",
+    re.DOTALL,
 )
 SUBSCRIPT_END = re.compile(r"[A-Za-z0-9]")
 
@@ -66,14 +68,14 @@ class _Reader(TokenStream):
         self._bars = 0
 
     def _matrix(self, found: re.Match[str], depth: int) -> str:
-        if depth > 2 or found[1] not in MATRICES:
+        if depth > 2 or found["kind"] not in MATRICES:
             raise UnreadableError
         rows = []
-        for line in found[2].replace(r"\hline", "").strip().removesuffix(r"\\").split(r"\\"):
+        for line in found["rows"].replace(r"\hline", "").strip().removesuffix(r"\\").split(r"\\"):
             rows.append(tuple(_entry(cell, depth + 1) for cell in line.split("&")))
         if len({len(row) for row in rows}) != 1:
             raise UnreadableError
-        self._matrices.append(Matrix(MATRICES[found[1]], tuple(rows)))
+        self._matrices.append(Matrix(MATRICES[found["kind"]], tuple(rows)))
         return rf" \placeholder{'abcdefghij'[len(self._matrices) - 1]} " if len(self._matrices) <= 10 else "?"
 
     # -- grammar, from the loosest binding to the tightest

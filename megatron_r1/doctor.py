@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from megatron_r1.config import ModelShape, RunConfig, load_shape
+from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, needed_packages, normal_name
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.parameters import bytes_per_rank, count_parameters
@@ -53,6 +53,9 @@ TRAINING = ("torch", "megatron-core", "transformers", "mpmath")
 CPU_PROCESS_BYTES = 1_400_000_000
 """Resident memory of a trainer rank or a vLLM server on CPU before its weights, with room (0.7 GB seen)."""
 
+OLDEST_DRIVER = 580
+"""The driver branch that CUDA 13 asks for (NVIDIA's CUDA 13.0 release notes, table 2)."""
+
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp8": 2}
 
 
@@ -72,6 +75,8 @@ class Machine:
     memory_bytes: int
     available_bytes: int
     gpus: tuple[Gpu, ...]
+    driver: str
+    """NVIDIA's driver, such as 580.65; empty without one."""
     versions: Mapping[str, str]
     commands: frozenset[str]
 
@@ -125,7 +130,8 @@ def look() -> Machine:
         memory_bytes=memory.total,
         available_bytes=memory.available,
         gpus=find_gpus(),
-        versions={_normal(found.name): found.version for found in importlib.metadata.distributions() if found.name},
+        driver=find_driver(),
+        versions=installed_versions(),
         commands=frozenset(name for name, _ in COMMANDS if shutil.which(name)),
     )
 
@@ -138,6 +144,17 @@ def find_gpus(command: str = "nvidia-smi") -> tuple[Gpu, ...]:
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return parse_gpus(done.stdout) if done.returncode == 0 else ()
+
+
+def find_driver(command: str = "nvidia-smi") -> str:
+    """The driver's version; "" where nvidia-smi is absent or cannot reach one."""
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    said = done.stdout.split()
+    return said[0] if done.returncode == 0 and said and said[0][0].isdigit() else ""
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
@@ -174,8 +191,8 @@ def missing_of(needs: Sequence[Requirement], versions: Mapping[str, str]) -> lis
     return [
         need
         for need in needs
-        if _normal(need.name) not in versions
-        or not need.specifier.contains(versions[_normal(need.name)], prereleases=True)
+        if normal_name(need.name) not in versions
+        or not need.specifier.contains(versions[normal_name(need.name)], prereleases=True)
     ]
 
 
@@ -203,9 +220,12 @@ def recipe_needs(config: RunConfig, machine: Machine) -> list[Need]:
             needed=" ".join(packages),
             here=f"without {' '.join(absent)}" if absent else "all",
             met=not absent,
-            remedy=_pip("gpu" if cuda else "cpu"),
+            remedy=_install("gpu" if cuda else "cpu"),
         )
     )
+    needs.append(_versions_need(config, machine))
+    if cuda:
+        needs.append(_driver_need(machine))
     needs.append(_processors_need(config, machine))
     if config.data.files:
         absent = [str(file) for file in config.data.files if not file.is_file()]
@@ -237,6 +257,7 @@ def describe_machine(machine: Machine) -> str:
         rows.append(("GPUs", f"{gpus.count(gpu)} x {gpu[0]}", gpu[1]))
     if not gpus:
         rows.append(("GPUs", "none", "nvidia-smi is absent or shows none"))
+    rows.append(("driver", machine.driver or "none", "NVIDIA's"))
     rows += [("", "", "")]
     rows += [(name, machine.versions.get(name, "missing"), purpose) for name, purpose in PACKAGES]
     rows += [("", "", "")]
@@ -251,7 +272,7 @@ def describe_extras(machine: Machine, extras: Mapping[str, Sequence[Requirement]
         lacks = ", ".join(f"{need.name}{need.specifier}" for need in missing)
         rows.append((f"[{name}]", "incomplete" if missing else "complete", f"lacks {lacks}" if missing else ""))
         if missing:
-            rows.append(("", "", _pip(name)))
+            rows.append(("", "", _install(name)))
     return _table(rows)
 
 
@@ -280,6 +301,34 @@ def _model_need(config: RunConfig) -> tuple[Need, ModelShape | None]:
         if config.model.initialise == "weights" and not any(folder.glob("*.safetensors")):
             here, remedy = "without *.safetensors", "put the weights there, or --model.initialise random"
     return Need(what="model", needed=str(folder), here=here, met=here == "found", remedy=remedy), shape
+
+
+def _versions_need(config: RunConfig, machine: Machine) -> Need:
+    """Of the packages that are here; those that are absent are another need."""
+    names = needed_packages(device=config.device, trains=True, serves=True)
+    wrong = [f"{name} {machine.versions[name]}" for name in names if not _fits(name, machine.versions)]
+    return Need(
+        what="versions",
+        needed=" ".join(f"{name}{SUPPORTED[name]}" for name in names),
+        here=", ".join(wrong) if wrong else "all in range",
+        met=not wrong,
+        remedy=_install("gpu" if config.device == "cuda" else "cpu"),
+    )
+
+
+def _driver_need(machine: Machine) -> Need:
+    major = machine.driver.partition(".")[0]
+    return Need(
+        what="driver",
+        needed=f"NVIDIA driver {OLDEST_DRIVER} or newer (CUDA 13)",
+        here=machine.driver or "none (nvidia-smi is absent or reaches no driver)",
+        met=major.isdigit() and int(major) >= OLDEST_DRIVER,
+        remedy="install the driver of your GPU, and in a container pass it in (apptainer --nv, docker --gpus all)",
+    )
+
+
+def _fits(name: str, versions: Mapping[str, str]) -> bool:
+    return name not in versions or fits(name, versions[name])
 
 
 def _processors_need(config: RunConfig, machine: Machine) -> Need:
@@ -347,14 +396,10 @@ def _disk_need(config: RunConfig, shape: ModelShape) -> Need:
     )
 
 
-def _pip(extra: str) -> str:
+def _install(extra: str) -> str:
     if extra == "cpu":
         return "make quickstart (or pip install --no-deps -r requirements/cpu.txt -r requirements/torch.txt)"
-    return f"pip install -e '.[{extra}]'"
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return "make install-gpu" if extra == "gpu" else f"pip install -e '.[{extra}]'"
 
 
 def _gib(size: int) -> str:

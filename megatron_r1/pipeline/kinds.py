@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_r1.config.evaluation import EvaluateConfig, validate_evaluation
+from megatron_r1.config.packages import installed_versions, needed_packages, version_faults
 from megatron_r1.config.rejection import RejectionConfig, validate_rejection
 from megatron_r1.config.reward_model import RewardModelConfig, validate_reward_model
-from megatron_r1.config.schema import RunConfig, StageConfig
+from megatron_r1.config.schema import RolloutConfig, RunConfig, StageConfig
 from megatron_r1.config.sft import SFTRunConfig, validate_sft
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.tiny_world import TINY_WORLD_FILES, TinyWorldConfig, validate_tiny_world
 from megatron_r1.config.validate import validate
+from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.launch import Ranks
 from megatron_r1.planning.fit import check_fit
 from megatron_r1.planning.plan import Planned
@@ -39,6 +41,8 @@ def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:
     """The shape of the stage's model, if it has one. Raises ConfigError listing every fault. `folder`: whether run_dir
     may be used is looked at too. A stage for GPUs must fit them."""
     shape = _validated(config, folder)
+    if faults := version_faults(packages_of(config), installed_versions()):
+        raise ConfigError(faults)
     if shape is not None and isinstance(config, Planned):
         check_fit(config, shape)
     return shape
@@ -78,6 +82,21 @@ def _described(config: StageConfig, shape: ModelShape) -> str:
         return f"{describe_model(config.name, shape)}\nrun folder: {config.run_dir}"
     assert isinstance(config, RejectionConfig)
     return describe_rejection(config, shape)
+
+
+def packages_of(config: StageConfig) -> tuple[str, ...]:
+    """What the stage's processes import of other projects' packages, as far as their versions matter."""
+    rollout = rollout_of(config)
+    ranks = ranks_of(config)
+    cuda = (rollout is not None and rollout.device == "cuda") or (ranks is not None and not ranks.cpu)
+    return needed_packages(device="cuda" if cuda else "cpu", trains=ranks is not None, serves=rollout is not None)
+
+
+def rollout_of(config: StageConfig) -> RolloutConfig | None:
+    """How the stage's servers run; None for a stage that starts none."""
+    if isinstance(config, EvaluateConfig) and config.server.url:
+        return None
+    return config.rollout if isinstance(config, RunConfig | RejectionConfig | EvaluateConfig) else None
 
 
 def ranks_of(config: StageConfig) -> Ranks | None:

@@ -22,14 +22,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_r1.config.packages import version_faults
 from megatron_r1.config.run_folder import folder_faults, is_held
 from megatron_r1.config.same import as_json
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.cluster import NODES, ROLES, own_address, write_whole
-from megatron_r1.pipeline.kinds import ranks_of
-from megatron_r1.pipeline.roles import Roles, rollout_of
+from megatron_r1.pipeline.kinds import packages_of, ranks_of, rollout_of
+from megatron_r1.pipeline.roles import Roles
 
 WAIT_SECONDS = 60.0
 """For the other nodes' files; srun starts the nodes' processes within seconds of each other."""
@@ -227,8 +228,9 @@ def node_faults(config: StageConfig, layout: Roles, reports: Sequence[Report], s
         if without:
             faults.append(
                 f"container: Transformer Engine is not installed on {', '.join(without)}; use an image that has it "
-                "(CONTAINER_IMAGE), or pip install -e '.[gpu]' in the environment (VENV)"
+                "(CONTAINER_IMAGE), or make install-gpu in the environment (VENV)"
             )
+    faults += _package_faults(config, reports)
     first = reports[0]
     for other in reports[1:]:
         differ = [
@@ -245,6 +247,15 @@ def node_faults(config: StageConfig, layout: Roles, reports: Sequence[Report], s
                 f"rollout.sync is gloo, which stays on one machine; {', '.join(apart)} and {first.name} are several"
             )
     return faults
+
+
+def _package_faults(config: StageConfig, reports: Sequence[Report]) -> list[str]:
+    """Versions that this program does not work with: of the first node that has them, since all should be alike."""
+    names = packages_of(config)
+    for report in reports:
+        if faults := version_faults(names, report.versions, where=report.name):
+            return [f"versions: {fault}" for fault in faults]
+    return []
 
 
 def port_faults(address: str, port: int, name: str) -> list[str]:

@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_r1.config.evaluation import EvaluateConfig
-from megatron_r1.config.rejection import RejectionConfig
 from megatron_r1.config.schema import RolloutConfig, RunConfig, StageConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.pipeline.kinds import ranks_of
+from megatron_r1.pipeline.kinds import ranks_of, rollout_of
 
 ServerRole = Literal["rollout", "reward", "teacher"]
 
@@ -116,13 +114,6 @@ def roles_of(config: StageConfig, *, slots_per_node: int) -> Roles:
         servers=() if local else _place(wanted, first, slots_per_node),
         local_servers=local and bool(wanted),
     )
-
-
-def rollout_of(config: StageConfig) -> RolloutConfig | None:
-    """How the stage's servers run; None for a stage that starts none."""
-    if isinstance(config, EvaluateConfig) and config.server.url:
-        return None
-    return config.rollout if isinstance(config, RunConfig | RejectionConfig | EvaluateConfig) else None
 
 
 def server_config(config: StageConfig, place: ServerPlace) -> RolloutConfig:

@@ -123,9 +123,22 @@ def test_nodes_with_other_packages_or_no_address():
     layout = roles_of(config, slots_per_node=1)
     reports = [report(0), report(1, fault="no address"), report(2)]
     reports[2].versions["torch"] = "1.0"
-    address, versions = preflight.node_faults(config, layout, reports, 1)
+    address, unsupported, versions = preflight.node_faults(config, layout, reports, 1)
     assert address == "beta: no address"
+    assert unsupported == "versions: torch is 1.0 on gamma; this program works with torch>=2.11: " + (
+        "pip install 'torch>=2.11'"
+    )
     assert "gamma has torch 1.0 instead of " in versions
+
+
+def test_a_vllm_that_cannot_take_weights_is_refused_before_anything_is_loaded():
+    config = RECIPES["grpo_671b"]()
+    layout = roles_of(config, slots_per_node=8)
+    reports = [report(node, gpus=8, transformer_engine=True) for node in range(3)]
+    for each in reports:
+        each.versions["vllm"] = "0.31.0"
+    (fault,) = preflight.node_faults(config, layout, reports, 8)
+    assert fault.startswith("versions: vllm is 0.31.0 on alpha; this program works with vllm>=0.32,<0.34")
 
 
 def test_gloo_transfers_are_refused_over_machines():

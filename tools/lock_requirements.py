@@ -1,4 +1,4 @@
-"""Write requirements/cpu.txt and requirements/dev.txt, the exact versions that make installs (make lock)
+"""Write requirements/*.txt, the exact versions that make installs (make lock; --gpu for make install-gpu's)
 
 The roots are pyproject.toml's dependencies with its [cpu] and [dev] extras, plus ROOTS below. pip resolves
 them (`pip install --dry-run --report`) without installing anything; this script then walks the answer from
@@ -9,6 +9,9 @@ where the index offers both a CPU and a CUDA build, the reader chooses.
 Pins that exist are kept (they are given to pip as constraints), so a second run changes nothing. --upgrade
 forgets them and takes the newest versions that fit together. Needs Python 3.11, the older of the two that are
 supported, and the network: a minute or two.
+
+--gpu writes requirements/gpu.txt and gpu-vllm-0.33.txt instead: the [gpu] and [dev] extras for Python 3.12 and CUDA 13
+on Linux, one file for each vLLM that is supported, resolved by uv. Nothing is cut from them.
 """
 
 from __future__ import annotations
@@ -28,6 +31,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = ROOT / "requirements" / "torch.txt"
+
+GPU_LOCKS = {"gpu": "0.32.0", "gpu-vllm-0.33": "0.33.0"}
+"""Name of the file -> vLLM in it, which decides torch."""
+
+GPU_ROOTS = ("transformer-engine-torch==2.20.2", "ninja", "pybind11")
+"""Besides the extras: what is compiled, and what it is compiled with."""
 
 ROOTS = {
     "cpu": ("setuptools", "gguf"),  # builds the editable install; reads GGUF files in tools/make_smollm2.py
@@ -54,6 +63,8 @@ CUT_PREFIXES = ("nvidia-", "cuda-")
 """The libraries of a CUDA build of torch, where the index gives one: they belong to torch, not here."""
 
 HEADER = {
+    "gpu": "# Written by `make lock-gpu` (tools/lock_requirements.py) for Python 3.12 and CUDA 13 on Linux x86-64.\n"
+    "# make install-gpu installs it; transformer-engine-torch is compiled after torch, all else comes as wheels.\n",
     "cpu": "# Written by `make lock` (tools/lock_requirements.py), which says what is left out and why.\n"
     "# Installed with --no-deps, before torch.txt.\n",
     "dev": "# Written by `make lock`: what tests and checks need besides cpu.txt. Installed with --no-deps\n",
@@ -64,8 +75,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--upgrade", action="store_true", help="forget the pins and take the newest versions")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file would change")
+    parser.add_argument("--gpu", action="store_true", help="write the lock files for GPUs instead")
     parser.add_argument("--report", type=Path, help="read pip's report from this file instead of asking pip")
     options = parser.parse_args()
+    if options.gpu:
+        return int(any([lock_gpu(name, vllm, options) for name, vllm in GPU_LOCKS.items()]) and options.check)
     roots = read_roots(ROOT / "pyproject.toml")
     if options.report:
         report = json.loads(options.report.read_text())
@@ -88,6 +102,27 @@ def main() -> int:
             target.write_text(text)
         print(f"{target.relative_to(ROOT)}: {len(members)} packages")
     return int(options.check and changed)
+
+
+def lock_gpu(name: str, vllm: str, options: argparse.Namespace) -> bool:
+    """Resolve and write one lock file for GPUs; whether it is another than before."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    roots = [*project["dependencies"], *extras["gpu"], *extras["dev"], *GPU_ROOTS, f"vllm=={vllm}"]
+    target = target_of(name)
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "--no-annotate", "--no-header"]
+    command += ["--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28", "-"]
+    if target.exists() and not options.upgrade:
+        command += ["--constraint", str(target)]
+    done = subprocess.run(command, input="\n".join(roots), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{target.name}: uv found no versions that fit together:\n{done.stderr}")
+    text = HEADER["gpu"] + done.stdout
+    changed = not target.exists() or target.read_text() != text
+    if not options.check:
+        target.write_text(text)
+    print(f"{target.relative_to(ROOT)}: {done.stdout.count('==')} packages")
+    return changed
 
 
 def target_of(name: str) -> Path:
@@ -120,7 +155,7 @@ def ask_pip(roots: Iterable[Requirement], *, keep_pins: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "report.json"
         command += ["--report", str(answer), "-r", str(TORCH)]
-        pins = [target_of(name) for name in HEADER if target_of(name).exists()]
+        pins = [target_of(name) for name in ROOTS if target_of(name).exists()]
         if keep_pins:
             command += [word for file in pins for word in ("--constraint", str(file))]
         subprocess.run([*command, *map(str, roots)], check=True)

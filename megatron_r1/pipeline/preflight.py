@@ -240,11 +240,12 @@ def node_faults(config: StageConfig, layout: Roles, reports: Sequence[Report], s
         ]
         if differ:
             faults.append(f"versions: {other.name} has {', '.join(differ)} ({first.name}); give all nodes one image")
-    if rollout is not None and rollout.sync == "gloo" and layout.servers:
+    if rollout is not None and rollout.sync in ("gloo", "ipc") and layout.servers:
         apart = [r.name for r in reports if r.node >= layout.first_server_node and r.boot != first.boot]
         if apart:
             faults.append(
-                f"rollout.sync is gloo, which stays on one machine; {', '.join(apart)} and {first.name} are several"
+                f"rollout.sync is {rollout.sync}, which stays on one machine; {', '.join(apart)} and {first.name} are "
+                "several"
             )
     return faults
 

@@ -7,7 +7,7 @@ a multiple of 16 bytes, so that its bytes can be viewed as any dtype in place. T
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,3 +55,14 @@ def view(buffer: torch.Tensor, offset: int, spec: ParamSpec) -> torch.Tensor:
     """The tensor of `spec` inside `buffer` (u8[bytes]) at `offset`, sharing its memory."""
     _, dtype, shape = spec
     return buffer[offset : offset + num_bytes(spec)].view(dtype).view(shape)
+
+
+def fill(buffer: torch.Tensor, bucket: Bucket, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Copy the bucket's tensors from the stream into `buffer`, u8[>= bucket.num_bytes]."""
+    for offset, spec in zip(bucket.offsets, bucket.specs):
+        name, dtype, shape = spec
+        got_name, tensor = next(stream, (None, None))
+        if tensor is None or got_name != name or tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+            got = "the end" if tensor is None else f"{got_name!r} {tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"the weight source announced {name!r} {dtype} {tuple(shape)} and yielded {got}")
+        view(buffer, offset, spec).copy_(tensor.detach())

@@ -1,28 +1,29 @@
 """An open connection for weights between the trainer and a set of servers, one class per way of opening it.
 
-gloo is ours (vLLM has none for CPU) and needs no vLLM in the trainer; nccl and ipc are vLLM's own trainer
-engines, built by its factory and driven through our control plane. A channel belongs to incarnations of
+gloo and ipc are ours and need no vLLM in the trainer; nccl is vLLM's own trainer engine, built by its factory and
+driven through our control plane. A channel belongs to incarnations of
 servers: when one restarts, the channel is dropped and a new one opened.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-import torch
-
 from megatron_r1.config import RolloutConfig
 from megatron_r1.errors import EngineError
+from megatron_r1.rollout import host_memory
 from megatron_r1.rollout.buckets import ParamSpec
 from megatron_r1.rollout.client import RequestError
 from megatron_r1.rollout.control import ControlPlane
 from megatron_r1.rollout.gloo_channel import LOOPBACK, GlooMeeting, meet, transfer
+from megatron_r1.rollout.host_memory import HostMemory, slot_bytes_for
 from megatron_r1.rollout.server import Engine, free_port
 from megatron_r1.rollout.source import TrackedSource
+from megatron_r1.rollout.vllm_source import vllm_source
 
 ChannelKey = tuple[tuple[int, int], ...]
 """(index, starts) of each server."""
@@ -61,8 +62,32 @@ class GlooChannel:
         Path(self.meeting.store_path).unlink(missing_ok=True)
 
 
+class IPCChannel:
+    """Rank 0's channel through the host's memory; the other ranks have none."""
+
+    def __init__(self, key: ChannelKey, control: ControlPlane, source: TrackedSource, bucket_bytes: int) -> None:
+        self.key = key
+        self.control = control
+        self.source = source
+        self.bucket_bytes = bucket_bytes
+        self.memory = HostMemory(slot_bytes_for(list(source.metadata()), bucket_bytes))
+        try:
+            control.init_weight_transfer_engine({"path": str(self.memory.path), "slot_bytes": self.memory.slot_bytes})
+        finally:
+            self.memory.unlink()  # all have it open, or none will
+
+    def send(self, specs: Sequence[ParamSpec]) -> None:
+        host_memory.transfer(self.control, self.memory, specs, self.source, self.bucket_bytes)
+
+    def close(self) -> None:
+        self.memory.close()
+        with contextlib.suppress(EngineError, RequestError):  # a dead server has nothing to leave in order
+            self.control.shutdown_weight_transfer_engine()
+        self.control.close()
+
+
 class VllmChannel:
-    """vLLM's own trainer engine (nccl or ipc), on every trainer rank."""
+    """vLLM's own trainer engine (nccl), on every trainer rank."""
 
     def __init__(self, key: ChannelKey, control: ControlPlane, trainer_engine: Any) -> None:
         self.key = key
@@ -77,21 +102,6 @@ class VllmChannel:
         with contextlib.suppress(EngineError, RequestError):  # a dead server has nothing to leave in order
             self.control.shutdown_weight_transfer_engine()
         self.control.close()
-
-
-class MetadataSource:
-    """Our source in the form that vLLM's engines read: metadata() as ParamMeta."""
-
-    def __init__(self, source: TrackedSource) -> None:
-        self.source = source
-
-    def metadata(self) -> list[Any]:
-        from vllm.distributed.weight_transfer.base import ParamMeta
-
-        return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self.source.metadata()]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(self.source)
 
 
 def open_channel(
@@ -118,24 +128,19 @@ def open_channel(
             timeout_seconds=MEETING_SECONDS,
         )
         return GlooChannel(key, control, source, meeting)
+    if config.sync == "ipc":
+        return IPCChannel(key, control, source, bucket_bytes)
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    if config.sync == "nccl":
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-        host = engines[0].trainer_host if engines else LOOPBACK  # rank 0 listens there
-        init_info: Any = NCCLTrainerInitInfo(
-            rank=rank,
-            master_address=host,
-            master_port=free_port(host),
-            world_size=1 + num_workers,
-            packed_buffer_size_bytes=bucket_bytes,
-        )
-    else:
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-
-        init_info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=bucket_bytes)
+    host = engines[0].trainer_host if engines else LOOPBACK  # rank 0 listens there
+    init_info = NCCLTrainerInitInfo(
+        rank=rank,
+        master_address=host,
+        master_port=free_port(host),
+        world_size=1 + num_workers,
+        packed_buffer_size_bytes=bucket_bytes,
+    )
     client: Any = control
-    wrapped: Any = MetadataSource(source)
-    trainer_engine = WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=wrapped)
+    trainer_engine = WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=vllm_source(source))
     return VllmChannel(key, control, trainer_engine)

@@ -33,6 +33,9 @@ CPU_CUSTOM_OPS = ["all", "-rotary_embedding"]
 DeepSeek-V3 gives them (logprobs off by 1); its plain PyTorch version agrees with transformers to 1e-6.
 """
 
+BACKENDS = {"gloo": "gloo", "ipc": "host_ipc", "nccl": "layerwise_nccl"}
+"""rollout.sync -> the weight-transfer engine in vLLM's workers (vllm_plugin.py)."""
+
 VLLM_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -77,7 +80,7 @@ def server_command(
         flags |= {"--runner": "pooling", "--convert": "classify"}
     else:
         flags |= {
-            "--weight-transfer-config": json.dumps({"backend": config.sync}),
+            "--weight-transfer-config": json.dumps({"backend": BACKENDS[config.sync]}),
             "--logprobs-mode": "processed_logprobs",
             "--generation-config": "vllm",
         }
@@ -96,6 +99,8 @@ def server_command(
         switches += ["--no-enable-chunked-prefill", "--enforce-eager"]
     elif config.enforce_eager:
         switches.append("--enforce-eager")
+    if config.device == "cuda" and config.sleep_level:
+        switches.append("--enable-sleep-mode")  # on a CPU the routes are there without it, and move nothing
     if not list(model_path.glob("*.safetensors")):
         flags["--load-format"] = "dummy"
     if span is not None:
@@ -163,11 +168,8 @@ def server_environment(
         }
         if config.tensor_parallel == 1 and span is None:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model runs in the engine's own process
-    else:
-        if config.sync == "ipc":
-            environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA IPC handles travel pickled, behind the token
-        if visible_devices is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = visible_devices
+    elif visible_devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible_devices
     return environment
 
 

@@ -1,8 +1,8 @@
 """The control plane of weight transfer: vLLM's RL routes on all servers of a transfer at once, with the
 token.
 
-It has the four methods of vLLM's VLLMWeightSyncClient protocol, so vLLM's own trainer engines (nccl, ipc)
-drive it like any other client, and adds pausing and versions. No tensors pass here.
+It has the four methods of vLLM's VLLMWeightSyncClient protocol, so vLLM's own trainer engine (nccl)
+drives it like any other client, and adds pausing and versions. No tensors pass here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ControlPlane:
         self.post("/start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        self.post("/update_weights", {"update_info": json_safe(update_info)})
+        self.post("/update_weights", {"update_info": update_info})
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """vLLM's trainer engines name no version, ours is `self.version`."""
@@ -76,13 +76,3 @@ class ControlPlane:
 
     def close(self) -> None:
         self.pool.shutdown(wait=False)
-
-
-def json_safe(update_info: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
-    """CUDA IPC handles in the form that vLLM's HTTP client gives them; everything else is JSON already."""
-    first = update_info[0] if isinstance(update_info, list) else update_info
-    if "ipc_handles" not in first:
-        return update_info
-    from vllm.distributed.weight_transfer.clients import _json_safe_update_payload
-
-    return _json_safe_update_payload(update_info)

@@ -10,7 +10,7 @@ host. vLLM is not imported: the receiver's half is gloo_engine.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -20,7 +20,7 @@ import torch
 import torch.distributed
 
 from megatron_r1.errors import EngineError
-from megatron_r1.rollout.buckets import Bucket, ParamSpec, plan_buckets, view
+from megatron_r1.rollout.buckets import ParamSpec, fill, plan_buckets
 
 LOOPBACK = "127.0.0.1"
 SETTLE_SECONDS = 5.0
@@ -174,14 +174,3 @@ def send(
         link.broadcast(buffer[: bucket.num_bytes])
     if (extra := next(stream, None)) is not None:
         raise ValueError(f"the weight source yielded {extra[0]!r} after the {len(specs)} parameters of its metadata()")
-
-
-def fill(buffer: torch.Tensor, bucket: Bucket, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Copy the bucket's tensors from the stream into `buffer`, u8[>= bucket.num_bytes]."""
-    for offset, spec in zip(bucket.offsets, bucket.specs):
-        name, dtype, shape = spec
-        got_name, tensor = next(stream, (None, None))
-        if tensor is None or got_name != name or tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
-            got = "the end" if tensor is None else f"{got_name!r} {tensor.dtype} {tuple(tensor.shape)}"
-            raise ValueError(f"the weight source announced {name!r} {dtype} {tuple(shape)} and yielded {got}")
-        view(buffer, offset, spec).copy_(tensor.detach())

@@ -1,7 +1,6 @@
-"""vLLM weight transfer over gloo, for servers on CPU: the worker's half, and vLLM's trainer interface to
-ours.
+"""vLLM weight transfer over gloo, for servers on CPU: the worker's half.
 
-vLLM 0.32 ships transfer engines for GPUs only; this one stands behind the same interface and loads layer by
+vLLM ships transfer engines for GPUs only; this one stands behind the same interface and loads layer by
 layer (reload.py). It runs inside vLLM (see vllm_plugin.py). A failed update leaves the model able to serve,
 with the weights of some layers possibly new: the trainer must push again.
 """
@@ -9,21 +8,16 @@ with the weights of some layers possibly new: the trainer must push again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 from vllm.distributed.weight_transfer.base import (
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
-    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
 from megatron_r1.rollout.buckets import plan_buckets, view
-from megatron_r1.rollout.gloo_channel import GlooLink, GlooMeeting, meet, transfer
+from megatron_r1.rollout.gloo_channel import GlooLink, GlooMeeting
 from megatron_r1.rollout.reload import Reload
 
 
@@ -94,71 +88,21 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         dtypes = [getattr(torch, name) for name in update_info.dtype_names]
         shapes = [tuple(shape) for shape in update_info.shapes]
         reload = Reload(self.model, self.model_config, update_info.names)
+        buckets = plan_buckets(list(zip(update_info.names, dtypes, shapes)), self.bucket_bytes)
+        buffer = torch.empty(max((bucket.num_bytes for bucket in buckets), default=0), dtype=torch.uint8)
         try:
-            for bucket in plan_buckets(list(zip(update_info.names, dtypes, shapes)), self.bucket_bytes):
-                # A new buffer each time: a layer's tensors are views of it until the last of them has come.
-                buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-                self.link.broadcast(buffer)
+            for bucket in buckets:
+                self.link.broadcast(buffer[: bucket.num_bytes])
                 named = zip(bucket.offsets, bucket.specs)
                 reload.add((spec[0], view(buffer, offset, spec)) for offset, spec in named)
+            reload.finish()
         except BaseException:
+            reload.close()
             self.shutdown()
             raise
 
     def finish_weight_update(self) -> None:
         """Nothing is left to do: every layer was finished when it was loaded."""
-
-    def shutdown(self) -> None:
-        if self.link is not None:
-            self.link.close()
-            self.link = None
-
-
-@dataclass
-class GlooTrainerInitInfo(TrainerInitInfo):
-    """Trainer-side rendezvous: see GlooMeeting."""
-
-    backend: ClassVar[str] = "gloo"
-
-    meeting: GlooMeeting
-
-
-class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """vLLM's trainer interface over gloo_channel, for trainers that go through
-    WeightTransferTrainerFactory.
-    """
-
-    init_info_cls = GlooTrainerInitInfo
-    meeting: GlooMeeting
-    link: GlooLink | None = None
-
-    @classmethod
-    def trainer_init(
-        cls,
-        init_info: GlooTrainerInitInfo,
-        *,
-        client: VLLMWeightSyncClient,
-        source: WeightSource | None = None,
-    ) -> Self:
-        """Meet the workers; called on every trainer rank, only rank 0 joins the group."""
-        if source is None:
-            raise ValueError("the gloo trainer engine needs a WeightSource; got None")
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        engine.meeting = init_info.meeting
-        if engine.is_sender:
-            engine.link = meet(client, engine.meeting)
-        return engine
-
-    def send_weights(self) -> None:
-        """One whole update. Called on every trainer rank; all iterate the source, rank 0 sends."""
-        assert self.source is not None
-        specs = [(meta.name, meta.dtype, meta.shape) for meta in self.source.metadata()]
-        if not self.is_sender:
-            for _ in self.source:
-                pass
-            return
-        assert self.link is not None
-        transfer(self.client, self.link, specs, self.source, self.meeting.bucket_bytes)
 
     def shutdown(self) -> None:
         if self.link is not None:

@@ -87,10 +87,10 @@ class WeightSync:
 
     def follow(self, specs: list[ParamSpec]) -> None:
         """The other ranks' side of a push: take part in the gather."""
-        if self.config.sync == "gloo":
-            self.source.finish()
-        else:
+        if self.config.sync == "nccl":
             self.ensure_channel(()).send(specs)
+        else:
+            self.source.finish()
 
     def drive(self, version: int, specs: list[ParamSpec], engines: tuple[Engine, ...], parts: dict[str, float]) -> None:
         """Rank 0's side of a push; fills `parts` with seconds by name."""

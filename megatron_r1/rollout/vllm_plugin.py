@@ -1,21 +1,23 @@
-"""What vLLM loads into each of its processes (entry point `vllm.general_plugins`): the gloo weight transfer.
+"""What vLLM loads into each of its processes (entry point `vllm.general_plugins`): our weight-transfer engines.
 
-Registration only, by name: vLLM imports the engine when a configuration asks for it. vLLM may call a plugin
-more than once in a process.
+Registration only, by name: vLLM imports an engine when a configuration asks for it. vLLM may call a plugin more than
+once in a process.
 """
 
 from __future__ import annotations
 
+ENGINES = {
+    "gloo": ("megatron_r1.rollout.gloo_engine", "GlooWeightTransferEngine"),
+    "host_ipc": ("megatron_r1.rollout.ipc_engine", "SharedMemoryWeightTransferEngine"),
+    "layerwise_nccl": ("megatron_r1.rollout.nccl_engine", "LayerwiseNCCLWeightTransferEngine"),
+}
+"""Backend of vLLM's --weight-transfer-config -> module and class."""
+
 
 def register() -> None:
-    """Add the "gloo" backend to vLLM's worker-side and trainer-side weight-transfer factories."""
-    from vllm.distributed.weight_transfer.factory import (
-        WeightTransferEngineFactory,
-        WeightTransferTrainerFactory,
-    )
+    """Add our engines to vLLM's worker-side weight-transfer factory."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    module = "megatron_r1.rollout.gloo_engine"
-    if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", module, "GlooWeightTransferEngine")
-    if "gloo" not in WeightTransferTrainerFactory._registry:
-        WeightTransferTrainerFactory.register_engine("gloo", module, "GlooTrainerWeightTransferEngine")
+    for backend, (module, name) in ENGINES.items():
+        if backend not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(backend, module, name)

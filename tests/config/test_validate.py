@@ -207,7 +207,7 @@ ALONE = [
     ({"optimizer.min_lr": -1e-6}, ["optimizer.min_lr is -1e-06"]),
     ({"sft.optimizer": OptimizerConfig(lr=1e-3, min_lr=1e-2)}, ["sft.optimizer.min_lr is 0.01"]),
     ({"model.train_mtp": True}, ["model.train_mtp is True", "num_nextn_predict_layers"]),
-    ({"rollout.device": "cpu"}, ["rollout.sync is nccl", "only gloo"]),
+    ({"rollout.device": "cpu"}, ["rollout.sync is nccl", "use gloo or ipc"]),
     ({"rollout.sync": "gloo"}, ["rollout.sync is gloo", "nccl", "ipc"]),
     ({"rollout.num_engines": 0}, ["rollout.num_engines is 0", "at least 1"]),
     ({"rollout.max_model_len": 513}, ["rollout.max_model_len is 513", "max_position_embeddings = 512"]),

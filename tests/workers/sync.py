@@ -44,7 +44,7 @@ LAYOUTS = {
     "pp2": {"pipeline": 2},
 }
 ROLLOUT = RolloutConfig(
-    device="cpu", sync="gloo", dtype="fp32", max_model_len=96, max_num_seqs=16, memory_fraction=0.3,
+    device="cpu", sync="ipc", dtype="fp32", max_model_len=96, max_num_seqs=16, memory_fraction=0.3,
     kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=1, start_timeout_seconds=180,
     sampling=SamplingConfig(max_new_tokens=16),
 )  # fmt: skip

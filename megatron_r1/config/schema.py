@@ -13,6 +13,9 @@ AnswerPlace = Literal["answer", "boxed", "either"]
 """Where a response's answer is looked for: in `<answer>`, in the last \\boxed{}, or in the first of these that is
 there."""
 
+OffloadPart = Literal["weights", "gradients", "optimizer"]
+"""A part of a trainer rank's device memory that can go to the host while servers sample."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -99,6 +102,9 @@ class TrainConfig:
     logprob_chunk_tokens: int = 1024
     """At most this many rows of [tokens, vocabulary] are held in fp32 at a time."""
     deterministic: bool = False
+    offload: tuple[OffloadPart, ...] = ()
+    """With servers on the trainer's GPUs (rollout.sync ipc): what goes to host memory while they sample. weights: with
+    the router's biases; gradients: dropped, they hold nothing between steps; optimizer: master weights and moments."""
     threads_per_rank: int = 1
     gpu: str = ""
     """GPU that the memory is checked for before the start (h100, h200, ...: docs/planner.md); empty: this machine's."""
@@ -176,7 +182,8 @@ class RolloutConfig:
     devices: tuple[str, ...] = ()
     """CUDA_VISIBLE_DEVICES of each server. Empty: the GPUs after the trainer's on this host (nccl), or those (ipc)."""
     sync: Literal["gloo", "nccl", "ipc"] = "nccl"
-    """Weight-transfer engine: gloo on CPU; nccl across GPUs; ipc when trainer and server share a GPU."""
+    """How weights reach the servers: gloo on CPUs; nccl to GPUs of their own; ipc, through the host's shared memory, to
+    servers on the trainer's GPUs, or on CPUs."""
     sync_bucket_mib: int = 512
     """Weights are gathered and sent in buckets of at most this size (one larger tensor is a bucket of its own)."""
     fp8_folder: Path | None = None
@@ -185,6 +192,9 @@ class RolloutConfig:
     draft_tokens: int = 0
     """Tokens that the model's multi-token-prediction layer drafts and the model then checks (speculative decoding,
     exact). The layer keeps the weights that the server started with; 0 drafts none."""
+    sleep_level: Literal[0, 1, 2] = 0
+    """With servers on the trainer's GPUs (sync ipc): what they give back while it trains. 0: nothing. 1: the cache, and
+    the weights to host memory. 2: both, and the weights come with the next sync."""
     start_timeout_seconds: float = 600.0
     request_timeout_seconds: float = 3600.0
     max_restarts: int = 3

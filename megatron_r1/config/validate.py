@@ -123,8 +123,8 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
 
 def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
     rollout, sampling, faults = config.rollout, config.rollout.sampling, []
-    if rollout.device == "cpu" and rollout.sync != "gloo":
-        faults.append(f"rollout.sync is {rollout.sync}; on rollout.device cpu only gloo works")
+    if rollout.device == "cpu" and rollout.sync == "nccl":
+        faults.append("rollout.sync is nccl; on rollout.device cpu use gloo or ipc")
     if rollout.device == "cuda" and rollout.sync == "gloo":
         faults.append("rollout.sync is gloo; on rollout.device cuda use nccl (separate GPUs) or ipc (shared GPUs)")
     if rollout.devices and len(rollout.devices) != rollout.num_engines:
@@ -137,6 +137,7 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             f"rollout.max_model_len is {rollout.max_model_len}; the model has max_position_embeddings = "
             f"{shape.max_positions}"
         )
+    faults += _colocation_faults(config)
     if rollout.fp8_folder is not None:
         faults += _fp8_rollout_faults(rollout.fp8_folder, rollout.device, shape)
     if rollout.draft_tokens and shape is not None and not shape.num_mtp_layers:
@@ -157,6 +158,32 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             "rollout.sampling.top_p and top_k must be 1.0 and 0 in training: the trainer computes probabilities over "
             "the whole vocabulary"
         )
+    return faults
+
+
+def _colocation_faults(config: RunConfig) -> list[str]:
+    rollout, train, faults = config.rollout, config.train, []
+    if rollout.sync != "ipc":
+        if rollout.sleep_level:
+            faults.append(
+                f"rollout.sleep_level is {rollout.sleep_level}; only servers on the trainer's GPUs have to make room: "
+                "use 0, or rollout.sync ipc"
+            )
+        if train.offload:
+            faults.append(
+                f"train.offload is {' '.join(train.offload)}; only servers on the trainer's GPUs need its room: leave "
+                "it empty, or use rollout.sync ipc"
+            )
+        return faults
+    if rollout.sleep_level == 2 and rollout.draft_tokens:
+        faults.append(
+            f"rollout.sleep_level is 2 and rollout.draft_tokens {rollout.draft_tokens}; no sync brings the drafting "
+            "layer's weights back: use sleep_level 1, or draft_tokens 0"
+        )
+    if len(set(train.offload)) < len(train.offload):
+        faults.append(f"train.offload is {' '.join(train.offload)}; name each part once")
+    if "weights" in train.offload and train.dtype == "fp8" and train.fp8.parameters:
+        faults.append("train.offload weights and train.fp8.parameters do not go together: leave one of them out")
     return faults
 
 

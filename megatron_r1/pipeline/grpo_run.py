@@ -24,6 +24,7 @@ from megatron_r1.observe.progress import Progress
 from megatron_r1.observe.rollouts import rollout_records
 from megatron_r1.observe.watch import Watch
 from megatron_r1.pipeline.checkpoints import Checkpoints
+from megatron_r1.pipeline.colocation import Colocation
 from megatron_r1.pipeline.preempt import Preemption
 from megatron_r1.pipeline.trainer import export
 from megatron_r1.policy.policy import Policy
@@ -48,6 +49,7 @@ class GRPORun:
         policy: Policy,
         collector: Collector,
         sync: WeightSync,
+        colocation: Colocation,
         tokenizer: Tokenizer,
         stream: ProblemStream,
         base: Path,
@@ -57,6 +59,7 @@ class GRPORun:
     ) -> None:
         self.teachers = teachers
         self.config, self.policy, self.collector, self.sync = config, policy, collector, sync
+        self.colocation = colocation
         self.tokenizer, self.stream, self.base, self.watch, self.say = tokenizer, stream, base, watch, say
         self.is_writer = dist.get_rank() == 0
         self.preemption = Preemption(config.run_dir, policy.device)
@@ -101,6 +104,7 @@ class GRPORun:
                 collector=self.collector,
                 push=self.push,
                 on_step=self.on_step,
+                to_trainer=lambda keep_weights: self.colocation.for_training(keep_weights=keep_weights),
                 evaluate=lambda: greedy_scores(self.collector, split.validation)["accuracy"],
                 save=self.save,
                 checkpoint=self.checkpoint,
@@ -168,6 +172,7 @@ class GRPORun:
         self.checkpoints.commit()
         due, asked = self.preemption.checkpoint_now(step, self.config.checkpoint_every)
         if due:
+            self.colocation.for_training(keep_weights=True)
             self.checkpoints.save(step, self.policy, self.state_dict(), score=metrics.get("eval_accuracy"))
         if asked:
             self.checkpoints.commit(wait=True)
@@ -204,14 +209,15 @@ class GRPORun:
         Raises EngineError on every rank when a server is past its restarts or the second push fails too.
         """
         for attempt in range(2):
-            on_rank_zero(self._revive)
             failure: EngineError | None = None
-            try:
-                report = self.sync.push(version)
-                self.sync_milliseconds.append(report.seconds * 1e3)
-            except EngineError as error:  # on rank 0 only: the others' part of the push is done
-                failure = error
-            failure = on_rank_zero(lambda: failure)  # noqa: B023 - called at once
+            with self.colocation.for_sync():
+                on_rank_zero(self._revive)
+                try:
+                    report = self.sync.push(version)
+                    self.sync_milliseconds.append(report.seconds * 1e3)
+                except EngineError as error:  # on rank 0 only: the others' part of the push is done
+                    failure = error
+                failure = on_rank_zero(lambda: failure)  # noqa: B023 - called at once
             if failure is None:
                 return
             if attempt == 1:
@@ -227,6 +233,7 @@ class GRPORun:
         return on_rank_zero(lambda: add_teacher_logprobs(self.teachers[0], groups))
 
     def save(self, step: int, *, last: bool = False) -> None:
+        self.colocation.for_training(keep_weights=True)
         target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")
         export(self.policy, self.base, target, dtype=self.config.rollout.dtype, extra={"stage": "grpo", "step": step})
 

@@ -27,6 +27,7 @@ from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import duration
 from megatron_r1.observe.report import write_report
 from megatron_r1.observe.watch import Watch
+from megatron_r1.pipeline.colocation import Colocation, ResidentSource
 from megatron_r1.pipeline.grpo_run import GRPORun
 from megatron_r1.pipeline.servers import (
     server_devices,
@@ -108,9 +109,11 @@ def _run(
             policy, engines = _policy_and_engines(config, shape, device, model, say)
             on_rank_zero(lambda: wait_for_graders(scorer, [*(judge.engine for judge in judges), *teachers]))
         seconds["start"] = time.perf_counter() - marked
+        colocation = Colocation(config.rollout, config.train, policy, engines)
+        colocation.started_asleep()
         sync = WeightSync(
             config.rollout,
-            source=_source(config, policy),
+            source=ResidentSource(_source(config, policy), colocation.offload),
             engines=engines,
             model_path=served_folder(config, base),
             rank=dist.get_rank(),
@@ -124,9 +127,10 @@ def _run(
             scorer=scorer,
             journal=Journal(config.run_dir) if config.checkpoint_every else None,
             watch=watch,
+            before=colocation.for_sampling,
         )
         stream = ProblemStream(split, seed=config.seed)
-        run = GRPORun(config, policy, collector, sync, tokenizer, stream, base, watch, say, teachers)
+        run = GRPORun(config, policy, collector, sync, colocation, tokenizer, stream, base, watch, say, teachers)
         summary = run.train(layout, split, seconds)
         sync.close()
     finally:
@@ -188,10 +192,18 @@ def _source(config: RunConfig, policy: Policy) -> WeightSource:
     return QuantisedSource(stream, read_shapes(rollout.fp8_folder), block=block)
 
 
+def put_to_sleep(engines: Sequence[Engine]) -> None:
+    """Level 1, whatever is configured: their weights are wanted for the first evaluation."""
+    for engine in engines:
+        engine.client.sleep(1)
+
+
 def _policy_and_engines(
     config: RunConfig, shape: ModelShape, device: torch.device, model: ModelConfig, say: Callable[[str], None]
 ) -> tuple[Policy, Sequence[Engine]]:
-    """Servers start in the background on rank 0 while every rank builds and loads the trainer's model."""
+    """Servers start in the background on rank 0 while every rank builds and loads the trainer's model. Servers that
+    sleep on the trainer's GPUs come first: at its start vLLM measures what memory is free, and a policy that grew
+    meanwhile would spoil that."""
     with ThreadPoolExecutor(1) as background:
         starting = None
         if dist.get_rank() == 0:
@@ -204,6 +216,8 @@ def _policy_and_engines(
                 visible_devices=server_devices(config),
             )
         try:
+            if config.rollout.sleep_level:
+                on_rank_zero(lambda: put_to_sleep(starting.result()) if starting is not None else None)
             policy = build_policy(
                 config,
                 shape,

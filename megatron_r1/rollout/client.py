@@ -72,6 +72,14 @@ class EngineClient:
             return False
         return True
 
+    def sleep(self, level: int) -> None:
+        """Give device memory back, once running requests are done: vLLM's sleep levels. Its cache is dropped."""
+        self.request("POST", f"/sleep?level={level}&mode=wait")
+
+    def wake(self, tag: str) -> None:
+        """Take memory again: "weights" (after level 2 they hold nothing) or "kv_cache". With both it serves."""
+        self.request("POST", f"/wake_up?tags={tag}")
+
     def weight_version(self) -> int:
         """The version of the weights that the engine serves now; 0 is the start checkpoint."""
         return parse_version(self.request("GET", "/weight_info")["weight_version"])

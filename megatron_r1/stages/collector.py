@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -55,16 +55,19 @@ class Collector:
         scorer: Scorer | None = None,
         journal: Journal | None = None,
         watch: Watch | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
+        """`before` is called on every rank when servers are about to be asked: it may have to make room for them."""
         self._rollout, self._data, self._tokenizer = rollout, data, tokenizer
         self._sync, self._engines, self._scorer = sync, engines, scorer
-        self._journal, self._watch = journal, watch
+        self._journal, self._watch, self._before = journal, watch, before
 
     def collect(
         self, problems: Sequence[Problem], *, group_size: int, seed: int, greedy: bool = False, step: int | None = None
     ) -> Rollout:
         """Sample and grade `group_size` completions of each problem; those of `step` are kept in the journal, and what
         it has of them is not sampled again. A collective; errors are raised on every rank."""
+        self._before()
         if dist.get_rank() == 0:
             message: list[object] = ["done", None]
             try:

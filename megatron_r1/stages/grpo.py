@@ -56,6 +56,9 @@ class Loop:
     """The current weights go to every engine as version n."""
     on_step: Callable[[int, dict[str, Any], list[RolloutGroup]], None]
     """After each step: its number, metrics and groups."""
+    to_trainer: Callable[[bool], None]
+    """Before the policy is used: on GPUs that servers share, its memory comes back. True: the servers will be asked
+    again before the next push, so they must keep their weights."""
     evaluate: Callable[[], float]
     """Greedy accuracy on the validation problems with the engines' current weights."""
     save: Callable[[int], None]
@@ -91,6 +94,7 @@ def train_grpo(
     """
     rank, ranks = data_parallel()
     if config.kl_coef > 0 and not first_step:
+        loop.to_trainer(True)
         policy.refresh_reference()
     loss = distill_loss if loop.teach is not None else grpo_loss(config)
     timer = PhaseTimer(around=loop.watch)
@@ -110,6 +114,7 @@ def train_grpo(
             with timer.phase("teacher"):
                 groups = loop.teach(groups)
         with timer.phase("packing"):
+            loop.to_trainer(False)
             minibatches = [
                 pack_rank(to_sequences(part, config, max_new_tokens), layout, rank=rank, num_ranks=ranks)
                 for part in split_minibatches(groups, config.minibatches)

@@ -1,4 +1,7 @@
-"""The command, end to end: two ranks, a real server that is killed on the way, and every file of the run."""
+"""The command, end to end: two ranks, a real server that is killed on the way, and every file of the run.
+
+Trainer and server take turns as they would on shared GPUs: weights go through shared memory, and the restarted server
+is given them while the trainer's are on the host. (Chains, restarts and clusters, in other files, go through gloo.)"""
 
 from __future__ import annotations
 
@@ -33,6 +36,17 @@ SMALL = [
     "8",
 ]
 
+COLOCATED = [
+    "--rollout.sync",
+    "ipc",
+    "--rollout.sleep-level",
+    "1",
+    "--train.offload",
+    "weights",
+    "gradients",
+    "optimizer",
+]
+
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "megatron_r1", "run", "tiny", *words]
@@ -42,7 +56,7 @@ def command(*words: str) -> list[str]:
 def run(tmp_path_factory) -> dict:
     """A run of four steps whose server is killed after the first; its folder, output and exit status."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    words = [*SMALL, "--run-dir", str(folder), "--grpo.steps", "4", "--grpo.eval-every", "2"]
+    words = [*SMALL, "--run-dir", str(folder), "--grpo.steps", "4", "--grpo.eval-every", "2", *COLOCATED]
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     killed = kill_server_after_first_step(process, folder)
     output, _ = process.communicate(timeout=600)

@@ -1,0 +1,115 @@
+"""Whose turn it is on GPUs that trainer and servers share (rollout.sync ipc).
+
+Sampling: the servers have their weights and cache, what `train.offload` names of the trainer is in host memory.
+Training: the servers sleep (`rollout.sleep_level`), the trainer has everything. Between them, a sync: the servers have
+room for their weights and not yet for their cache, the trainer has its weights. Every method is a collective over the
+trainer's ranks; rank 0 talks to the servers. Left out: whether it all fits, which the planner says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.config.schema import RolloutConfig, TrainConfig
+from megatron_r1.policy.offload import Offload
+from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.rollout.buckets import ParamSpec
+from megatron_r1.rollout.client import EngineClient
+from megatron_r1.rollout.server import Engine
+from megatron_r1.rollout.source import WeightSource
+
+
+class Colocation:
+    """One on every rank. `engines` on rank 0 only. Where nothing is configured to move, nothing is done."""
+
+    def __init__(self, rollout: RolloutConfig, train: TrainConfig, policy: Policy, engines: Sequence[Engine]) -> None:
+        self.level = rollout.sleep_level
+        self.engines = engines
+        self.offload = Offload(policy, train.offload)
+        self.turn: Literal["both", "sampling", "training"] = "both"
+        """Servers that sleep at their start are the trainer's turn: see `started_asleep`."""
+
+    @property
+    def idle(self) -> bool:
+        return not self.level and not self.offload.parts
+
+    def started_asleep(self) -> None:
+        """The servers were put to sleep before the policy was built."""
+        if self.level:
+            self.turn = "training"
+
+    def for_sampling(self) -> None:
+        """Servers serve; the weights that they had when they fell asleep, or that a sync has brought since."""
+        if self.idle or self.turn == "sampling":
+            return
+        asleep = self.turn == "training"
+        self.offload.to_host()
+        dist.barrier()
+        if asleep and self.level:
+            self._each(lambda client: client.wake("weights"))
+            self._each(lambda client: client.wake("kv_cache"))
+        self.turn = "sampling"
+
+    def for_training(self, *, keep_weights: bool = False) -> None:
+        """The trainer has all of its memory. `keep_weights`: the servers will be woken without a sync."""
+        if self.idle or self.turn == "training":
+            return
+        if self.level:
+            self._each(lambda client: client.sleep(1 if keep_weights else self.level))
+        self.offload.to_device()
+        self.turn = "training"
+
+    @contextlib.contextmanager
+    def for_sync(self) -> Iterator[None]:
+        """Within, weights can go from one to the other; afterwards it is the servers' turn."""
+        if self.idle:
+            yield
+            return
+        asleep = self.turn == "training"
+        self.offload.to_host(("gradients", "optimizer"))
+        dist.barrier()
+        if asleep and self.level:
+            self._each(lambda client: client.wake("weights"))
+        yield
+        self.offload.to_host(("weights",))
+        dist.barrier()
+        if asleep and self.level:
+            self._each(lambda client: client.wake("kv_cache"))
+        self.turn = "sampling"
+
+    def _each(self, call: Callable[[EngineClient], None]) -> None:
+        """Rank 0 asks every living server at once; all ranks wait. A dead one is restarted by the next sync."""
+
+        def ask() -> None:
+            living = [engine.client for engine in self.engines if engine.alive()]
+            with ThreadPoolExecutor(max(1, len(living))) as threads:
+                list(threads.map(call, living))
+
+        on_rank_zero(ask)
+
+
+class ResidentSource:
+    """`source` of the policy's weights, which are on the device while a pass lasts, wherever they were before: a server
+    that was restarted in a rollout is given them then."""
+
+    def __init__(self, source: WeightSource, offload: Offload) -> None:
+        self._source, self._offload = source, offload
+
+    def metadata(self) -> Sequence[ParamSpec]:
+        return self._source.metadata()
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        were_away = "weights" in self._offload.away
+        self._offload.to_device(("weights",))
+        try:
+            yield from self._source
+        finally:
+            if were_away:
+                self._offload.to_host(("weights",))

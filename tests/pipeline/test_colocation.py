@@ -1,0 +1,77 @@
+"""Trainer and servers that take turns on their memory train the same policy as ones that do not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # three runs with a server each
+
+WORDS = [
+    "--sft.steps",
+    "30",
+    "--sft.batch-size",
+    "16",
+    "--grpo.steps",
+    "3",
+    "--grpo.prompts-per-step",
+    "4",
+    "--grpo.group-size",
+    "4",
+    "--data.holdout",
+    "8",
+    "--data.validation",
+    "4",
+    "--grpo.eval-every",
+    "1",
+    "--grpo.save-every",
+    "2",
+    "--checkpoint-every",
+    "2",
+]
+COLOCATED = {
+    "level 1": [
+        "--rollout.sync",
+        "ipc",
+        "--rollout.sleep-level",
+        "1",
+        "--train.offload",
+        "weights",
+        "gradients",
+        "optimizer",
+    ],
+    "level 2": ["--rollout.sync", "ipc", "--rollout.sleep-level", "2", "--train.offload", "gradients", "optimizer"],
+}
+
+
+def run(folder: Path, *words: str) -> Path:
+    command = [sys.executable, "-m", "megatron_r1", "run", "tiny", *WORDS, *words, "--run-dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def rows(folder: Path) -> list[dict]:
+    timed = ("seconds", "tokens_per_second")
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in timed} for row in found]
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("apart") / "run")
+
+
+@pytest.mark.parametrize("how", COLOCATED)
+def test_the_same_metrics_and_weights(apart, how, tmp_path):
+    together = run(tmp_path / "run", *COLOCATED[how])
+    assert rows(together) == rows(apart) and len(rows(apart)) == 3
+    for name in ("policy_step_000002", "policy"):
+        (file,) = (apart / name).glob("*.safetensors")
+        expected, found = load_file(file), load_file(together / name / file.name)
+        assert expected.keys() == found.keys() and all((expected[key] == found[key]).all() for key in expected), name

@@ -15,6 +15,7 @@ from pathlib import Path
 import tyro
 
 from megatron_r1.config.pipeline import PipelineConfig
+from megatron_r1.config.renamed import renamed_faults
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.pipeline.chain import run_pipeline
@@ -78,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
-    """RECIPE and its overrides as a configuration. Raises ConfigError for an unknown recipe; tyro exits on an unknown
-    field."""
+    """RECIPE and its overrides as a configuration. Raises ConfigError for an unknown recipe and a field of earlier
+    versions; tyro exits on an unknown field."""
+    if faults := renamed_faults(words):
+        raise ConfigError(faults)
     if words and words[0] == "evaluate":
         from megatron_r1.config.evaluation import EvaluateConfig
 

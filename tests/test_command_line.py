@@ -108,6 +108,19 @@ def test_help_is_status_0(capsys, words):
     assert "usage: megatron-r1 run RECIPE" in out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "quickstart", "--rollout.request-timeout-seconds", "60"],
+        ["run", "r1_671b", "--final-rl.rollout.request_timeout_seconds=60"],
+    ],
+)
+def test_an_option_of_earlier_versions_is_refused_with_what_to_say_instead(capsys, words):
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert words[2].partition("=")[0] in said and "set rollout.stall_seconds" in said
+
+
 def test_the_fields_of_a_recipe_are_listed(capsys):
     status, out, _ = run(capsys, "run", "quickstart", "--help")
     assert status == 0

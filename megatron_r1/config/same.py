@@ -21,7 +21,9 @@ PLACE = frozenset(
         "grpo.rollouts_logged_per_step",
         "rewards.num_workers",
         "rollout.start_timeout_seconds",
-        "rollout.request_timeout_seconds",
+        "rollout.stall_seconds",
+        "rollout.request_timeout_seconds",  # of older runs
+        "rollout.weights_gb_per_second",
         "rollout.max_restarts",
         "train.collective_timeout_seconds",
         "train.gpu",

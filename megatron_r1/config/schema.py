@@ -195,9 +195,16 @@ class RolloutConfig:
     sleep_level: Literal[0, 1, 2] = 0
     """With servers on the trainer's GPUs (sync ipc): what they give back while it trains. 0: nothing. 1: the cache, and
     the weights to host memory. 2: both, and the weights come with the next sync."""
-    start_timeout_seconds: float = 600.0
-    request_timeout_seconds: float = 3600.0
+    start_timeout_seconds: float = 0.0
+    """Until a server answers; 0: from the bytes of its weights (config/deadlines.py)."""
+    stall_seconds: float = 0.0
+    """A server that has work and has moved no token for so long is stuck, and is restarted; 0: from the longest prompt.
+    How long a request lasts does not matter."""
+    weights_gb_per_second: float = 0.5
+    """The slowest rate at which weights reach a server, from its folder or from the trainer: start and sync may take as
+    long as their bytes do at it."""
     max_restarts: int = 3
+    """Failures of a server since the last whole rollout."""
     enforce_eager: bool = False
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -326,7 +333,7 @@ class DeadlineConfig:
     """Scoring by the old and the reference policy, and the check of rollouts against the trainer."""
     train: float = 2 * 3600.0
     """All optimizer steps of one rollout."""
-    sync: float = 1800.0
+    sync: float = 3600.0
     evaluate: float = 4 * 3600.0
     save: float = 3600.0
     """An export, or what a checkpoint holds the ranks up."""

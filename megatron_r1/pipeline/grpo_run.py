@@ -56,8 +56,9 @@ class GRPORun:
         watch: Watch,
         say: Callable[[str], None],
         teachers: Sequence[Engine] = (),
+        judges: Sequence[Engine] = (),
     ) -> None:
-        self.teachers = teachers
+        self.teachers, self.judges = teachers, judges
         self.config, self.policy, self.collector, self.sync = config, policy, collector, sync
         self.colocation = colocation
         self.tokenizer, self.stream, self.base, self.watch, self.say = tokenizer, stream, base, watch, say
@@ -239,6 +240,8 @@ class GRPORun:
 
     def on_step(self, step: int, metrics: dict[str, Any], groups: list[RolloutGroup]) -> None:
         self.watch.step(step + 1)
+        for judge in self.judges:
+            judge.forgive()
         for phase, value in metrics["seconds"].items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + value
         self.tokens += metrics["tokens"]

@@ -130,7 +130,10 @@ def _run(
             before=colocation.for_sampling,
         )
         stream = ProblemStream(split, seed=config.seed)
-        run = GRPORun(config, policy, collector, sync, colocation, tokenizer, stream, base, watch, say, teachers)
+        graders = [judge.engine for judge in judges]
+        run = GRPORun(
+            config, policy, collector, sync, colocation, tokenizer, stream, base, watch, say, teachers, graders
+        )
         summary = run.train(layout, split, seconds)
         sync.close()
     finally:

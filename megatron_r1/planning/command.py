@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_r1.config.rejection import RejectionConfig
-from megatron_r1.config.schema import ParallelConfig, StageConfig
+from megatron_r1.config.schema import ParallelConfig, RunConfig, StageConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import parallel_faults
 from megatron_r1.errors import ConfigError
+from megatron_r1.planning.deadlines import deadline_faults, deadline_line
 from megatron_r1.planning.fit import stage_workload
 from megatron_r1.planning.hardware import GPU, Assumptions, find_gpu
 from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, planned_shape, setups_of
@@ -32,7 +33,8 @@ class PlanOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What is printed: `own` is the configuration as it is (None for a folder), `own_faults` why it cannot run on
-    `gpus`, `found` the layouts that fit, `least` one on fewer or more GPUs where nothing fits."""
+    `gpus`, `own_deadlines` how much of its deadlines it needs, `found` the layouts that fit, `least` one on fewer or
+    more GPUs where nothing fits."""
 
     name: str
     shape: ModelShape
@@ -41,6 +43,7 @@ class Answer:
     work: Workload
     own: Plan | None
     own_faults: list[str]
+    own_deadlines: str
     found: list[Plan]
     least: Plan | None
 
@@ -91,10 +94,11 @@ def plan_stage(config: StageConfig, options: PlanOptions, packaged: Mapping[str,
     work, assume = stage_workload(config, options.mean_tokens), Assumptions()
     own = make_plan(shape, trainer, servers, work, gpu, assume)
     gpus = _whole_nodes(options.gpus or own.gpus, gpu)
-    own_faults = list(own.faults)
+    own_faults = [*own.faults, *deadline_faults(config, shape, own)]
+    deadlines = deadline_line(config, shape, own) if isinstance(config, RunConfig) else ""
     if own.gpus > gpus:
         own_faults.append(f"{config.name} asks for {own.gpus} GPUs; --gpus is {gpus}")
-    return _answer(config.name, shape, gpu, gpus, work, trainer, servers, own, own_faults, options.json)
+    return _answer(config.name, shape, gpu, gpus, work, trainer, servers, own, own_faults, deadlines, options.json)
 
 
 def plan_folder(folder: Path, options: PlanOptions) -> int:
@@ -115,7 +119,7 @@ def plan_folder(folder: Path, options: PlanOptions) -> int:
     row = longest + 1024
     trainer = TrainerSetup(parallel=ParallelConfig(), row_tokens=row)
     servers = ServerSetup(num_servers=1, tensor=1, max_model_len=row)
-    return _answer(folder.name, shape, gpu, gpus, work, trainer, servers, None, [], options.json)
+    return _answer(folder.name, shape, gpu, gpus, work, trainer, servers, None, [], "", options.json)
 
 
 def _answer(
@@ -128,6 +132,7 @@ def _answer(
     servers: ServerSetup | None,
     own: Plan | None,
     own_faults: list[str],
+    own_deadlines: str,
     machine: bool,
 ) -> int:
     found = search(shape, gpus, gpu, work, Assumptions(), trainer, servers)
@@ -139,6 +144,7 @@ def _answer(
         work=work,
         own=own,
         own_faults=own_faults,
+        own_deadlines=own_deadlines,
         found=found,
         least=None if found else smallest(shape, gpu, work, Assumptions(), trainer, servers),
     )

@@ -9,6 +9,7 @@ import subprocess
 from megatron_r1.config.rejection import RejectionConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import ConfigError
+from megatron_r1.planning.deadlines import deadline_faults
 from megatron_r1.planning.hardware import GPU, GPUS, Assumptions, find_gpu
 from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, planned_shape, setups_of
 from megatron_r1.planning.search import search, smallest
@@ -18,7 +19,8 @@ from megatron_r1.planning.workload import Workload, workload_of
 
 def check_fit(config: Planned, shape: ModelShape) -> str:
     """One line on the fit of a stage that runs on GPUs; "" for one that does not. Raises ConfigError, with what would
-    fit, if the trainer's ranks or the servers need more memory than their GPUs have.
+    fit, if the trainer's ranks or the servers need more memory than their GPUs have, or a planned phase more time than
+    its deadline.
 
     The GPU is `train.gpu`, or this machine's; where there is neither the line says that nothing was checked."""
     if not on_gpus(config):
@@ -29,9 +31,12 @@ def check_fit(config: Planned, shape: ModelShape) -> str:
         return "memory: not checked (no GPU here; name the one that it will run on: --train.gpu h100)"
     shape, work, assume = planned_shape(config, shape), stage_workload(config), Assumptions()
     trainer, servers = setups_of(config)
-    plan = make_plan(shape, trainer, servers, work, gpu, assume, timed=False)
+    plan = make_plan(shape, trainer, servers, work, gpu, assume, timed=servers is not None)
     if plan.faults:
         raise ConfigError([*plan.faults[:-1], f"{plan.faults[-1]}; {remedy(shape, plan, work, gpu, assume)}"])
+    late = deadline_faults(config, shape, plan)
+    if late:
+        raise ConfigError(late)
     parts = []
     if plan.memory:
         parts.append(f"trainer at most {plan.memory.total / 2**30:.1f} GiB")

@@ -26,6 +26,7 @@ def as_text(answer: Answer) -> str:
     ]
     if answer.own is not None:
         lines += ["", f"{answer.name} as it is, {answer.own.gpus} GPUs:", *_plan_lines(answer.own, answer)]
+        lines += [f"  {answer.own_deadlines}"] if answer.own_deadlines else []
         lines += [f"  does not fit: {fault}" for fault in answer.own_faults]
     if answer.found:
         lines += ["", f"layouts that fit {answer.gpus} {gpu.name}, fastest first (all times are estimates):"]

@@ -272,7 +272,6 @@ def _rollout(*, temperature: float) -> RolloutConfig:
         enforce_eager=True,
         sampling=SamplingConfig(max_new_tokens=64, temperature=temperature),
         start_timeout_seconds=300.0,
-        request_timeout_seconds=300.0,
     )
 
 

@@ -43,7 +43,6 @@ def quickstart() -> RunConfig:
             enforce_eager=True,
             sampling=SamplingConfig(max_new_tokens=48),
             start_timeout_seconds=180.0,
-            request_timeout_seconds=300.0,
         ),
         rewards=RewardConfig(num_workers=1),
         grpo=GRPOConfig(

@@ -20,11 +20,12 @@ from typing import Any, Literal, TypeVar
 from megatron_r1.config import RolloutConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.observe.metrics import write_json
-from megatron_r1.rollout.client import EngineClient
 from megatron_r1.rollout.server import Engine
 
 SERVERS = "servers"
 POLL_SECONDS = 0.25
+SUPERVISOR_SECONDS = 60.0
+"""A supervisor that has taken a server up is given so much longer than the server, to say why it did not start."""
 HEALTH_ATTEMPTS = 3
 """A server that is loading weights may miss one answer; a dead one misses all."""
 
@@ -148,23 +149,24 @@ class AttachedEngine(Engine):
 
     def wait_ready(self, progress: Callable[[str], None] | None = None) -> float:
         """Block until the server answers; returns the seconds waited. EngineError if it cannot start, or if nobody
-        starts it within rollout.start_timeout_seconds."""
+        starts it within `start_seconds`. The supervisor's wait is as long and begins later: it has the last word."""
+        limit = self.start_seconds
         begun = told = time.monotonic()
         while True:
             record, waited = self._record(), time.monotonic() - begun
             if record is not None and record.state == "ready":
                 self.host, self.port, self.token = record.host, record.port, self.files.read_token()
                 self.log_path = Path(record.log)
-                self.client = EngineClient(f"http://{self.host}:{self.port}", token=self.token, config=self.config)
+                self.client = self.connect()
                 if self.client.healthy():
                     return waited
             if record is not None and record.state in ("failed", "dead"):
                 raise self.death("died while starting")
-            if waited > self.config.start_timeout_seconds:
+            if waited > limit + (SUPERVISOR_SECONDS if record is not None else 0.0):
                 known = f"its supervisor says {record.state}" if record is not None else "no supervisor took it up"
                 raise EngineError(
                     f"rollout.start_timeout_seconds: {self.name} did not answer within "
-                    f"{self.config.start_timeout_seconds:.0f} s ({known}); see the logs of the job's server nodes"
+                    f"{waited:.0f} s ({known}); see the logs of the job's server nodes"
                 )
             if progress is not None and time.monotonic() - told > 5:
                 told = time.monotonic()

@@ -2,7 +2,8 @@
 
 Text never crosses: the prompt is the ids that the trainer will train on, and the completion is the ids that
 the engine sampled, so nothing is re-tokenised. One request carries a whole group (n = G), which prefills its
-prompt once. Retries and scheduling over several engines are in collect.py.
+prompt once. Requests that make tokens have no time limit of their own: progress.py watches the server instead. Retries
+and scheduling over several engines are in collect.py.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import numpy as np
 import urllib3
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
+from megatron_r1.config.deadlines import stall_seconds, transfer_seconds
 from megatron_r1.errors import EngineError, UserError
 from megatron_r1.rollout.auth import authorization
+from megatron_r1.rollout.progress import ProgressWatch, Wires, count_tokens
 from megatron_r1.types import Completion
 
 HEALTH_TIMEOUT_SECONDS = 5.0
+CONNECT_SECONDS = 60.0
+CONTROL_SECONDS = 300.0
+"""For what the server answers at once; one whose engine shares its process (CPU) ends a step first."""
 POOLED_CONNECTIONS = 512
 START_VERSION = "default"
 """What vLLM calls the weights it was started with."""
@@ -38,31 +44,73 @@ class EngineClient:
     refuses the request; ValueError for a prompt or sequence that has no room, before anything is sent.
     """
 
-    def __init__(self, base_url: str, *, token: str, config: RolloutConfig) -> None:
+    def __init__(self, base_url: str, *, token: str, config: RolloutConfig, weight_bytes: int = 0) -> None:
+        """`weight_bytes`: of the folder that the server started from; a sync's deadlines follow from it."""
         self.base_url = base_url
         self.config = config
+        self.transfer_seconds = transfer_seconds(config, weight_bytes)
         self.headers = {"Content-Type": "application/json", **authorization(token)}
         self.pool = urllib3.PoolManager(maxsize=POOLED_CONNECTIONS, retries=False)
+        self.wires = Wires(POOLED_CONNECTIONS)
+        self.watch = ProgressWatch(
+            stall_seconds=stall_seconds(config), count=self.count_tokens, paused=self.is_paused, cut=self.wires.cut
+        )
 
-    def request(self, method: str, path: str, body: object = None, *, timeout: float | None = None) -> Any:
-        """One HTTP exchange; returns the decoded JSON answer (None if it is empty)."""
-        seconds = self.config.request_timeout_seconds if timeout is None else timeout
+    def request(self, method: str, path: str, body: object = None, *, timeout: float = CONTROL_SECONDS) -> Any:
+        """One HTTP exchange that ends soon; returns the decoded JSON answer (None if it is empty)."""
+        return decoded(self.exchange(self.pool, method, path, body, urllib3.Timeout(total=timeout)))
+
+    def work(self, path: str, body: object = None, *, draining: bool = False) -> Any:
+        """One POST whose answer waits for tokens, for as long as some move on the server (rollout.stall_seconds).
+        `draining`: it waits for other requests' tokens, also while the server is paused."""
+        with self.watch.work(draining=draining):
+            try:
+                timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=None)
+                return decoded(self.exchange(self.wires.pool, "POST", path, body, timeout))
+            except EngineError as error:
+                if self.watch.stalled:
+                    raise EngineError(f"POST {path}: {self.watch.explain()}") from error
+                raise
+
+    def exchange(
+        self, pool: urllib3.PoolManager, method: str, path: str, body: object, timeout: urllib3.Timeout
+    ) -> bytes:
         try:
-            answer = self.pool.request(
+            answer = pool.request(
                 method,
                 self.base_url + path,
                 body=None if body is None else json.dumps(body),
                 headers=self.headers,
-                timeout=seconds,
+                timeout=timeout,
             )
         except urllib3.exceptions.HTTPError as error:
             raise EngineError(f"{method} {path}: the vLLM server did not answer: {error}") from error
         if answer.status >= 500:
-            self.pool.clear()  # the server closes this connection after an internal error, maybe not yet
+            pool.clear()  # the server closes this connection after an internal error, maybe not yet
             raise EngineError(f"{method} {path}: the vLLM server answered {answer.status}: {answer.data[:2000]!r}")
         if answer.status >= 400:
             raise RequestError(f"{method} {path}: refused with {answer.status}: {answer.data[:2000]!r}")
-        return json.loads(answer.data) if answer.data else None
+        return answer.data
+
+    def count_tokens(self, timeout: float = CONTROL_SECONDS) -> float | None:
+        """A number that grows with every token that the server reads or samples; None if it does not say."""
+        try:
+            data = self.exchange(self.pool, "GET", "/metrics", None, urllib3.Timeout(total=timeout))
+        except (EngineError, RequestError):
+            return None
+        return count_tokens(data.decode(errors="replace"))
+
+    def is_paused(self, timeout: float = CONTROL_SECONDS) -> bool:
+        """Whether the server says that it is paused (a weight sync)."""
+        try:
+            return bool(self.request("GET", "/is_paused", timeout=timeout)["is_paused"])
+        except (EngineError, RequestError, ValueError, KeyError, TypeError):
+            return False
+
+    def pause(self) -> None:
+        """Let running requests finish, admit no more, and drop the KV and prefix caches, which the old weights
+        made."""
+        self.work("/pause?mode=wait&clear_cache=true", {}, draining=True)
 
     def healthy(self) -> bool:
         """Whether the server answers and its engine is alive."""
@@ -114,7 +162,7 @@ class EngineClient:
         if seed is not None:
             parameters["seed"] = seed
         body = {"token_ids": [int(token) for token in prompt_ids], "sampling_params": parameters}
-        choices = self.request("POST", "/inference/v1/generate", body)["choices"]
+        choices = self.work("/inference/v1/generate", body)["choices"]
         if len(choices) != num_completions:
             raise EngineError(f"asked for {num_completions} completions, the vLLM server sent {len(choices)}")
         return tuple(completion(choice, decode) for choice in sorted(choices, key=lambda choice: choice["index"]))
@@ -127,11 +175,15 @@ class EngineClient:
         check_room(token_ids, self.config.max_model_len)
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
         body = {"token_ids": [int(token) for token in token_ids], "sampling_params": parameters}
-        entries = self.request("POST", "/inference/v1/generate", body)["prompt_logprobs"]
+        entries = self.work("/inference/v1/generate", body)["prompt_logprobs"]
         logprobs = np.zeros(len(token_ids), dtype=np.float32)
         for position in range(1, len(token_ids)):
             logprobs[position] = entries[position][str(int(token_ids[position]))]["logprob"]
         return logprobs
+
+
+def decoded(answer: bytes) -> Any:
+    return json.loads(answer) if answer else None
 
 
 def completion(choice: dict[str, Any], decode: Decode | None) -> Completion:

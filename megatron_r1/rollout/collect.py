@@ -79,7 +79,7 @@ def collect(
     `resync(engine)` runs in the calling thread after a restart and must make the engine serve the current
     weights (it serves version 0); without it only an engine at version 0 may be restarted. Raises ValueError
     for a prompt without room, before anything is sent; RequestError for a refused request; EngineError when
-    an engine is past its restarts.
+    an engine is past its restarts, which are counted anew for each call that succeeds.
     """
     for prompt in prompts:
         check_room(prompt, engines[0].config.max_model_len)
@@ -140,6 +140,8 @@ class _Collection:
                         on_group(event.index, event.group)
         finally:
             self.cancelled.set()
+        for engine in self.engines:
+            engine.forgive()
         groups = tuple(self.groups[index] for index in range(len(self.prompts)))
         return Collected(
             groups=groups,

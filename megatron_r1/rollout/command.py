@@ -9,6 +9,7 @@ its own process, which saves a whole interpreter start (about 9 s of imports) an
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_r1.config import RolloutConfig
+from megatron_r1.config.deadlines import folder_bytes, stall_seconds, start_seconds
 from megatron_r1.rollout.auth import TOKEN_VARIABLE
 
 COMPILED_MLA_HEAD_SIZE = 576
@@ -27,6 +29,9 @@ prompts.
 """
 
 MIN_BATCHED_TOKENS = 8192
+
+GLOO_SECONDS = 1800
+"""torch's own wait for a gloo collective."""
 
 CPU_CUSTOM_OPS = ["all", "-rotary_embedding"]
 """vLLM 0.32's compiled rotary embedding on CPU rotates queries of shape [tokens, heads, size] wrongly, as
@@ -75,7 +80,7 @@ def server_command(
         "--gpu-memory-utilization": config.memory_fraction,
         "--middleware": "megatron_r1.rollout.auth.TokenMiddleware",
     }
-    switches = ["--disable-log-stats", "--disable-uvicorn-access-log"]
+    switches = ["--disable-uvicorn-access-log"]
     if reward_model:
         flags |= {"--runner": "pooling", "--convert": "classify"}
     else:
@@ -97,8 +102,11 @@ def server_command(
         flags["--block-size"] = CPU_BLOCK_SIZE
         flags["--compilation-config"] = json.dumps({"custom_ops": CPU_CUSTOM_OPS})
         switches += ["--no-enable-chunked-prefill", "--enforce-eager"]
-    elif config.enforce_eager:
-        switches.append("--enforce-eager")
+    else:
+        switches += ["--enforce-eager"] if config.enforce_eager else []
+        # A worker that has read its part waits in NCCL (600 s by default) or gloo (1,800 s) for the slowest one.
+        waits = max(GLOO_SECONDS, math.ceil(start_seconds(config, folder_bytes(model_path))))
+        flags |= {"--distributed-timeout-seconds": waits, "--cpu-distributed-timeout-seconds": waits}
     if config.device == "cuda" and config.sleep_level:
         switches.append("--enable-sleep-mode")  # on a CPU the routes are there without it, and move nothing
     if not list(model_path.glob("*.safetensors")):
@@ -153,6 +161,8 @@ def server_environment(
         "VLLM_HOST_IP": host,
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",  # a connection dropped while idle looks like a death
         "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(start_seconds(config, folder_bytes(model_path)))),
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(math.ceil(stall_seconds(config))),  # one step of several workers
     }
     if span is None:
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # the server's workers share a host

@@ -16,6 +16,9 @@ from megatron_r1.rollout.server import Engine
 
 Result = TypeVar("Result")
 
+MEETING_SECONDS = 600.0
+"""For the meeting of the trainer and all workers of all servers."""
+
 
 class ControlPlane:
     """Calls every server concurrently; the first error is raised after all have answered.
@@ -35,7 +38,7 @@ class ControlPlane:
             info = dict(init_info)
             if "rank_offset" in info:
                 info["rank_offset"] += position * self.workers_per_engine
-            client.request("POST", "/init_weight_transfer_engine", {"init_info": info})
+            client.request("POST", "/init_weight_transfer_engine", {"init_info": info}, timeout=MEETING_SECONDS)
 
         self.each(init)
 
@@ -56,7 +59,7 @@ class ControlPlane:
         """Let running requests finish, admit no more, and drop the KV and prefix caches, which the old
         weights made.
         """
-        self.post("/pause?mode=wait&clear_cache=true")
+        self.each(lambda _, client: client.pause())
 
     def resume(self) -> None:
         self.post("/resume")
@@ -65,7 +68,9 @@ class ControlPlane:
         return self.each(lambda _, client: client.weight_version())
 
     def post(self, path: str, body: object = None) -> None:
-        self.each(lambda _, client: client.request("POST", path, {} if body is None else body))
+        """Time enough to receive and to load all weights: any of these may be the one that does it."""
+        sent = {} if body is None else body
+        self.each(lambda _, client: client.request("POST", path, sent, timeout=client.transfer_seconds))
 
     def each(self, call: Callable[[int, EngineClient], Result]) -> list[Result]:
         pending = [self.pool.submit(call, position, client) for position, client in enumerate(self.clients)]

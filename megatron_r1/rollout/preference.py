@@ -67,7 +67,7 @@ class RewardModelServer:
         # Without its activation, which would squash the value into (0, 1).
         body = {"input": [list(map(int, token_ids))], "task": "classify", "use_activation": False}
         body["model"] = str(self.config.model)
-        answer = self.engine.client.request("POST", "/pooling", body)
+        answer = self.engine.client.work("/pooling", body)
         try:
             (value,) = answer["data"][0]["data"]
         except (KeyError, IndexError, TypeError, ValueError) as error:

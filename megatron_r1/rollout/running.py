@@ -67,7 +67,7 @@ class CompletionsClient(EngineClient):
             "return_token_ids": True,
             **({} if seed is None else {"seed": seed}),
         }
-        choices = self.request("POST", "/v1/completions", body)["choices"]
+        choices = self.work("/v1/completions", body)["choices"]
         if len(choices) != num_completions or any(not isinstance(c.get("token_ids"), list) for c in choices):
             raise EngineError(
                 f"{self.base_url}: asked for {num_completions} completions with their token ids, got "
@@ -91,12 +91,17 @@ class RunningServer(Engine):
     """An Engine whose process is somebody else's: it is never started or stopped, and its failure is final."""
 
     def __init__(self, server: ServerConfig, rollout: RolloutConfig, *, model_path: Path, run_dir: Path) -> None:
-        """ConfigError if the server does not answer, or has not the model."""
+        """ConfigError if the server does not answer, has not the model, or does not count tokens."""
         super().__init__(dataclasses.replace(rollout, num_engines=1), model_path=model_path, run_dir=run_dir)
         client = CompletionsClient(server, rollout)
         names = client.models()
         if server.model not in names:
             raise ConfigError(f"server.model is {server.model!r}; {server.url} has {', '.join(names) or 'none'}")
+        if client.count_tokens(CHECK_SECONDS) is None:
+            raise ConfigError(
+                f"server.url: {client.base_url}/metrics has no counters of tokens, by which a stuck server is told "
+                "from a slow one; start it without --disable-log-stats"
+            )
         self.client: EngineClient = client
 
     def restart(self, progress: Callable[[str], None] | None = None) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 import psutil
 
 from megatron_r1.config import RolloutConfig
+from megatron_r1.config.deadlines import folder_bytes, start_seconds
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.auth import new_token
 from megatron_r1.rollout.client import EngineClient
@@ -58,7 +59,8 @@ class Engine:
     """One vLLM server under supervision.
 
     Attributes: `index`; `starts`, how many times its process was started (it names an incarnation: weights
-    and connections made for an older one are gone); `failures`, how many incarnations ended by themselves;
+    and connections made for an older one are gone); `failures`, how many incarnations ended by themselves since
+    the last whole rollout (`forgive`);
     `client`, for the current incarnation; `log_path`, of all incarnations, and `log_begin`, where the current
     one's part begins (bytes); `trainer_host`, the address under which the server's workers reach the trainer;
     `span`, the node's part of a server over several nodes (set before `start`).
@@ -110,7 +112,7 @@ class Engine:
         self.port = free_port(self.host)
         self.token = new_token()
         self.private_dir = private_directory()
-        self.client = EngineClient(f"http://{self.host}:{self.port}", token=self.token, config=self.config)
+        self.client = self.connect()
         command = server_command(
             self.config,
             model_path=self.model_path,
@@ -158,12 +160,27 @@ class Engine:
         if failure:
             raise EngineError(f"{self.name} could not be started: {failure[0]}") from failure[0]
 
+    def connect(self) -> EngineClient:
+        """A client of the present incarnation."""
+        return EngineClient(
+            f"http://{self.host}:{self.port}",
+            token=self.token,
+            config=self.config,
+            weight_bytes=folder_bytes(self.model_path),
+        )
+
+    @property
+    def start_seconds(self) -> float:
+        """How long its start may take."""
+        return start_seconds(self.config, folder_bytes(self.model_path))
+
     def wait_ready(self, progress: Callable[[str], None] | None = None) -> float:
         """Block until the server answers; returns the seconds waited.
 
         `progress` is called about every 5 s with a sentence. A port taken by another process meanwhile is
-        retried. Raises EngineError when the process dies or rollout.start_timeout_seconds pass.
+        retried. Raises EngineError when the process dies or `start_seconds` pass.
         """
+        limit = self.start_seconds
         begun, attempts, told = time.monotonic(), 1, time.monotonic()
         while not (self.owns_port() and self.client.healthy()):
             waited = time.monotonic() - begun
@@ -173,12 +190,12 @@ class Engine:
                 attempts += 1
                 self.stop()
                 self.start()
-            if waited > self.config.start_timeout_seconds:
+            if waited > limit:
                 tail = self.log_tail()
                 self.stop()
                 raise EngineError(
-                    f"rollout.start_timeout_seconds: {self.name} did not answer within "
-                    f"{self.config.start_timeout_seconds:.0f} s; raise it, or see {self.log_path}:\n{tail}"
+                    f"rollout.start_timeout_seconds: {self.name} did not answer within {limit:.0f} s; raise it, or "
+                    f"lower rollout.weights_gb_per_second where storage is slower, or see {self.log_path}:\n{tail}"
                 )
             if progress is not None and time.monotonic() - told > 5:
                 told = time.monotonic()
@@ -238,14 +255,21 @@ class Engine:
     def restart(self, progress: Callable[[str], None] | None = None) -> None:
         """Stop what is left and start anew with the start checkpoint's weights (version 0).
 
-        Raises EngineError past rollout.max_restarts, and what `wait_ready` raises.
+        Raises EngineError past rollout.max_restarts in one rollout, and what `wait_ready` raises.
         """
         self.stop()
         self.failures += 1
         if self.failures > self.config.max_restarts:
-            raise self.death(f"failed {self.failures} times; rollout.max_restarts is {self.config.max_restarts}")
+            raise self.death(
+                f"failed {self.failures} times since the last whole rollout; rollout.max_restarts is "
+                f"{self.config.max_restarts}"
+            )
         self.start()
         self.wait_ready(progress)
+
+    def forgive(self) -> None:
+        """A whole rollout has succeeded: what failed before it counts no more."""
+        self.failures = 0
 
     def __enter__(self) -> Engine:
         return self

@@ -250,7 +250,18 @@ ALONE = [
     ({"rollout.sampling.temperature": float("nan")}, ["rollout.sampling.temperature is nan"]),
     ({"rollout.devices": ("0", "1")}, ["rollout.devices has 2 entries", "rollout.num_engines = 1"]),
     ({"rollout.tensor_parallel": 0}, ["rollout.tensor_parallel is 0"]),
-    ({"rollout.start_timeout_seconds": 0.0}, ["rollout.start_timeout_seconds is 0.0", "above 0"]),
+    ({"rollout.start_timeout_seconds": -1.0}, ["rollout.start_timeout_seconds is -1.0", "at least 0"]),
+    ({"rollout.stall_seconds": -1.0}, ["rollout.stall_seconds is -1.0", "at least 0"]),
+    ({"rollout.weights_gb_per_second": 0.0}, ["rollout.weights_gb_per_second is 0.0", "above 0"]),
+    (
+        {"train.collective_timeout_seconds": 17_999.0},  # 4 h + 1 h are 18,000
+        ["train.collective_timeout_seconds is 17999", "deadlines.rollout + reward is 18000"],
+    ),
+    (
+        {"rollout.start_timeout_seconds": 7300.0},
+        ["deadlines.start is 7200", "7300 s to start (rollout.start_timeout_seconds)", "raise deadlines.start"],
+    ),
+    ({"deadlines.sync": 200.0}, ["deadlines.sync is 200", "a sync may take 300 s (300 s + 0 GB", "to 300 or more"]),
     ({"rollout.kv_cache_gib": float("inf")}, ["rollout.kv_cache_gib is inf"]),
     ({"train.collective_timeout_seconds": -1.0}, ["train.collective_timeout_seconds is -1.0"]),
     ({"seed": -1}, ["seed is -1", "at least 0"]),

@@ -190,6 +190,24 @@ def test_a_stage_that_fits_says_how_closely():
     assert fit.check_fit(RECIPES["quickstart"](), TINY) == ""
 
 
+def test_phases_that_are_planned_past_their_deadline_are_refused():
+    config = RECIPES["grpo_671b"]()
+    named = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, gpu="h100"),
+        deadlines=dataclasses.replace(config.deadlines, rollout=1000.0, start=3000.0),
+    )
+    with pytest.raises(ConfigError) as raised:
+        fit.check_fit(named, V3)
+    start, rollout = raised.value.faults
+    # (671.03 + 11.61) billion bf16 numbers at 0.5 GB/s, and 900 s
+    assert start.startswith("deadlines.start is 3000; a server may take 3631 s to start (900 s + 1,365 GB at rollout.")
+    assert (
+        rollout.startswith("deadlines.rollout is 1000; this layout is planned to take ")
+        and "megatron-r1 plan" in rollout
+    )
+
+
 PIPELINE = RECIPES["r1_671b"]()
 STAGES = [name for name in PIPELINE.__dataclass_fields__ if isinstance(getattr(PIPELINE, name), Planned)]
 

@@ -130,7 +130,7 @@ def config() -> RolloutConfig:
         kv_cache_gib=0.125,
         sync_bucket_mib=1,
         start_timeout_seconds=180.0,
-        request_timeout_seconds=120.0,
+        stall_seconds=120.0,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -109,6 +111,35 @@ def test_refused_requests_and_dead_servers_are_told_apart(engine: Engine, config
     stranger = EngineClient(engine.client.base_url, token="no", config=dataclasses.replace(config))
     with pytest.raises(RequestError, match="401"):
         stranger.weight_version()
+
+
+def test_tokens_are_counted_and_a_real_paused_server_is_not_stuck(engine: Engine, config) -> None:
+    before = engine.client.count_tokens()
+    group = engine.client.generate(prompt(20, 11), num_completions=3, sampling=SamplingConfig(max_new_tokens=9), seed=1)
+    sampled = sum(len(completion.token_ids) for completion in group)
+    after = engine.client.count_tokens()
+    # Each of the three choices counts the prompt and its own end.
+    assert before is not None and after is not None and after == before + 3 * 20 + sampled + 3
+    engine.client.score(prompt(30, 12))
+    assert engine.client.count_tokens() == after + 30 + 1 + 1
+
+    hasty = EngineClient(
+        engine.client.base_url, token=engine.token, config=dataclasses.replace(config, stall_seconds=2.0)
+    )
+    hasty.pause()
+    assert hasty.is_paused()
+    answers: list[object] = []
+
+    def ask() -> None:
+        answers.append(hasty.generate([5], num_completions=1, sampling=SamplingConfig(max_new_tokens=2)))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(6.0)
+    assert not answers and thread.is_alive()
+    hasty.request("POST", "/resume", {})
+    thread.join(60)
+    assert len(answers) == 1
 
 
 def test_text_is_what_decode_makes_of_the_ids(engine: Engine) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_r1.config import SamplingConfig
 from megatron_r1.errors import EngineError
-from megatron_r1.rollout import Engine, WeightSync, collect
+from megatron_r1.rollout import Engine, WeightSync, collect, start_engines
 
 from .conftest import MAX_MODEL_LEN, Oracle, Weights, prompt
 
@@ -98,6 +98,38 @@ def test_a_server_killed_in_the_middle_is_replaced_and_nothing_is_lost(
         assert {completion.weight_version for completion in group} == {sync.version}
         whole = ids + group[0].token_ids.tolist()
         np.testing.assert_allclose(group[0].logprobs, oracles[2].logprobs(whole)[20:], atol=1e-4)
+
+
+@pytest.mark.slow  # three server starts
+def test_a_server_that_hangs_is_replaced_and_failures_of_an_earlier_rollout_are_forgiven(
+    config, folders, oracles: list[Oracle], tmp_path
+) -> None:
+    """With one restart allowed it hangs in the first rollout, and is killed in the second."""
+    once = dataclasses.replace(config, max_restarts=1, stall_seconds=20.0)
+    (engine,) = start_engines(once, model_path=folders[0], run_dir=tmp_path)
+    with engine:
+        for number, what in enumerate((signal.SIGSTOP, signal.SIGKILL)):
+            arrived: list[int] = []
+
+            def hit(index: int, group: object, arrived=arrived, what=what) -> None:
+                arrived.append(index)
+                if len(arrived) == 2:
+                    os.kill(engine.pid, what)
+
+            prompts = [prompt(20, index) for index in range(24)]
+            collected = collect(
+                (engine,),
+                prompts,
+                group_size=4,
+                sampling=SamplingConfig(max_new_tokens=100),
+                seed=9,
+                on_group=hit,
+                resync=lambda restarted: None,
+            )
+            assert (collected.restarts, engine.starts, engine.failures) == (1, 2 + number, 0)
+            assert sorted(arrived) == list(range(24))
+            whole = prompts[0] + collected.groups[0][0].token_ids.tolist()
+            np.testing.assert_allclose(collected.groups[0][0].logprobs, oracles[0].logprobs(whole)[20:], atol=1e-4)
 
 
 def test_a_server_past_its_restarts_ends_the_run_with_its_log(config, folders, tmp_path) -> None:

@@ -76,7 +76,8 @@ def test_the_command_line_follows_the_configuration(folders: list[Path], tmp_pat
     assert pairs["--tensor-parallel-size"] == "8" and pairs["--dtype"] == "bfloat16"
     assert pairs["--weight-transfer-config"] == '{"backend": "nccl"}'
     assert pairs["--gpu-memory-utilization"] == "0.7" and "--enforce-eager" not in command
-    assert "--load-format" not in command
+    assert "--load-format" not in command and "--disable-log-stats" not in command
+    assert pairs["--distributed-timeout-seconds"] == pairs["--cpu-distributed-timeout-seconds"] == "1800"
     empty = tmp_path / "config-only"
     empty.mkdir()
     assert "dummy" in server_command(gpu, model_path=empty, host="127.0.0.1", port=1, seed=3)
@@ -95,6 +96,9 @@ def test_the_environment_holds_the_token_and_none_of_the_trainers_rendezvous(fol
     assert environment["VLLM_API_KEY"] == "secret" and environment["HOME"] == "/x"
     assert environment["CUDA_VISIBLE_DEVICES"] == "4,5"
     assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in environment  # nothing pickled is sent
+    # 900 s and a folder of less than a megabyte; 600 s and 33,792 tokens at 50 a second
+    assert environment["VLLM_ENGINE_READY_TIMEOUT_S"] == "901"
+    assert environment["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] == "1276"
     assert not {"RANK", "MASTER_PORT"} & set(environment)
     assert "OMP_WAIT_POLICY" not in environment
 

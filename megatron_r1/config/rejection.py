@@ -16,6 +16,7 @@ from megatron_r1.config.judge import JudgeConfig, judge_faults
 from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
+from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import reward_model_faults
 from megatron_r1.errors import ConfigError
@@ -192,4 +193,4 @@ def _sampling_faults(config: RejectionConfig, shape: ModelShape | None) -> list[
         )
     if rollout.num_engines < 1 or config.rewards.num_workers < 1:
         faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
-    return faults
+    return faults + server_faults(rollout, shape, fp8_block=shape.fp8_block if shape is not None else None)

@@ -32,6 +32,7 @@ PLACE = frozenset(
         "train.threads_per_rank",
         "parallel",
         "rollout.devices",
+        "rollout.expert_parallel",
         "rollout.kv_cache_gib",
         "rollout.max_num_seqs",
         "rollout.memory_fraction",

@@ -206,6 +206,13 @@ class RolloutConfig:
     max_restarts: int = 3
     """Failures of a server since the last whole rollout."""
     enforce_eager: bool = False
+    expert_parallel: bool = False
+    """Whole experts on each of a server's GPUs (vLLM's --enable-expert-parallel) instead of a part of every expert."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """Keys and values of `dtype`, or in FP8 (GPUs only): twice the cache, and logprobs that differ more."""
+    vllm_args: tuple[str, ...] = ()
+    """More arguments of vLLM for the rollout servers, each NAME=VALUE or NAME without dashes, such as
+    max-num-batched-tokens=16384; what a field here says is refused."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 

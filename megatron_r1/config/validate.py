@@ -15,7 +15,8 @@ from megatron_r1.config.deadlines import folder_bytes, phase_faults, start_fault
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
-from megatron_r1.config.schema import DeadlineConfig, RunConfig
+from megatron_r1.config.schema import DeadlineConfig, RolloutConfig, RunConfig
+from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
@@ -145,7 +146,9 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
         )
     faults += _colocation_faults(config)
     if rollout.fp8_folder is not None:
-        faults += _fp8_rollout_faults(rollout.fp8_folder, rollout.device, shape)
+        faults += _fp8_rollout_faults(rollout, rollout.fp8_folder, shape)
+    else:
+        faults += server_faults(rollout, shape)
     if rollout.draft_tokens and shape is not None and not shape.num_mtp_layers:
         faults.append(
             f"rollout.draft_tokens is {rollout.draft_tokens}, but config.json has no num_nextn_predict_layers: use 0"
@@ -193,8 +196,8 @@ def _colocation_faults(config: RunConfig) -> list[str]:
     return faults
 
 
-def _fp8_rollout_faults(folder: Path, device: str, shape: ModelShape | None) -> list[str]:
-    if device == "cpu":
+def _fp8_rollout_faults(rollout: RolloutConfig, folder: Path, shape: ModelShape | None) -> list[str]:
+    if rollout.device == "cpu":
         return [f"rollout.fp8_folder is {folder}; vLLM has no FP8 products on CPUs: leave it out"]
     try:
         found = load_shape(folder)
@@ -207,7 +210,7 @@ def _fp8_rollout_faults(folder: Path, device: str, shape: ModelShape | None) -> 
         ]
     if shape is not None and dataclasses.replace(found, fp8_block=None) != dataclasses.replace(shape, fp8_block=None):
         return [f"rollout.fp8_folder: {folder} holds another model than model.path; their config.json must agree"]
-    return []
+    return server_faults(rollout, found, fp8_block=found.fp8_block)
 
 
 def _grpo_faults(config: RunConfig) -> list[str]:

@@ -26,7 +26,7 @@ from megatron_r1.pipeline.preflight import (
     role_faults,
     run_folder_faults,
 )
-from megatron_r1.pipeline.roles import Roles, roles_of
+from megatron_r1.pipeline.roles import Roles, roles_of, rollout_of
 
 NODELIST_VARIABLE = "MEGATRON_R1_NODELIST"
 """Names of the job's nodes, in order, from `scontrol show hostnames`."""
@@ -91,6 +91,11 @@ def _admission(
         faults += error.faults
     reports, found = meeting.gather(report)
     faults += found
+    rollout = rollout_of(stage)
+    if rollout is not None and rollout.vllm_args:
+        from megatron_r1.rollout.check_arguments import parser_faults
+
+        faults += parser_faults(rollout)
     port = int(os.environ.get(PORT_VARIABLE, "0"))
     if layout is not None:
         faults += node_faults(stage, layout, reports, task.slots_per_node)

@@ -97,7 +97,13 @@ def start_teacher(config: RunConfig) -> list[Engine]:
     teacher = config.teacher
     if teacher.model is None:
         return []
-    rollout = dataclasses.replace(config.rollout, tensor_parallel=teacher.tensor_parallel, num_engines=1, devices=())
+    rollout = dataclasses.replace(
+        config.rollout,
+        tensor_parallel=teacher.tensor_parallel,
+        num_engines=1,
+        devices=(),
+        vllm_args=(),
+    )
     engine = _attached(rollout, teacher.model, config.run_dir, name="teacher") or Engine(
         rollout,
         model_path=teacher.model,

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.deadlines import folder_bytes, stall_seconds, start_seconds
+from megatron_r1.config.shape import load_shape
+from megatron_r1.config.vllm_args import command_words
 from megatron_r1.rollout.auth import TOKEN_VARIABLE
 
 COMPILED_MLA_HEAD_SIZE = 576
@@ -81,6 +83,10 @@ def server_command(
         "--middleware": "megatron_r1.rollout.auth.TokenMiddleware",
     }
     switches = ["--disable-uvicorn-access-log"]
+    if config.expert_parallel and config.tensor_parallel > 1 and has_experts(model_path):
+        switches.append("--enable-expert-parallel")
+    if config.kv_cache_dtype != "auto":
+        flags["--kv-cache-dtype"] = config.kv_cache_dtype
     if reward_model:
         flags |= {"--runner": "pooling", "--convert": "classify"}
     else:
@@ -121,7 +127,8 @@ def server_command(
         }
         switches += ["--headless"] if span.node else []
     arguments = [str(part) for flag in flags.items() for part in flag]
-    return [sys.executable, "-m", "megatron_r1.rollout.launch", str(os.getpid()), *arguments, *switches]
+    own = [sys.executable, "-m", "megatron_r1.rollout.launch", str(os.getpid()), *arguments, *switches]
+    return own if reward_model else [*own, *command_words(config)]
 
 
 def server_environment(
@@ -181,6 +188,11 @@ def server_environment(
     elif visible_devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible_devices
     return environment
+
+
+def has_experts(model_path: Path) -> bool:
+    """Whether the folder's model is a mixture of experts (a teacher or reward model beside one need not be)."""
+    return load_shape(model_path).moe is not None
 
 
 def mla_head_size(model_path: Path) -> int:

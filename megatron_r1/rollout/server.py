@@ -51,6 +51,7 @@ REMEDIES = {
     "for kv cache": "raise or lower rollout.kv_cache_gib to fit rollout.max_model_len and the host's memory",
     "kv cache is needed": "raise rollout.kv_cache_gib or lower rollout.max_model_len",
     "max_model_len": "lower rollout.max_model_len to what the model's config.json allows",
+    "unrecognized arguments": "mend rollout.vllm_args",
     "must be divisible": "choose rollout.tensor_parallel so that it divides the attention heads",
 }
 

@@ -25,10 +25,10 @@ from megatron_r1.config.schema import RunConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import UserError
 from megatron_r1.planning.compute import rank_passes
-from megatron_r1.planning.decoding import LinearCost, RooflineCost, StepCost
+from megatron_r1.planning.decoding import LinearCost, StepCost
 from megatron_r1.planning.hardware import GPU, Assumptions, find_gpu
 from megatron_r1.planning.pipeline import Slot, one_forward_one_backward
-from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, setups_of
+from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, server_cost, setups_of
 from megatron_r1.planning.rollouts import Request, Timeline, simulate
 from megatron_r1.planning.stages import pipeline_chunks
 from megatron_r1.planning.timeline_picture import Walked, draw
@@ -94,7 +94,7 @@ def walk(
     )
     training = work.optimizer_steps * max(slot.end for slot in slots) + plan.time.reduction
     phases = (training + plan.time.scoring + plan.time.swap, plan.sync.seconds)
-    cost = RooflineCost(shape, gpu, assume, servers.tensor, servers.weight_bytes)
+    cost = server_cost(shape, servers, gpu, assume)
     ways: tuple[tuple[str, dict[str, Any]], ...] = (
         ("synchronous", {}),
         ("async, one step ahead", {"ahead": True}),

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from megatron_r1.config.rejection import RejectionConfig
 from megatron_r1.config.schema import ParallelConfig, RunConfig, StageConfig
+from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import parallel_faults
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.deadlines import deadline_faults, deadline_line
+from megatron_r1.planning.decoding import FP8_BLOCK
 from megatron_r1.planning.fit import stage_workload
 from megatron_r1.planning.hardware import GPU, Assumptions, find_gpu
 from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, planned_shape, setups_of
@@ -94,7 +96,9 @@ def plan_stage(config: StageConfig, options: PlanOptions, packaged: Mapping[str,
     work, assume = stage_workload(config, options.mean_tokens), Assumptions()
     own = make_plan(shape, trainer, servers, work, gpu, assume)
     gpus = _whole_nodes(options.gpus or own.gpus, gpu)
-    own_faults = [*own.faults, *deadline_faults(config, shape, own)]
+    rollout = config.rollout if isinstance(config, RunConfig | RejectionConfig) else None
+    split = server_faults(rollout, shape, fp8_block=FP8_BLOCK if rollout.fp8_folder else None) if rollout else []
+    own_faults = [*split, *own.faults, *deadline_faults(config, shape, own)]
     deadlines = deadline_line(config, shape, own) if isinstance(config, RunConfig) else ""
     if own.gpus > gpus:
         own_faults.append(f"{config.name} asks for {own.gpus} GPUs; --gpus is {gpus}")

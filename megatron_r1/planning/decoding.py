@@ -20,6 +20,8 @@ from megatron_r1.planning.tensors import chunk_numbers
 
 PREFILL_BUFFERS_GIB = 3.0
 """vLLM's profiled peak of activations, CUDA graphs included; an assumption."""
+FP8_BLOCK = 128
+"""DeepSeek's."""
 
 
 class StepCost(Protocol):
@@ -44,28 +46,55 @@ class ServerMemory:
 
 
 def server_memory(
-    shape: ModelShape, gpu: GPU, *, tensor: int, memory_fraction: float, weight_bytes: int = BF16
+    shape: ModelShape,
+    gpu: GPU,
+    *,
+    tensor: int,
+    memory_fraction: float,
+    weight_bytes: int = BF16,
+    expert_parallel: bool = False,
+    cache_bytes: int = BF16,
 ) -> ServerMemory:
     """One GPU of a server of `tensor` GPUs. MLA's compressed keys and values are whole on every one of them."""
-    weights = weight_bytes * server_numbers(shape, tensor)
-    per_token = cache_bytes_per_token(shape, tensor)
+    weights = server_weights(shape, tensor, weight_bytes, expert_parallel=expert_parallel)
+    per_token = cache_bytes_per_token(shape, tensor, cache_bytes)
     cache = memory_fraction * gpu.memory_gib * GIB - weights - PREFILL_BUFFERS_GIB * GIB
     return ServerMemory(weights=weights, cache_bytes_per_token=per_token, cache=cache)
 
 
-def server_numbers(shape: ModelShape, tensor: int) -> int:
-    """Parameters on one GPU of a tensor-parallel server, without MTP."""
+def server_weights(shape: ModelShape, tensor: int, weight_bytes: int, *, expert_parallel: bool = False) -> int:
+    """Bytes of weights on one GPU. In FP8 (1 byte) embedding, head and routers stay in bf16, and each block of
+    128 x 128 has a scale of 4 bytes."""
+    numbers = server_numbers(shape, tensor, expert_parallel=expert_parallel)
+    if weight_bytes > 1:
+        return weight_bytes * numbers
+    kept = shape.vocab_size * shape.hidden_size * (1 if shape.tie_embeddings else 2) // tensor
+    if shape.moe:
+        sparse = sum(shape.is_moe_layer(layer) for layer in range(shape.num_layers))
+        kept += sparse * shape.moe.num_experts * shape.hidden_size
+    return numbers + kept + 4 * (numbers - kept) // FP8_BLOCK**2
+
+
+def server_numbers(shape: ModelShape, tensor: int, *, expert_parallel: bool = False) -> int:
+    """Parameters on one GPU of a tensor-parallel server, without MTP. A GPU has a part of every expert, or, expert
+    parallel, its share of the experts whole."""
     alone = dataclasses.replace(shape, num_mtp_layers=0)
-    layout = ParallelConfig(world_size=tensor, tensor=tensor, expert_tensor=tensor, sequence=True)
+    layout = ParallelConfig(
+        world_size=tensor,
+        tensor=tensor,
+        expert=tensor if expert_parallel else 1,
+        expert_tensor=1 if expert_parallel else tensor,
+        sequence=True,
+    )
     (chunks,) = pipeline_chunks(alone, layout)
     return sum(sum(chunk_numbers(alone, layout, chunk)) for chunk in chunks)
 
 
-def cache_bytes_per_token(shape: ModelShape, tensor: int) -> int:
-    """bf16 keys and values of all layers on one GPU: 70,272 for DeepSeek-V3 (61 x (512 + 64) x 2)."""
+def cache_bytes_per_token(shape: ModelShape, tensor: int, cache_bytes: int = BF16) -> int:
+    """Keys and values of all layers on one GPU: 70,272 for DeepSeek-V3 in bf16 (61 x (512 + 64) x 2)."""
     if shape.mla:
-        return shape.num_layers * (shape.mla.kv_lora_rank + shape.mla.qk_rope_dim) * BF16
-    return shape.num_layers * 2 * max(1, shape.num_kv_heads // tensor) * shape.head_dim * BF16
+        return shape.num_layers * (shape.mla.kv_lora_rank + shape.mla.qk_rope_dim) * cache_bytes
+    return shape.num_layers * 2 * max(1, shape.num_kv_heads // tensor) * shape.head_dim * cache_bytes
 
 
 def _attention_flops(shape: ModelShape) -> int:
@@ -78,12 +107,29 @@ def _attention_flops(shape: ModelShape) -> int:
 class RooflineCost:
     """StepCost of a server of `tensor` GPUs from bytes, FLOPs and the latency of its all-reduces."""
 
-    def __init__(self, shape: ModelShape, gpu: GPU, assume: Assumptions, tensor: int, weight_bytes: int = BF16) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        gpu: GPU,
+        assume: Assumptions,
+        tensor: int,
+        weight_bytes: int = BF16,
+        *,
+        expert_parallel: bool = False,
+        cache_bytes: int = BF16,
+    ) -> None:
         self.tensor = tensor
-        self._cache_bytes = cache_bytes_per_token(shape, tensor)
+        self._cache_bytes = cache_bytes_per_token(shape, tensor, cache_bytes)
         self._bandwidth = gpu.memory_bandwidth * assume.memory_efficiency
         self._flops = tensor * gpu.bf16_flops * assume.matmul_efficiency
-        self._token_flops = flops_per_token(shape, 0.0)
+        # Products with FP8 weights run at FP8's rate; attention does not.
+        faster = gpu.fp8_flops / gpu.bf16_flops if weight_bytes == 1 else 1.0
+        moe = shape.moe
+        sparse = sum(shape.is_moe_layer(layer) for layer in range(shape.num_layers))
+        expert = 3 * shape.hidden_size * moe.expert_ffn_size if moe else 0
+        # The GPU whose experts are asked for most holds the others up.
+        uneven = (assume.expert_imbalance - 1) * 2 * sparse * moe.top_k * expert if moe and expert_parallel else 0.0
+        self._token_flops = (flops_per_token(shape, 0.0) + uneven) / faster
         self._context_flops = shape.num_layers * _attention_flops(shape)
         # Two all-reduces a layer of [batch, h].
         inside = tensor <= gpu.per_node
@@ -91,10 +137,8 @@ class RooflineCost:
         reductions = 2 * shape.num_layers if tensor > 1 else 0
         self._latency = reductions * assume.collective_seconds * (1 if inside else 3)
         self._latency_per_token = reductions * 2 * shape.hidden_size * BF16 / link
-        moe = shape.moe
-        sparse = sum(shape.is_moe_layer(layer) for layer in range(shape.num_layers))
-        experts = sparse * moe.num_experts * 3 * shape.hidden_size * moe.expert_ffn_size / tensor if moe else 0
-        self._weights = weight_bytes * server_numbers(shape, tensor)
+        experts = sparse * moe.num_experts * expert / tensor if moe else 0
+        self._weights = server_weights(shape, tensor, weight_bytes, expert_parallel=expert_parallel)
         self._experts = weight_bytes * experts
         self._missed = 1 - moe.top_k / moe.num_experts if moe else 0.0
 

@@ -99,6 +99,7 @@ def options(plan: Plan) -> str:
         words += [
             f"--rollout.num-engines {plan.servers.num_servers}",
             f"--rollout.tensor-parallel {plan.servers.tensor}",
+            "--rollout.expert-parallel" if plan.servers.expert_parallel else "--rollout.no-expert-parallel",
         ]
     return " ".join(words)
 

@@ -37,6 +37,9 @@ class ServerSetup:
     max_model_len: int = 33_792
     memory_fraction: float = 0.85
     weight_bytes: int = 2
+    """1: FP8, in blocks of 128 that every GPU must have whole."""
+    expert_parallel: bool = False
+    cache_bytes: int = 2
     colocated: bool = False
 
     @property
@@ -154,7 +157,9 @@ def _servers(rollout: RolloutConfig) -> ServerSetup:
         max_running=rollout.max_num_seqs,
         max_model_len=rollout.max_model_len,
         memory_fraction=rollout.memory_fraction,
-        weight_bytes=4 if rollout.dtype == "fp32" else 2,
+        weight_bytes=1 if rollout.fp8_folder is not None else 4 if rollout.dtype == "fp32" else 2,
+        expert_parallel=rollout.expert_parallel,
+        cache_bytes=1 if rollout.kv_cache_dtype == "fp8" else 2,
         colocated=rollout.sync == "ipc",
     )
 
@@ -180,6 +185,8 @@ def make_plan(
             tensor=servers.tensor,
             memory_fraction=servers.memory_fraction,
             weight_bytes=servers.weight_bytes,
+            expert_parallel=servers.expert_parallel,
+            cache_bytes=servers.cache_bytes,
         )
     trainer_faults = memory_faults(gpu, memory, None, trainer, servers)
     server_faults = memory_faults(gpu, None, server, None, servers)
@@ -233,7 +240,7 @@ def rollout_time(
     shape: ModelShape, servers: ServerSetup, memory: ServerMemory, work: Workload, gpu: GPU, assume: Assumptions
 ) -> RolloutTime:
     """One rollout, simulated on one server with its share of the samples."""
-    cost = RooflineCost(shape, gpu, assume, servers.tensor, servers.weight_bytes)
+    cost = server_cost(shape, servers, gpu, assume)
     lengths = work.lengths()[:: servers.num_servers]
     longest = servers.max_model_len - work.prompt_tokens
     requests = [
@@ -248,6 +255,18 @@ def rollout_time(
     tail_from = next((t for t, count in reversed(done.running) if count >= TAIL_SHARE * most), 0.0)
     floor = max(lengths) * cost.met_weights(1) / gpu.memory_bandwidth
     return RolloutTime(seconds=done.seconds, tail=done.seconds - tail_from, floor=floor, preemptions=done.preemptions)
+
+
+def server_cost(shape: ModelShape, servers: ServerSetup, gpu: GPU, assume: Assumptions) -> RooflineCost:
+    return RooflineCost(
+        shape,
+        gpu,
+        assume,
+        servers.tensor,
+        servers.weight_bytes,
+        expert_parallel=servers.expert_parallel,
+        cache_bytes=servers.cache_bytes,
+    )
 
 
 def sync_time(

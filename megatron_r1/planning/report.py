@@ -52,7 +52,9 @@ def layout(plan: Plan) -> str:
         used = " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1)
         words.append(f"{used or 'one rank'} x DP{p.data}, {p.world_size} GPUs")
     if plan.servers:
-        words.append(f"{plan.servers.num_servers} server(s) of TP{plan.servers.tensor}")
+        s = plan.servers
+        kinds = (" EP" if s.expert_parallel else "") + (" in FP8" if s.weight_bytes == 1 else "")
+        words.append(f"{s.num_servers} server(s) of TP{s.tensor}{kinds}")
     return " + ".join(words)
 
 

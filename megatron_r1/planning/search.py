@@ -12,9 +12,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.server_faults import broken_blocks, splits
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.trainer_faults import parallel_faults
-from megatron_r1.planning.decoding import server_memory
+from megatron_r1.planning.decoding import FP8_BLOCK, server_memory
 from megatron_r1.planning.hardware import GPU, Assumptions
 from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, sync_time
 from megatron_r1.planning.stages import even_layout
@@ -124,15 +125,22 @@ def _servers_for(
     assert base is not None
     found = []
     for tensor in POWERS[:7]:
-        if gpus % tensor or shape.num_heads % tensor or shape.num_kv_heads % tensor or shape.ffn_size % tensor:
+        experts = base.expert_parallel and tensor > 1
+        if gpus % tensor or not splits(shape, tensor, expert_parallel=experts):
             continue
-        setup = dataclasses.replace(base, tensor=tensor, num_servers=gpus // tensor, colocated=False)
+        if base.weight_bytes == 1 and broken_blocks(shape, tensor, FP8_BLOCK, expert_parallel=experts):
+            continue
+        setup = dataclasses.replace(
+            base, tensor=tensor, num_servers=gpus // tensor, expert_parallel=experts, colocated=False
+        )
         memory = server_memory(
             shape,
             gpu,
             tensor=tensor,
             memory_fraction=setup.memory_fraction,
             weight_bytes=setup.weight_bytes,
+            expert_parallel=experts,
+            cache_bytes=setup.cache_bytes,
         )
         if memory.cache_tokens >= setup.max_model_len and setup.num_servers <= work.samples:
             found.append(setup)

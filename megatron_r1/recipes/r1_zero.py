@@ -61,8 +61,9 @@ def grpo_671b() -> RunConfig:
     """DeepSeek-V3-Base to R1-Zero with the paper's numbers (arXiv 2501.12948 v2, section 2.1 and appendix B.4).
 
     The layout, 512 GPUs as PP16 x EP32, is V3's pre-training with half its expert parallelism. The
-    rollouts need 8 x 32 GPUs of their own beside it (16 of 80 GB do not hold the weights in bf16). Nothing of it has
-    been run; megatron-r1 plan grpo_671b says what it should need.
+    rollouts need 8 x 32 GPUs of their own beside it, with whole experts on each (16 of 80 GB do not hold the weights in
+    bf16; in FP8 they do, and 32 would split its blocks: docs/fp8.md). Nothing of it has been run; megatron-r1 plan
+    grpo_671b says what it should need.
     """
     return RunConfig(
         name="grpo_671b",
@@ -73,7 +74,11 @@ def grpo_671b() -> RunConfig:
         optimizer=OptimizerConfig(lr=3e-6, min_lr=3e-6),
         data=DataConfig(files=(Path("data/reasoning.jsonl"),), template="r1_zero", holdout=500),
         rollout=RolloutConfig(
-            num_engines=8, tensor_parallel=32, max_model_len=33_792, sampling=SamplingConfig(max_new_tokens=32_768)
+            num_engines=8,
+            tensor_parallel=32,
+            expert_parallel=True,
+            max_model_len=33_792,
+            sampling=SamplingConfig(max_new_tokens=32_768),
         ),
         rewards=RewardConfig(num_workers=64),
         grpo=GRPOConfig(

@@ -11,7 +11,13 @@ from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning import fit
 from megatron_r1.planning.compute import all_to_all_seconds, flops_per_token
-from megatron_r1.planning.decoding import RooflineCost, cache_bytes_per_token, server_memory, server_numbers
+from megatron_r1.planning.decoding import (
+    RooflineCost,
+    cache_bytes_per_token,
+    server_memory,
+    server_numbers,
+    server_weights,
+)
 from megatron_r1.planning.hardware import GIB, GPUS, Assumptions, find_gpu
 from megatron_r1.planning.plan import Planned, ServerSetup, make_plan, planned_shape, setups_of, sync_time
 from megatron_r1.planning.search import layouts, search
@@ -188,6 +194,38 @@ def test_a_stage_that_fits_says_how_closely():
     line = fit.check_fit(named, V3)
     assert line.startswith("memory: trainer at most ") and line.endswith("a h100 has 79.6 GiB")
     assert fit.check_fit(RECIPES["quickstart"](), TINY) == ""
+
+
+def test_servers_in_fp8_with_whole_experts_by_hand():
+    # 256 whole experts on 32 GPUs are as many numbers as 2,048 / 32 columns of every expert.
+    assert server_numbers(V3, 32, expert_parallel=True) == server_numbers(V3, 32)
+    assert cache_bytes_per_token(V3, 16, 1) == 61 * 576
+    numbers = server_numbers(V3, 16)
+    embedding, head, routers = 129_280 * 7168 // 16, 129_280 * 7168 // 16, 58 * 256 * 7168
+    kept = embedding + head + routers
+    assert server_weights(V3, 16, 1) == numbers + kept + 4 * (numbers - kept) // 128**2
+    # The busiest GPU's experts: 1.25 times 8 experts of 3 x 7,168 x 2,048 in 58 layers, 2 FLOPs each, at 32 GPUs' peak.
+    uneven = dataclasses.replace(EXACT, expert_imbalance=1.25)
+    extra = 0.25 * 2 * 58 * 8 * 3 * 7168 * 2048 / (32 * H100.bf16_flops)
+    whole, parts = (RooflineCost(V3, H100, uneven, 32, expert_parallel=experts) for experts in (True, False))
+    assert whole.prefill(1000) - parts.prefill(1000) == pytest.approx(1000 * extra)
+
+
+def test_the_recipes_servers_fit_in_bf16_on_32_gpus_and_in_fp8_on_16():
+    config = RECIPES["grpo_671b"]()
+    assert (config.rollout.tensor_parallel, config.rollout.expert_parallel) == (32, True)
+    words = {"fp8_folder": Path("x"), "tensor_parallel": 16, "num_engines": 16}
+    fp8 = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, **words))
+    plans = []
+    for one, weight_bytes in ((config, 2), (fp8, 1)):
+        trainer, servers = setups_of(one)
+        assert servers is not None and (servers.gpus, servers.weight_bytes) == (256, weight_bytes)
+        plans.append(make_plan(V3, trainer, servers, workload_of(one), H100, Assumptions()))
+        assert plans[-1].faults == []
+        found = search(V3, 768, H100, workload_of(one), Assumptions(), trainer, servers)
+        assert {plan.servers.tensor for plan in found if plan.servers} == {servers.tensor}
+    assert plans[1].rollout.seconds < 0.6 * plans[0].rollout.seconds
+    assert plans[1].sync.bytes_sent * 2 == plans[0].sync.bytes_sent
 
 
 def test_phases_that_are_planned_past_their_deadline_are_refused():

@@ -38,6 +38,11 @@ def _expert_faults(rollout: RolloutConfig, shape: ModelShape) -> list[str]:
         return []
     if shape.moe is None:
         return [f"rollout.expert_parallel is True; {shape.architecture} has no experts: leave it out"]
+    if rollout.device == "cpu":
+        return [
+            "rollout.expert_parallel is True on rollout.device cpu; vLLM's CPU kernel does not look which experts a "
+            "worker has and crashes: leave it out"
+        ]
     experts, tensor = shape.moe.num_experts, rollout.tensor_parallel
     if tensor == 1:
         return [

@@ -73,6 +73,7 @@ def test_the_parts_of_a_gpu_by_hand():
         ({"expert_parallel": True}, QWEN, "rollout.expert_parallel is True; qwen2 has no experts"),
         ({"expert_parallel": True, "tensor_parallel": 1}, V3, "rollout.tensor_parallel 1; experts are spread"),
         ({"expert_parallel": True, "tensor_parallel": 24}, V3, "24 does not divide their number 256"),
+        ({"expert_parallel": True, "device": "cpu"}, V3, "vLLM's CPU kernel does not look"),
         ({"tensor_parallel": 3}, V3, "rollout.tensor_parallel is 3; it must divide attention heads"),
         ({"kv_cache_dtype": "fp8", "device": "cpu"}, V3, "rollout.kv_cache_dtype is fp8; vLLM has it on GPUs only"),
     ],

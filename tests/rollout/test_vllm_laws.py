@@ -1,20 +1,15 @@
-"""Our rules about servers against vLLM itself: its check of FP8 blocks, its parser, and experts spread over workers."""
+"""Our rules about servers against vLLM itself: its check of FP8 blocks, and its parser."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from megatron_r1.config import RolloutConfig, load_shape
 from megatron_r1.config.server_faults import broken_blocks
-from megatron_r1.rollout import WeightSync, start_engines
 from megatron_r1.rollout.check_arguments import parser_faults
-
-from .conftest import Oracle, Weights, prompt
 
 V3 = load_shape(Path(__file__).parent.parent / "planning" / "deepseek_v3.json")
 
@@ -63,18 +58,3 @@ def test_vllms_parser_is_asked():
     (fault,) = parser_faults(RolloutConfig(vllm_args=("no-such-flag=3",)))
     assert fault.startswith("rollout.vllm_args is no-such-flag=3; vLLM does not take it:")
     assert "unrecognized arguments: --no-such-flag" in fault
-
-
-@pytest.mark.slow  # a server of two workers
-def test_experts_spread_over_two_workers_take_new_weights(config, folders, oracles: list[Oracle], tmp_path):
-    """Four whole experts on each of two workers: as transformers at the start, and after a push of other weights."""
-    spread = dataclasses.replace(config, tensor_parallel=2, expert_parallel=True, start_timeout_seconds=500.0)
-    (engine,) = start_engines(spread, model_path=folders[0], run_dir=tmp_path)
-    with engine:
-        ids = prompt(40, 5)
-        assert "expert" in engine.log_path.read_text().lower()
-        np.testing.assert_allclose(engine.client.score(ids), oracles[0].logprobs(ids), atol=1e-3)
-        sync = WeightSync(spread, source=Weights(folders[1]), engines=(engine,), model_path=folders[0])
-        sync.push(1)
-        np.testing.assert_allclose(engine.client.score(ids), oracles[1].logprobs(ids), atol=1e-3)
-        sync.close()

@@ -29,6 +29,7 @@ MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 MAX_FAILURES=${MAX_FAILURES:-3}
 STOP_SECONDS=${STOP_SECONDS:-60}             # from SIGTERM to SIGKILL for what is still running at the end
 GRACE_SECONDS=${GRACE_SECONDS:-720}          # from the warning before the time limit to the end of ranks that go on
+PREFLIGHT_SECONDS=${PREFLIGHT_SECONDS:-900}  # for all nodes to report, while the container image is pulled
 FOLLOW_SECONDS=${FOLLOW_SECONDS:-15}         # after one rank failed, the others are given this long to say how they did
 export FOLLOW_SECONDS
 
@@ -201,10 +202,15 @@ exec >>"$folder/job.log" 2>&1
 rm -rf "$attempt"
 mkdir -m 700 "$attempt" # tokens and the ranks' meeting place
 mkdir "$attempt"/{nodes,exit,stores}
+export MEGATRON_R1_PREFLIGHT_SECONDS=$PREFLIGHT_SECONDS
 export MEGATRON_R1_JOB=$attempt MEGATRON_R1_SLOTS_PER_NODE=$GPUS_PER_NODE MEGATRON_R1_MASTER_PORT=$MASTER_PORT
 MEGATRON_R1_NODELIST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
 export MEGATRON_R1_NODELIST
 say "job $SLURM_JOB_ID, attempt $restarts, on $MEGATRON_R1_NODELIST: $*"
+if [[ ! $PREFLIGHT_SECONDS =~ ^[1-9][0-9]*$ ]]; then
+    say "PREFLIGHT_SECONDS is '$PREFLIGHT_SECONDS'; it must be whole seconds above 0, such as 900"
+    exit 2
+fi
 network_settings
 runtime_settings
 trap on_usr1 USR1
@@ -241,6 +247,7 @@ words=("$@")
 main=("$PYTHON" -m megatron_r1)
 
 # Checks on every node, by the first of them; it also says which node does what.
+say "preflight: up to $PREFLIGHT_SECONDS s for all nodes to report; output: $attempt/preflight-0.log"
 (step preflight "$SLURM_JOB_NUM_NODES" 0 "$SLURM_JOB_NUM_NODES" "${main[@]}" preflight "$@") &
 status=0
 wait_for $! || status=$?

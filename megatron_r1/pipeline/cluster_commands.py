@@ -18,6 +18,7 @@ from megatron_r1.pipeline.kinds import check, ranks_of
 from megatron_r1.pipeline.manifest import Manifest
 from megatron_r1.pipeline.options import Options, split_options
 from megatron_r1.pipeline.preflight import (
+    WAIT_SECONDS,
     Meeting,
     Report,
     look,
@@ -31,6 +32,8 @@ from megatron_r1.pipeline.roles import Roles, roles_of, rollout_of
 NODELIST_VARIABLE = "MEGATRON_R1_NODELIST"
 """Names of the job's nodes, in order, from `scontrol show hostnames`."""
 PORT_VARIABLE = "MEGATRON_R1_MASTER_PORT"
+PATIENCE_VARIABLE = "MEGATRON_R1_PREFLIGHT_SECONDS"
+"""How long preflight waits for all nodes; launch.sh has checked that it is a number."""
 
 Parse = Callable[[Sequence[str]], StageConfig | PipelineConfig]
 
@@ -52,7 +55,8 @@ def cluster_command(command: str, words: list[str], parse: Parse) -> int:
     names = os.environ.get(NODELIST_VARIABLE, "").split()
     if len(names) != task.world_size:
         raise ConfigError(f"nodes: preflight runs once on each of {len(names)} node(s), not {task.world_size} times")
-    meeting = Meeting(task.folder, names)
+    patience = float(os.environ.get(PATIENCE_VARIABLE, WAIT_SECONDS))
+    meeting = Meeting(task.folder, names, wait_seconds=patience, tell=lambda what: print(what, flush=True))
     report = look(task.node, names[task.node], gpus=count_gpus())
     if task.node:
         return meeting.attend(report)

@@ -32,8 +32,14 @@ from megatron_r1.pipeline.cluster import NODES, ROLES, own_address, write_whole
 from megatron_r1.pipeline.kinds import packages_of, ranks_of, rollout_of
 from megatron_r1.pipeline.roles import Roles
 
-WAIT_SECONDS = 60.0
-"""For the other nodes' files; srun starts the nodes' processes within seconds of each other."""
+WAIT_SECONDS = 900.0
+"""For the other nodes' reports, unless launch.sh says otherwise (PREFLIGHT_SECONDS): srun starts the nodes' processes
+together, but each first pulls the container image where its node does not have it yet."""
+ANSWER_SECONDS = 60.0
+"""For their answers: they are running then."""
+CHECK_SECONDS = 420.0
+"""For node 0's own checks, vLLM's parser among them."""
+TELL_SECONDS = 30.0
 LOCK_SECONDS = 30.0
 """For the processes of the job's last attempt to let go of the run folder."""
 POLL_SECONDS = 0.1
@@ -101,7 +107,10 @@ class Meeting:
         *,
         wait_seconds: float = WAIT_SECONDS,
         clock: Callable[[], float] = time.time,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`wait_seconds`: for reports. `tell`: said while others are waited for."""
+        self.tell = tell
         self.folder, self.names = folder / NODES, list(names)
         self.roles = folder / ROLES
         self.wait_seconds, self.clock = wait_seconds, clock
@@ -109,7 +118,8 @@ class Meeting:
     def attend(self, report: Report) -> int:
         """The part of every node but 0: 0, or 2 where node 0 has refused or cannot be seen."""
         self._put(f"{report.node}.json", dataclasses.asdict(report))
-        deadline = time.monotonic() + 2 * self.wait_seconds + LOCK_SECONDS
+        # Node 0 may itself begin so much later, and then waits for the others.
+        deadline = time.monotonic() + 2 * self.wait_seconds + ANSWER_SECONDS + CHECK_SECONDS + LOCK_SECONDS
         answered = False
         while time.monotonic() < deadline:
             asked = _read(self.folder / f"{ASKED}.json")
@@ -132,24 +142,26 @@ class Meeting:
     def gather(self, report: Report) -> tuple[list[Report], list[str]]:
         """Node 0: all reports, and the faults of folder, clocks and locks. Nobody is waited for twice."""
         self._put("0.json", dataclasses.asdict(report))
-        reports = self._wait(range(1, len(self.names)), "{}.json")
+        reports = self._wait(range(1, len(self.names)), "{}.json", self.wait_seconds)
         absent = [node for node in range(1, len(self.names)) if node not in reports]
         if absent:
             return [report], [
                 f"shared folder: nothing that {self._list(absent)} wrote to {self.folder} in {self.wait_seconds:.0f} s "
-                f"is seen on {self.names[0]}; submit the job from a folder on a file system that all nodes share"
+                f"is seen on {self.names[0]}; submit the job from a folder on a file system that all nodes share, or "
+                "raise PREFLIGHT_SECONDS if their container image takes longer (their preflight-N.log is then empty)"
             ]
         with open(self.folder / HELD, "a", encoding="utf-8") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             nonce, asked = secrets.token_hex(8), self.clock()
             self._put(f"{ASKED}.json", {"nonce": nonce})
             seen_at: dict[int, float] = {}
-            answers = self._wait(range(1, len(self.names)), "{}.answer.json", seen_at)
+            patience = min(ANSWER_SECONDS, self.wait_seconds)
+            answers = self._wait(range(1, len(self.names)), "{}.answer.json", patience, seen_at)
         faults = []
         silent = [node for node in range(1, len(self.names)) if node not in answers]
         if silent:
             faults.append(
-                f"shared folder: {self._list(silent)} did not answer within {self.wait_seconds:.0f} s what "
+                f"shared folder: {self._list(silent)} did not answer within {patience:.0f} s what "
                 f"{self.names[0]} wrote to {self.folder}; submit the job from a folder that all nodes share"
             )
         for node, answer in answers.items():
@@ -181,16 +193,22 @@ class Meeting:
     def _put(self, name: str, content: Mapping[str, object]) -> None:
         write_whole(self.folder / name, json.dumps(content))
 
-    def _wait(self, nodes: range, form: str, seen_at: dict[int, float] | None = None) -> dict[int, dict]:
+    def _wait(
+        self, nodes: range, form: str, seconds: float, seen_at: dict[int, float] | None = None
+    ) -> dict[int, dict]:
         found: dict[int, dict] = {}
-        deadline = time.monotonic() + self.wait_seconds
-        while len(found) < len(nodes) and time.monotonic() < deadline:
+        begun = told = time.monotonic()
+        while len(found) < len(nodes) and time.monotonic() - begun < seconds:
             os.listdir(self.folder)  # a network file system then looks for new names
             for node in nodes:
                 if node not in found and (content := _read(self.folder / form.format(node))) is not None:
                     found[node] = content
                     if seen_at is not None:
                         seen_at[node] = self.clock()
+            if time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                absent = self._list([node for node in nodes if node not in found])
+                self.tell(f"waiting for {absent}, {told - begun:.0f} of {seconds:.0f} s")
             time.sleep(POLL_SECONDS / 4)
         return dict(sorted(found.items()))
 

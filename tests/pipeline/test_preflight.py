@@ -63,12 +63,38 @@ def test_a_refusal_reaches_every_node(tmp_path):
 
 
 def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "LOCK_SECONDS", 0.0)
+    for name in ("LOCK_SECONDS", "ANSWER_SECONDS", "CHECK_SECONDS"):
+        monkeypatch.setattr(preflight, name, 0.0)
     (tmp_path / "elsewhere").mkdir()
     _, faults, statuses = meet([tmp_path, tmp_path, tmp_path / "elsewhere"], wait_seconds=1.0)
     (fault,) = faults
     assert fault.startswith("shared folder: nothing that gamma wrote") and "seen on alpha" in fault
     assert statuses == {1: 2, 2: 2}
+
+
+def test_a_node_that_still_pulls_its_image_is_waited_for_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "TELL_SECONDS", 0.5)
+    (tmp_path / "nodes").mkdir()
+    names, told, statuses = NAMES[:2], [], []
+
+    def late() -> None:
+        time.sleep(2.0)
+        statuses.append(Meeting(tmp_path, names, wait_seconds=30.0).attend(report(1)))
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    first = Meeting(tmp_path, names, wait_seconds=30.0, tell=told.append)
+    reports, faults = first.gather(report(0))
+    first.admit({"done": 0})
+    thread.join()
+    assert faults == [] and len(reports) == 2 and statuses == [0]
+    assert told and all(said.startswith("waiting for beta, ") and said.endswith(" of 30 s") for said in told)
+
+
+def test_a_node_that_never_comes_is_named_with_both_remedies(tmp_path):
+    (tmp_path / "nodes").mkdir()
+    _, (fault,) = Meeting(tmp_path, NAMES[:2], wait_seconds=0.5).gather(report(0))
+    assert "nothing that beta wrote" in fault and "all nodes share" in fault and "raise PREFLIGHT_SECONDS" in fault
 
 
 @pytest.mark.parametrize(("shift", "words"), [(-37.0, "beta is 37 s behind alpha"), (41.0, "beta is 41 s ahead of")])

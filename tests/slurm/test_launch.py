@@ -175,10 +175,20 @@ def test_network_settings_come_from_one_place_and_yield_to_what_is_set(job):
     assert {"NCCL_DEBUG=INFO", "CUDA_DEVICE_MAX_CONNECTIONS=1"} <= set(shown)
 
 
+def test_the_nodes_are_waited_for_as_long_as_the_job_says(job):
+    done = job("tiny", "--run-dir", job.folder / "run", nodes=2, PREFLIGHT_SECONDS="77")
+    assert done.returncode == 2 and "preflight: up to 77 s for all nodes to report; output: " in said(job)
+    job("task", "bash", "-c", "echo $MEGATRON_R1_PREFLIGHT_SECONDS > shown")
+    assert (job.folder / "shown").read_text() == "900\n"
+    done = job("tiny", "--run-dir", job.folder / "run", nodes=3, PREFLIGHT_SECONDS="soon")
+    assert done.returncode == 2 and requeues(job) == 0
+    assert "PREFLIGHT_SECONDS is 'soon'; it must be whole seconds above 0" in said(job)
+
+
 def test_too_few_nodes_are_refused_with_one_line_before_anything_starts(job):
     done = job("tiny", "--run-dir", job.folder / "run", nodes=2)
     assert done.returncode == 2 and requeues(job) == 0
-    lines = [line for line in said(job).splitlines() if "preflight:" in line]
+    lines = [line for line in said(job).splitlines() if "r1: preflight:" in line]
     assert lines == [
         "megatron-r1: preflight: nodes: tiny needs 3 node(s) of 1 slot(s) (2 for 2 rank(s), 1 for 1 server(s)), and "
         "the job has only 2: submit it with --nodes=3"

@@ -177,12 +177,14 @@ requeue() {
 finish() {
     local status failures
     status=$(exit_status "$1")
-    case $status in
-    0) say "done"; exit 0 ;;
-    2) say "refused: the configuration, the nodes or a folder must be mended first (not requeued)"; exit 2 ;;
-    esac
+    [ "$status" -ne 0 ] || { say "done"; exit 0; }
+    # Before 2: a conversion that is stopped ends with it, and goes on where it was.
     if [ -n "$preempted" ] && [ -n "$trainers" ]; then
         requeue "ended with status $status before the time limit"
+    fi
+    if [ "$status" -eq 2 ]; then
+        say "refused: the configuration, the nodes or a folder must be mended first (not requeued)"
+        exit 2
     fi
     failures=$(failures_in_a_row "$status")
     if [ "$failures" -le "$MAX_FAILURES" ]; then

@@ -46,9 +46,9 @@ def weight_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
     faults = reward_model_faults(shape, model.path, "model.path")
     if shape.fp8_block is not None:
         faults.append(
-            f"model.path: {model.path} is FP8, and rollouts would start in FP8; take a folder with the same tokenizer "
-            "and config.json but for quantization_config, and give this one as model.load_from; or convert it: "
-            "tools/convert_checkpoint.py hf-to-hf SRC DST --precision bf16"
+            f"model.path: {model.path} is FP8, and training and its servers start in bf16; make the bf16 folder: "
+            f"tools/prepare_checkpoint.py {model.path} TARGET (sbatch slurm/prepare_671b.sh {model.path} TARGET), and "
+            "give this one as rollout.fp8_folder where rollouts should be FP8"
         )
     if model.load_from is None:
         return faults

@@ -4,6 +4,7 @@ srun and scontrol are small scripts here: srun notes its words and runs the comm
 the real one sets. The same launch.sh under the real ones is test_jobs.py.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -59,7 +60,7 @@ def job(tmp_path):
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
 
-    def launch(*words, nodes=1, attempt=0, **settings):
+    def launch(*words, nodes=1, attempt=0, script="slurm/launch.sh", **settings):
         environment = os.environ | {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -76,7 +77,7 @@ def job(tmp_path):
             "FOLLOW_SECONDS": "0",
             **settings,
         }
-        command = ["bash", "slurm/launch.sh", *map(str, words)]
+        command = ["bash", script, *map(str, words)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
 
     launch.folder = tmp_path
@@ -145,13 +146,22 @@ def warn(job):
     while not (job.folder / "begun").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    (launcher,) = [p for p in psutil.process_iter() if p.cmdline()[:3] == ["bash", "slurm/launch.sh", "task"]]
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if process.cmdline()[:3] == ["bash", "slurm/launch.sh", "task"] and process.cwd() == str(job.folder):
+                found[process.pid] = process
+    # Its subshells have its command line until they run something else.
+    (launcher,) = [process for process in found.values() if process.ppid() not in found]
     launcher.send_signal(signal.SIGUSR1)
 
 
-def test_what_cannot_be_asked_to_end_is_ended_before_the_time_limit_and_requeued(job):
+@pytest.mark.parametrize("status", [1, 2])
+def test_what_cannot_be_asked_to_end_is_ended_before_the_time_limit_and_requeued(job, status):
+    """Also a conversion, which says 2 when it is stopped, as when it is refused."""
     threading.Thread(target=warn, args=(job,), daemon=True).start()
-    job("task", "bash", "-c", "trap 'echo ended > got; exit 1' TERM; touch begun; while true; do sleep 0.1; done")
+    words = f"trap 'echo ended > got; exit {status}' TERM; touch begun; while true; do sleep 0.1; done"
+    job("task", "bash", "-c", words)
     assert requeues(job) == 1 and "before the time limit" in said(job)
 
 
@@ -208,6 +218,16 @@ def test_a_port_in_use_is_refused(job):
         port = taken.getsockname()[1]
         done = job("tiny", "--run-dir", job.folder / "run", nodes=3, MASTER_PORT=str(port))
     assert done.returncode == 2 and f"preflight: port {port} cannot be used on node1 (127.0.0.1)" in said(job)
+
+
+def test_the_671b_model_is_prepared_in_a_job_that_says_what_is_missing(job):
+    (job.folder / "tools").symlink_to(ROOT / "tools")
+    for given, folder in (([], "models/DeepSeek-V3-Base-FP8"), (["here", "there", "--recipe", "grpo_671b"], "here")):
+        done = job(*given, script="slurm/prepare_671b.sh")
+        assert done.returncode == 2 and requeues(job) == 0
+        log = (job.folder / "logs" / "7" / "0" / "task-0.log").read_text()
+        assert f"{folder}: does not exist; fetch the published model there first" in log
+    assert "tools/prepare_checkpoint.py here there --workers 2 --recipe grpo_671b" in asked(job)
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "slurm").glob("*.sh")), ids=lambda path: path.name)

@@ -1,4 +1,8 @@
-"""Multi-latent attention with replicated down projections, for the local spec.
+"""Multi-latent attention as DeepSeek's checkpoints have it, where Megatron's differs.
+
+Without query compression there is no norm between the layer's own and the query's projection. Megatron-Core 0.19 puts
+one there when it is asked for the key-value norm (`qk_layernorm`): another function, with a weight that no checkpoint
+has, and an error with the local spec.
 
 Megatron's local spec splits the down projections over tensor-parallel ranks and gathers their output. The gather's
 backward keeps only a rank's own slice, but the shared rotary key receives a gradient from the heads of every rank, so
@@ -14,7 +18,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 
 
 class ReplicatedLinear(torch.nn.Module):
@@ -32,7 +36,16 @@ class ReplicatedLinear(torch.nn.Module):
         return F.linear(x, self.weight), None
 
 
-class LocalMLASelfAttention(MLASelfAttention):
+class SpecifiedMLASelfAttention(MLASelfAttention):
+    """MLASelfAttention with the query and key-value modules that its spec names, no others."""
+
+    def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, object]:
+        """Called by megatron-core 0.19 and newer; older ones build what the spec names."""
+        names = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
+        return {name: getattr(submodules, name) for name in names}
+
+
+class LocalMLASelfAttention(SpecifiedMLASelfAttention):
     """MLASelfAttention whose down projections are ReplicatedLinear. Needs sequence parallelism if tensor > 1."""
 
     def __init__(self, config: TransformerConfig, *args: object, **kwargs: object) -> None:

@@ -2,7 +2,8 @@
 
 Both come from Megatron's own spec functions. Into the local spec go parts of ours, because Megatron's cannot do
 what the recipe needs: core attention (MLA, packed sequences, context parallel), RMSNorm (sequence parallel) and MLA's
-down projections (gradients under tensor parallelism).
+down projections (gradients under tensor parallelism). Latent attention without query compression is ours in both
+(mla.py says why).
 """
 
 # Megatron's annotations are narrower than what it takes.
@@ -11,6 +12,7 @@ down projections (gradients under tensor parallelism).
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
@@ -24,7 +26,7 @@ from megatron.core.transformer.multi_token_prediction import MultiTokenPredictio
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_r1.model.attention import SDPACoreAttention
-from megatron_r1.model.mla import LocalMLASelfAttention
+from megatron_r1.model.mla import LocalMLASelfAttention, SpecifiedMLASelfAttention
 from megatron_r1.model.norm import RMSNorm
 
 
@@ -35,11 +37,8 @@ def decoder_spec(
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=transformer_engine, normalization="RMSNorm", vp_stage=vp_stage
     )
-    if transformer_engine:
-        return spec
-    return TransformerBlockSubmodules(
-        layer_specs=[_localise(layer, config) for layer in spec.layer_specs], layer_norm=RMSNorm
-    )
+    layers = [_own_parts(layer, config, transformer_engine=transformer_engine) for layer in spec.layer_specs]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=spec.layer_norm if transformer_engine else RMSNorm)
 
 
 def mtp_spec(
@@ -52,8 +51,7 @@ def mtp_spec(
     if not config.mtp_num_layers:
         return None
     last_layer = get_gpt_decoder_layer_specs(config, transformer_engine, "RMSNorm")[-1]
-    if not transformer_engine:
-        last_layer = _localise(last_layer, config)
+    last_layer = _own_parts(last_layer, config, transformer_engine=transformer_engine)
     spec = get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=transformer_engine, vp_stage=vp_stage)
     if spec is None or transformer_engine:
         return spec
@@ -66,6 +64,15 @@ def mtp_spec(
         for layer in spec.layer_specs
     ]
     return MultiTokenPredictionBlockSubmodules(layer_specs=layers)
+
+
+def _own_parts(layer: ModuleSpec, config: TransformerConfig, *, transformer_engine: bool) -> ModuleSpec:
+    if not transformer_engine:
+        return _localise(layer, config)
+    if not config.multi_latent_attention or config.q_lora_rank is not None:
+        return layer
+    attention = dataclasses.replace(layer.submodules.self_attention, module=SpecifiedMLASelfAttention)
+    return dataclasses.replace(layer, submodules=dataclasses.replace(layer.submodules, self_attention=attention))
 
 
 def _localise(layer: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
@@ -104,6 +111,12 @@ def _transformer_engine_keys(layer: ModuleSpec, config: TransformerConfig) -> di
         }
     else:
         keys = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
-    if layer.submodules.mlp.module is not MoELayer:
+    if not _is_sparse(layer):
         keys["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     return keys
+
+
+def _is_sparse(layer: ModuleSpec) -> bool:
+    """Whether it has experts. The MLP is a ModuleSpec up to megatron-core 0.17, a functools.partial from 0.18."""
+    mlp = layer.submodules.mlp
+    return (mlp.func if isinstance(mlp, functools.partial) else mlp.module) is MoELayer

@@ -92,10 +92,10 @@ def save_policy(policy: Policy, folder: Path) -> None:
 def take_snapshot(policy: Policy) -> Snapshot:
     """A copy of all that `load_policy` puts back, each piece on one rank. A collective."""
     own = {piece.key: (piece, tensor) for piece, tensor in _pieces(policy)}
-    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, list(own))
+    everyone: list[tuple[list[str], float]] = [([], 0.0) for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, (list(own), adam_steps(policy)))
     rank = dist.get_rank()
-    written = {key for keys in everyone[:rank] for key in keys}
+    written = {key for keys, _ in everyone[:rank] for key in keys}
     tensors = {
         key: tensor.detach().to("cpu", copy=True).contiguous() for key, (_, tensor) in own.items() if key not in written
     }
@@ -103,7 +103,8 @@ def take_snapshot(policy: Policy) -> Snapshot:
         "model": _fingerprint(policy),
         "world_size": dist.get_world_size(),
         "steps_taken": policy.steps_taken,
-        "adam_steps": _adam_steps(policy),
+        # A rank whose optimizer owns no parameter has counted nothing.
+        "adam_steps": max(steps for _, steps in everyone),
     }
     return Snapshot(rank, tensors, random_states(), state if rank == 0 else None)
 
@@ -162,6 +163,10 @@ def _optimizers(policy: Policy) -> Sequence[DistributedOptimizer]:
     distributed = [one for one in found if isinstance(one, DistributedOptimizer)]
     if len(distributed) < len(found):
         raise CheckpointError("optimizer.distributed is False; only the distributed optimizer can be saved")
+    if any(one.config.use_precision_aware_optimizer for one in distributed):
+        raise CheckpointError(
+            "use_precision_aware_optimizer is True; checkpoints hold fp32 master weights and moments only: leave it off"
+        )
     return [one for one in distributed if not one.is_stub_optimizer]
 
 
@@ -205,16 +210,20 @@ def _trained_names(owned: Mapping[str, object]) -> set[str]:
     return {name for names in everyone for name in names}
 
 
-def _adam_steps(policy: Policy) -> float:
-    """How many steps Adam has taken, which its bias correction counts; 0 before the first."""
+def adam_steps(policy: Policy) -> float:
+    """How many steps this rank's Adam has taken, which its bias correction counts; 0 before the first."""
     for optimizer in _optimizers(policy):
-        for state in optimizer.optimizer.state.values():
-            if "step" in state:
-                return float(state["step"])
-        for group in optimizer.optimizer.param_groups:  # Transformer Engine's Adam counts by group
-            if "step" in group:
-                return float(group["step"])
+        adam = optimizer.optimizer
+        for counted in adam.param_groups if _counts_by_group(adam) else adam.state.values():
+            if "step" in counted:
+                return float(counted["step"])
     return 0.0
+
+
+def _counts_by_group(adam: torch.optim.Optimizer) -> bool:
+    """torch's Adam counts the steps of each parameter in its state; Transformer Engine's and Apex's count those of a
+    group in the group, which has no "step" before the first one. So the class tells them apart, the key does not."""
+    return not isinstance(adam, (torch.optim.Adam, torch.optim.AdamW))
 
 
 def _put(
@@ -228,7 +237,7 @@ def _put(
     state = optimizer.optimizer.state[main]
     for kind in MOMENTS:
         state[kind] = values[kind].view(main.shape).to(main.device, torch.float32, copy=True)
-    if "step" in optimizer.optimizer.param_groups[group]:
+    if _counts_by_group(optimizer.optimizer):
         optimizer.optimizer.param_groups[group]["step"] = int(steps)
     else:
         state["step"] = torch.tensor(steps, dtype=torch.float32)

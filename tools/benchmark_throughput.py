@@ -47,7 +47,11 @@ def main() -> None:
             train=dataclasses.replace(config.train, threads_per_rank=len(os.sched_getaffinity(0))),
         )
         validate(config)
-        configure_process(threads=config.train.threads_per_rank, cpu=config.rollout.device == "cpu")
+        configure_process(
+            threads=config.train.threads_per_rank,
+            cpu=config.rollout.device == "cpu",
+            deterministic=config.train.deterministic,
+        )
         result = measure(config, arguments.repeats, Path(scratch))
     print(as_table(result))
     if arguments.json:

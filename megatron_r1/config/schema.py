@@ -102,6 +102,7 @@ class TrainConfig:
     logprob_chunk_tokens: int = 1024
     """At most this many rows of [tokens, vocabulary] are held in fp32 at a time."""
     deterministic: bool = False
+    """The same bits from the same inputs on the same GPUs; slower. Rollouts are left out (docs/restart.md)."""
     offload: tuple[OffloadPart, ...] = ()
     """With servers on the trainer's GPUs (rollout.sync ipc): what goes to host memory while they sample. weights: with
     the router's biases; gradients: dropped, they hold nothing between steps; optimizer: master weights and moments."""

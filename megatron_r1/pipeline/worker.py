@@ -35,7 +35,11 @@ def run_rank(config: TrainerStage, shape: ModelShape) -> int:
     from megatron_r1.policy.platform import configure_process
 
     cpu = config.device == "cpu"
-    configure_process(threads=config.train.threads_per_rank, cpu=cpu)
+    try:
+        configure_process(threads=config.train.threads_per_rank, cpu=cpu, deterministic=config.train.deterministic)
+    except UserError as error:
+        _say_once(f"megatron-r1: {error}", private)
+        return 1
     import torch
 
     from megatron_r1.pipeline.kinds import loop_of

@@ -19,9 +19,23 @@ from collections.abc import Callable
 import torch
 import torch.utils._device as torch_device_context
 
+from megatron_r1.errors import ConfigError
 
-def configure_process(*, threads: int, cpu: bool) -> None:
-    """Call before the first import of megatron.core. Threads: OpenMP and torch threads of this rank."""
+DETERMINISTIC = {
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0",),
+    "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
+    "NCCL_ALGO": ("Ring", "CollnetDirect", "CollnetChain", "^NVLS"),
+}
+"""What Transformer Engine, cuBLAS and NCCL read, and the values under which they are deterministic (those that
+Megatron's own training accepts; of NCCL's a list separated by commas). The first is set where there is none."""
+
+
+def configure_process(*, threads: int, cpu: bool, deterministic: bool = False) -> None:
+    """Call before the first import of megatron.core. Threads: OpenMP and torch threads of this rank.
+
+    `deterministic`: libraries use algorithms that give the same bits every time, and torch refuses operations that
+    have none. Raises ConfigError if the environment asks a library for another one.
+    """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -33,8 +47,21 @@ def configure_process(*, threads: int, cpu: bool) -> None:
     torch.set_num_threads(threads)
     for message in ("Apex is not installed", "Transformer Engine and Apex are not installed"):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    if deterministic:
+        _choose_deterministic_algorithms()
     if cpu:
         use_cpu()
+
+
+def _choose_deterministic_algorithms() -> None:
+    for name, accepted in DETERMINISTIC.items():
+        found = os.environ.setdefault(name, accepted[0])
+        if not set(found.split(",")) <= set(accepted):
+            raise ConfigError(
+                f"train.deterministic is True and the environment's {name} is {found}; deterministic runs need "
+                f"{' or '.join(accepted)}: unset {name}, or use --train.no-deterministic"
+            )
+    torch.use_deterministic_algorithms(True)
 
 
 @functools.cache

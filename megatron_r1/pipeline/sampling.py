@@ -18,7 +18,7 @@ from megatron_r1.data.template import PromptRoom, Template, encode_prompt
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.progress import duration
-from megatron_r1.pipeline.servers import start_rollouts
+from megatron_r1.pipeline.servers import own_devices, start_rollouts
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.collect import Group, collect
 from megatron_r1.rollout.server import Engine
@@ -80,12 +80,9 @@ def with_room(
 @contextmanager
 def running_engines(rollout: RolloutConfig, *, folder: Path, run_dir: Path, seed: int) -> Iterator[tuple[Engine, ...]]:
     """rollout.num_engines servers of `folder`, stopped at the end, however it ends. Several have GPUs of their own:
-    those of rollout.devices, or the first of this host; a single one sees the GPUs that this process sees."""
-    devices: Sequence[str | None] = rollout.devices if rollout.device == "cuda" else ()
-    if rollout.device == "cuda" and rollout.num_engines > 1 and not devices:
-        size = rollout.tensor_parallel
-        starts = range(0, rollout.num_engines * size, size)
-        devices = [",".join(map(str, range(start, start + size))) for start in starts]
+    those of rollout.devices, or the first that this process sees; a single one sees the GPUs that this process sees."""
+    several = rollout.num_engines > 1 or rollout.devices
+    devices = own_devices(rollout) if several else (None,)
     engines = start_rollouts(rollout, model_path=folder, run_dir=run_dir, seed=seed, visible_devices=devices)
     try:
         yield engines

@@ -8,7 +8,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from megatron_r1.config.schema import RolloutConfig, RunConfig
+from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.cluster import own_address, this_task
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.attached import AttachedEngine
@@ -17,17 +20,43 @@ from megatron_r1.rollout.server import Engine, start_all, start_engines
 
 
 def server_devices(config: RunConfig) -> Sequence[str | None]:
-    """CUDA_VISIBLE_DEVICES of each server: as configured, else the GPUs of this host that follow the trainer's (nccl),
-    or the trainer's own from the first on (ipc)."""
+    """CUDA_VISIBLE_DEVICES of each server: as configured, else those of this process's GPUs that follow the trainer's
+    (nccl), or the trainer's own from the first on (ipc). Raises ConfigError if there are too few."""
     rollout = config.rollout
-    if rollout.device == "cpu":
-        return (None,) * rollout.num_engines
-    if rollout.devices:
-        return rollout.devices
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.parallel.world_size))
-    size, first = rollout.tensor_parallel, 0 if rollout.sync == "ipc" else local_ranks
+    return own_devices(rollout, after=0 if rollout.sync == "ipc" else local_ranks)
+
+
+def own_devices(rollout: RolloutConfig, *, after: int = 0) -> Sequence[str | None]:
+    """CUDA_VISIBLE_DEVICES of each server on this host, beginning `after` so many of the GPUs that this process sees;
+    None where there is nothing to choose (CPUs, servers on other nodes)."""
+    task = this_task()
+    if rollout.device == "cpu" or (task is not None and task.has_servers):
+        return (None,) * rollout.num_engines
+    return rollout.devices or share_gpus(visible_gpus(), rollout, after)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, by the names that CUDA_VISIBLE_DEVICES has for them: numbers, UUIDs or MIG
+    instances. A child that was given a number instead would take that one of the machine's."""
+    count, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(count))) if given is None else [name.strip() for name in given.split(",")]
+    return names[:count]
+
+
+def share_gpus(gpus: Sequence[str], rollout: RolloutConfig, first: int) -> list[str]:
+    """rollout.tensor_parallel GPUs for each server, in order from `first` on."""
+    size = rollout.tensor_parallel
+    needed = first + rollout.num_engines * size
+    if len(gpus) < needed:
+        before = f"{first} of the trainer and " if first else ""
+        raise ConfigError(
+            f"rollout.num_engines is {rollout.num_engines} with tensor_parallel {size}; {before}{needed - first} of "
+            f"the servers make {needed} GPUs, and this process sees {len(gpus)} ({', '.join(gpus) or 'none'}): ask the "
+            "job for more, use fewer servers or rollout.sync ipc, or name them in rollout.devices"
+        )
     starts = [first + index * size for index in range(rollout.num_engines)]
-    return [",".join(map(str, range(start, start + size))) for start in starts]
+    return [",".join(gpus[start : start + size]) for start in starts]
 
 
 def start_rollouts(

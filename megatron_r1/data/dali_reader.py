@@ -1,7 +1,8 @@
 """Batches through NVIDIA DALI: an external source over the rows, its workers and its queue.
 
 A whole batch is one DALI sample (tokens end to end) with its lengths beside it: a sample for each example costs more
-than the copying. What comes out stays in host memory, where rows are packed. DALI is optional (requirements/dali.txt).
+than the copying. The pipeline has no GPU on any machine: rows are packed in host memory, so what comes out is copied
+there at once, and page-locked buffers would cost a CUDA context for nothing. DALI is optional (requirements/dali.txt).
 """
 
 # DALI's operators are made at import time, so their signatures are unknown to pyright.
@@ -31,17 +32,12 @@ class _DaliRows:
         return self.rows[info.idx_in_epoch]
 
 
-def dali_batches(
-    rows: BatchRows, *, num_workers: int, prefetch_batches: int, device_id: int | None = None
-) -> Iterator[FlatBatch]:
-    """All of `rows` in order. With workers, `prefetch_batches` are read ahead in their processes.
-
-    `device_id`: the GPU whose page-locked memory DALI uses for its host buffers; None: no GPU is touched.
-    """
+def dali_batches(rows: BatchRows, *, num_workers: int, prefetch_batches: int) -> Iterator[FlatBatch]:
+    """All of `rows` in order. With workers, `prefetch_batches` are read ahead in their processes."""
     pipeline = Pipeline(
         batch_size=1,
         num_threads=1,
-        device_id=device_id,
+        device_id=None,
         prefetch_queue_depth=prefetch_batches,
         py_num_workers=max(num_workers, 1),
         py_start_method="spawn",  # a fork of a process with threads may hang

@@ -8,7 +8,6 @@ rank reads the whole batch; packing takes the rank's rows. Left out: moving arra
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from megatron_r1.config.sft_data import SFTDataConfig
@@ -105,12 +104,12 @@ class ExampleReader:
             self._batches = None
 
 
-def batch_source(name: str, *, device_id: int | None = None) -> BatchSource:
-    """The source that config.reader names; its library is imported now. `device_id`: DALI's GPU, if it has one."""
+def batch_source(name: str) -> BatchSource:
+    """The source that config.reader names; its library is imported now."""
     if name == "torch":
         from megatron_r1.data.torch_reader import torch_batches
 
         return torch_batches
     from megatron_r1.data.dali_reader import dali_batches
 
-    return partial(dali_batches, device_id=device_id)
+    return dali_batches

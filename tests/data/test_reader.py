@@ -9,7 +9,7 @@ from megatron_r1.config.sft_data import SFTDataConfig, has_dali
 from megatron_r1.data.answers import answer_encoder
 from megatron_r1.data.example_cache import build_cache
 from megatron_r1.data.examples import open_cache
-from megatron_r1.data.reader import ExampleReader, batch_source
+from megatron_r1.data.reader import ExampleReader
 from megatron_r1.data.tokenizer import character_tokenizer
 from megatron_r1.errors import DataError
 
@@ -148,10 +148,3 @@ def test_reading_leaves_torchs_random_numbers_alone(store):
     torch.manual_seed(0)
     next(ExampleReader(store, config()))
     assert torch.rand(3).tolist() == alone
-
-
-@pytest.mark.gpu
-@needs_dali
-def test_dali_on_a_gpu(store, expected):
-    own = ExampleReader(store, config(), source=batch_source("dali", device_id=0))
-    assert [plain(batch) for batch in own] == expected

@@ -81,7 +81,7 @@ class FP8Config:
     format: Literal["e4m3", "hybrid"] = "e4m3"
     """hybrid: gradients in e5m2, which has more range and less precision."""
     parameters: bool = False
-    """Keep the weights that only FP8 products read in FP8 too."""
+    """Keep the weights that only FP8 products read in FP8 too. Refused: docs/fp8.md says why."""
     amax_history: int = 1024
     """delayed only: steps that a scale looks back on."""
     first_layers_bf16: int = 0

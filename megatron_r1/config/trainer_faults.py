@@ -171,6 +171,11 @@ def _fp8_faults(train: TrainConfig, parallel: ParallelConfig, shape: ModelShape 
         )
     if kept and fp8.recipe == "delayed":
         faults.append("train.fp8.recipe delayed keeps no layers in bf16 (Megatron-Core refuses it): use another recipe")
+    if fp8.parameters:
+        faults.append(
+            "train.fp8.parameters is True; Megatron-Core takes the fp32 master weights of FP8 parameters from their "
+            "random initial values, not from the weights that are loaded: use --train.fp8.no-parameters"
+        )
     if fp8.amax_history < 1:
         faults.append(f"train.fp8.amax_history is {fp8.amax_history}; it must be at least 1")
     rows = FP8_ROWS * parallel.tensor * parallel.context

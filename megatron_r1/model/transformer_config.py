@@ -110,7 +110,6 @@ def _fp8_fields(fp8: FP8Config, *, experts: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "fp8": fp8.format,
         "fp8_recipe": fp8.recipe,
-        "fp8_param": fp8.parameters,
         "fp8_dot_product_attention": False,
         "fp8_multi_head_attention": False,
         "fp8_wgrad": True,

@@ -32,14 +32,9 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
 
 
 def build_optimizer(
-    config: OptimizerConfig,
-    chunks: Sequence[DistributedDataParallel],
-    dtype: torch.dtype,
-    *,
-    fp8_recipe: str | None = None,
+    config: OptimizerConfig, chunks: Sequence[DistributedDataParallel], dtype: torch.dtype
 ) -> MegatronOptimizer:
-    """Adam over the chunks' trainable parameters. Weights must be loaded before: fp32 masters are copied here.
-    `fp8_recipe`: that of FP8 parameters, which need care of their own."""
+    """Adam over the chunks' trainable parameters. Weights must be loaded before: fp32 masters are copied here."""
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -52,7 +47,6 @@ def build_optimizer(
             clip_grad=config.clip_grad,
             bf16=dtype is torch.bfloat16,
             params_dtype=dtype,
-            fp8_recipe=fp8_recipe,
             use_distributed_optimizer=config.distributed,
         ),
         list(chunks),

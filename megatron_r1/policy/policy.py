@@ -89,7 +89,6 @@ class Policy:
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=optimizer.distributed,
             overlap_grad_reduce=False,
-            fp8_param_gather=self.config.fp8_param,
         )
         self.chunks = [
             DistributedDataParallel(self.config, ddp, chunk, disable_bucketing=number > 0)
@@ -100,8 +99,7 @@ class Policy:
         if model.initialise == "random":
             for chunk in self.chunks:
                 chunk.broadcast_params()
-        recipe = train.fp8.recipe if train.dtype == "fp8" else None
-        self.optimizer = build_optimizer(optimizer, self.chunks, PARAMETER_DTYPE[train.dtype], fp8_recipe=recipe)
+        self.optimizer = build_optimizer(optimizer, self.chunks, PARAMETER_DTYPE[train.dtype])
         self.config.finalize_model_grads_func = _sum_gradients
         self._reference: dict[str, torch.Tensor] | None = None
 

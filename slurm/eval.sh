@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=eval
-#SBATCH --nodes=2
+#SBATCH --nodes=4
 #SBATCH --time=08:00:00
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
@@ -9,7 +9,8 @@
 #SBATCH --signal=B:USR1@900
 #SBATCH --output=%x-%j.out
 # Evaluate a model: sbatch slurm/eval.sh --model FOLDER --run-dir runs/eval --data.files FILE... [WORDS]
-# The default is one server of 16 GPUs for a 671B model, over two nodes. A requeued evaluation begins anew.
+# The default is one server of 32 GPUs for a 671B model in bf16, over four nodes (16 of 80 GB do not hold it). A requeued
+# evaluation begins anew.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
-exec bash slurm/launch.sh evaluate --rollout.tensor-parallel 16 --if-exists archive "$@"
+exec bash slurm/launch.sh evaluate --rollout.tensor-parallel 32 --if-exists archive "$@"

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.config import deadlines
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, load_shape
-from megatron_r1.config.trainer_faults import reward_model_faults
+from megatron_r1.config.trainer_faults import bound_faults, reward_model_faults
 from megatron_r1.errors import ConfigError
 
 
@@ -99,6 +100,7 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
     if rollout.num_engines < 1 or config.rewards.num_workers < 1:
         faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
     faults += reward_faults(config.rewards)
+    faults += bound_faults(config, deadlines.AT_LEAST, deadlines.ABOVE_ZERO)
     server = config.server
     if not server.url:
         faults += server_faults(rollout, shape, fp8_block=shape.fp8_block if shape is not None else None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.config import deadlines
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.judge import JudgeConfig, judge_faults
 from megatron_r1.config.languages import reward_faults
@@ -18,7 +19,7 @@ from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, load_shape
-from megatron_r1.config.trainer_faults import reward_model_faults
+from megatron_r1.config.trainer_faults import bound_faults, reward_model_faults
 from megatron_r1.errors import ConfigError
 
 
@@ -115,6 +116,7 @@ def validate_rejection(config: RejectionConfig, *, folder: bool = True) -> Model
         for name, least in AT_LEAST
         if getattr(config, name) < least
     ]
+    faults += bound_faults(config, deadlines.AT_LEAST, deadlines.ABOVE_ZERO)
     faults += _data_faults(config) + _filter_faults(config) + _sampling_faults(config, shape)
     if config.judge is not None:
         faults += judge_faults(config.judge)

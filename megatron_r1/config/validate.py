@@ -11,7 +11,7 @@ import math
 import re
 from pathlib import Path
 
-from megatron_r1.config.deadlines import folder_bytes, phase_faults, start_faults
+from megatron_r1.config import deadlines
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
@@ -50,8 +50,7 @@ AT_LEAST: dict[str, float] = {
     "rollout.threads": 1,
     "rollout.sync_bucket_mib": 1,
     "rollout.max_restarts": 0,
-    "rollout.start_timeout_seconds": 0,
-    "rollout.stall_seconds": 0,
+    **deadlines.AT_LEAST,
     "rollout.draft_tokens": 0,
     "rollout.sampling.max_new_tokens": 1,
     "rewards.num_workers": 1,
@@ -81,7 +80,7 @@ PART_NAME = re.compile(r"[A-Za-z0-9_-]+")
 ABOVE_ZERO = (
     "rollout.kv_cache_gib",
     "rollout.memory_fraction",
-    "rollout.weights_gb_per_second",
+    *deadlines.ABOVE_ZERO,
     "rewards.timeout_seconds",
     "train.collective_timeout_seconds",
 )
@@ -114,10 +113,11 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
             f"checkpoint_every is {config.checkpoint_every}; for keep_best_checkpoint it must be a multiple of "
             f"grpo.eval_every = {config.grpo.eval_every}"
         )
-    faults += phase_faults(config.deadlines, config.train)
+    faults += deadlines.phase_faults(config.deadlines, config.train)
     if config.rollout.weights_gb_per_second > 0:
         served = config.rollout.fp8_folder or config.model.path
-        faults += start_faults(config.rollout, config.deadlines, folder_bytes(served))
+        size = deadlines.folder_bytes(served)
+        faults += deadlines.start_faults(config.rollout, config.deadlines, size)
     faults += _data_faults(config)
     faults += _preference_faults(config)
     faults += _teacher_faults(config)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 from megatron_r1.config.rejection import RejectionConfig
+from megatron_r1.config.schema import RunConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.deadlines import deadline_faults
@@ -31,7 +32,7 @@ def check_fit(config: Planned, shape: ModelShape) -> str:
         return "memory: not checked (no GPU here; name the one that it will run on: --train.gpu h100)"
     shape, work, assume = planned_shape(config, shape), stage_workload(config), Assumptions()
     trainer, servers = setups_of(config)
-    plan = make_plan(shape, trainer, servers, work, gpu, assume, timed=servers is not None)
+    plan = make_plan(shape, trainer, servers, work, gpu, assume, timed=isinstance(config, RunConfig))
     if plan.faults:
         raise ConfigError([*plan.faults[:-1], f"{plan.faults[-1]}; {remedy(shape, plan, work, gpu, assume)}"])
     late = deadline_faults(config, shape, plan)

@@ -9,6 +9,7 @@ and scheduling over several engines are in collect.py.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ HEALTH_TIMEOUT_SECONDS = 5.0
 CONNECT_SECONDS = 60.0
 CONTROL_SECONDS = 300.0
 """For what the server answers at once; one whose engine shares its process (CPU) ends a step first."""
+PAUSED_SECONDS = 0.5
 POOLED_CONNECTIONS = 512
 START_VERSION = "default"
 """What vLLM calls the weights it was started with."""
@@ -35,6 +37,10 @@ Decode = Callable[[Sequence[int]], str]
 
 class RequestError(UserError, ValueError):
     """The server refused a request (4xx): the request is at fault, sending it again will not help."""
+
+
+class UnavailableError(EngineError):
+    """The server takes no requests now (503)."""
 
 
 class EngineClient:
@@ -63,14 +69,19 @@ class EngineClient:
     def work(self, path: str, body: object = None, *, draining: bool = False) -> Any:
         """One POST whose answer waits for tokens, for as long as some move on the server (rollout.stall_seconds).
         `draining`: it waits for other requests' tokens, also while the server is paused."""
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=None)
         with self.watch.work(draining=draining):
-            try:
-                timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=None)
-                return decoded(self.exchange(self.wires.pool, "POST", path, body, timeout))
-            except EngineError as error:
-                if self.watch.stalled:
-                    raise EngineError(f"POST {path}: {self.watch.explain()}") from error
-                raise
+            while True:
+                try:
+                    return decoded(self.exchange(self.wires.pool, "POST", path, body, timeout))
+                except UnavailableError:
+                    if not self.is_paused():
+                        raise
+                    time.sleep(PAUSED_SECONDS)  # vLLM 0.33 refuses while it is paused, 0.32 lets requests wait
+                except EngineError as error:
+                    if self.watch.stalled:
+                        raise EngineError(f"POST {path}: {self.watch.explain()}") from error
+                    raise
 
     def exchange(
         self, pool: urllib3.PoolManager, method: str, path: str, body: object, timeout: urllib3.Timeout
@@ -85,6 +96,8 @@ class EngineClient:
             )
         except urllib3.exceptions.HTTPError as error:
             raise EngineError(f"{method} {path}: the vLLM server did not answer: {error}") from error
+        if answer.status == 503:
+            raise UnavailableError(f"{method} {path}: the vLLM server takes no requests (503): {answer.data[:2000]!r}")
         if answer.status >= 500:
             pool.clear()  # the server closes this connection after an internal error, maybe not yet
             raise EngineError(f"{method} {path}: the vLLM server answered {answer.status}: {answer.data[:2000]!r}")

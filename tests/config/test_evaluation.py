@@ -45,6 +45,9 @@ def test_a_sound_configuration_has_no_faults(tmp_path):
         ({"samples": 4, "consensus_k": 5}, "consensus_k is 5"),
         ({"rollout": RolloutConfig(max_model_len=64, sampling=SamplingConfig(max_new_tokens=64))}, "leave room"),
         ({"rollout": RolloutConfig(max_model_len=4096, sampling=SamplingConfig(max_new_tokens=64))}, "max_position"),
+        ({"rollout": RolloutConfig(weights_gb_per_second=0.0)}, "rollout.weights_gb_per_second is 0.0"),
+        ({"rollout": RolloutConfig(vllm_args=("dtype=half",))}, "set rollout.dtype"),
+        ({"rollout": RolloutConfig(tensor_parallel=7)}, "rollout.tensor_parallel is 7; it must divide"),
         (
             {"rollout": RolloutConfig(max_model_len=128, sampling=SamplingConfig(temperature=0, max_new_tokens=64))},
             "they are all the same: use 1",

@@ -1,7 +1,8 @@
 """A process that answers HTTP as a vLLM server does, slowly or never: python stuck_server.py MOVES ANSWERS.
 
 Its counter of tokens grows for MOVES seconds and then stands still; a POST is answered ANSWERS seconds after the start.
-POST /set/paused and /set/running, answered at once, set what /is_paused says. Prints its port.
+POST /set/paused and /set/running, answered at once, set what /is_paused says; /set/refusing is paused as in vLLM 0.33,
+where other POSTs are answered 503. Prints its port.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CHOICE = {
     "logprobs": {"content": [{"logprob": -0.5}]},
     "weight_versions": [{"version": "3"}],
 }
-STATE = {"is_paused": False}
+STATE = {"is_paused": False, "refuses": False}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,15 +37,19 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path.startswith("/set/"):
-            STATE["is_paused"] = self.path.endswith("paused")
+            STATE["is_paused"] = not self.path.endswith("running")
+            STATE["refuses"] = self.path.endswith("refusing")
             self.answer("null")
+            return
+        if STATE["refuses"]:
+            self.answer("{}", 503)
             return
         time.sleep(max(0.0, ANSWERS - (time.monotonic() - BEGUN)))
         self.answer(json.dumps({"choices": [CHOICE]}))
 
-    def answer(self, text: str) -> None:
+    def answer(self, text: str, status: int = 200) -> None:
         body = text.encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

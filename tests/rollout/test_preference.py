@@ -149,7 +149,10 @@ def test_a_served_reward_model(server: RewardModelServer, judge: Path) -> None:
     texts = [rng.integers(3, 128, length) for length in (1, 2, 17, 30, 47)]
     values = [expected(ids) for ids in texts]
     assert np.ptp(values) > 0.5
+    before = server.engine.client.count_tokens()
     np.testing.assert_allclose([server.value(ids) for ids in texts], values, atol=1e-4)
+    after = server.engine.client.count_tokens()
+    assert before is not None and after is not None and after >= before + 97  # 1 + 2 + 17 + 30 + 47 tokens are progress
 
     asked = [Problem(id=str(i), domain="general", messages=({"role": "user", "content": words(rng, 5)},)) for i in "ab"]
     answers = [words(rng, 9), words(rng, 90)]  # the second does not fit: it is judged by its end

@@ -80,6 +80,16 @@ def test_a_paused_server_is_waited_for_and_a_pause_that_waits_for_stuck_requests
             client.pause()
 
 
+def test_a_request_that_a_paused_server_refuses_waits_for_the_end_of_the_pause():
+    with server(moves=0.0, answers=0.0) as (client, _), ThreadPoolExecutor(1) as pool:
+        client.request("POST", "/set/refusing")
+        waiting = pool.submit(ask, client)
+        time.sleep(3.0)
+        assert not waiting.done()
+        client.request("POST", "/set/running")
+        assert waiting.result(20) == "stop"
+
+
 def test_the_clock_begins_with_the_work():
     with server(moves=0.0, answers=NEVER, stall=2.0) as (client, _):
         for _ in range(2):

@@ -68,7 +68,13 @@ def remedy(shape: ModelShape, plan: Plan, work: Workload, gpu: GPU, assume: Assu
     found = what_fits(shape, plan.gpus, gpu, work, assume, plan.trainer, plan.servers)
     if found is None:
         return f"nothing that was searched fits on up to 4,096 {gpu.name}: shorten the rows or take larger GPUs"
-    return f"what would fit on {found.gpus} {gpu.name}: {options(found)}"
+    apart = " --rollout.sync nccl --rollout.sleep-level 0 --train.offload" if _was_colocated(plan) else ""
+    return f"what would fit on {found.gpus} {gpu.name}: {options(found)}{apart}"
+
+
+def _was_colocated(plan: Plan) -> bool:
+    """The search puts servers on GPUs of their own."""
+    return plan.servers is not None and plan.servers.colocated
 
 
 def what_fits(

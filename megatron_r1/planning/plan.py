@@ -18,6 +18,7 @@ from megatron_r1.planning.decoding import RooflineCost, ServerMemory, server_mem
 from megatron_r1.planning.hardware import GIB, GPU, Assumptions
 from megatron_r1.planning.parameters import count_parameters
 from megatron_r1.planning.rollouts import Request, simulate
+from megatron_r1.planning.sharing import colocated_moments, layer_bytes_of_server, sync_bytes_of_server
 from megatron_r1.planning.trainer import RankMemory, TrainerSetup, TrainerTime, trainer_memory, trainer_time
 from megatron_r1.planning.workload import Workload
 
@@ -41,6 +42,8 @@ class ServerSetup:
     expert_parallel: bool = False
     cache_bytes: int = 2
     colocated: bool = False
+    sleep_level: int = 0
+    bucket_bytes: int = 512 << 20
 
     @property
     def gpus(self) -> int:
@@ -145,6 +148,7 @@ def setups_of(config: Planned) -> tuple[TrainerSetup | None, ServerSetup | None]
             distributed=config.optimizer.distributed,
             train_mtp=config.model.train_mtp and not isinstance(config, RunConfig),
             logprob_chunk_tokens=config.train.logprob_chunk_tokens,
+            offload=config.train.offload,
         )
     rollout = config.rollout if isinstance(config, RunConfig | RejectionConfig) else None
     return trainer, _servers(rollout) if rollout is not None else None
@@ -161,6 +165,8 @@ def _servers(rollout: RolloutConfig) -> ServerSetup:
         expert_parallel=rollout.expert_parallel,
         cache_bytes=1 if rollout.kv_cache_dtype == "fp8" else 2,
         colocated=rollout.sync == "ipc",
+        sleep_level=rollout.sleep_level,
+        bucket_bytes=rollout.sync_bucket_mib << 20,
     )
 
 
@@ -188,8 +194,10 @@ def make_plan(
             expert_parallel=servers.expert_parallel,
             cache_bytes=servers.cache_bytes,
         )
-    trainer_faults = memory_faults(gpu, memory, None, trainer, servers)
-    server_faults = memory_faults(gpu, None, server, None, servers)
+    trainer_faults = trainer_memory_faults(gpu, memory, trainer) if memory and trainer else []
+    server_faults = server_memory_faults(shape, gpu, server, servers) if server and servers else []
+    if memory and trainer and server and servers and servers.colocated and not trainer_faults + server_faults:
+        trainer_faults = shared_memory_faults(shape, gpu, memory, server, trainer, servers)
     time = rollout = sync = None
     if timed and trainer and not trainer_faults:
         time = trainer_time(shape, trainer, work, gpu, assume)
@@ -209,31 +217,72 @@ def make_plan(
     )
 
 
-def memory_faults(
-    gpu: GPU,
-    memory: RankMemory | None,
-    server: ServerMemory | None,
-    trainer: TrainerSetup | None,
-    servers: ServerSetup | None,
-) -> list[str]:
-    """One sentence for each part that is larger than its GPU."""
-    faults = []
+def trainer_memory_faults(gpu: GPU, memory: RankMemory, trainer: TrainerSetup) -> list[str]:
+    """Whether the fullest rank fits a GPU of its own."""
+    if memory.total / GIB <= gpu.memory_gib:
+        return []
+    return [
+        f"parallel: {trainer.parallel.world_size} trainer ranks need {memory.total / GIB:.1f} GiB on pipeline rank "
+        f"{memory.pipeline_rank}; a {gpu.name} has {gpu.memory_gib:.1f} GiB"
+    ]
+
+
+def server_memory_faults(shape: ModelShape, gpu: GPU, server: ServerMemory, servers: ServerSetup) -> list[str]:
+    """Whether a server holds its weights and its longest sequence, and, apart from the trainer, a sync beside them."""
     have = gpu.memory_gib
-    shared = servers.memory_fraction * have if servers and servers.colocated else 0.0
-    if memory and trainer and memory.total / GIB + shared > have:
-        beside = f" beside {shared:.0f} GiB of a server (neither is put aside for the other)" if shared else ""
-        faults.append(
-            f"parallel: {trainer.parallel.world_size} trainer ranks need {memory.total / GIB:.1f} GiB on pipeline rank "
-            f"{memory.pipeline_rank}{beside}; a {gpu.name} has {have:.1f} GiB"
-        )
-    if server and servers and server.cache_tokens < servers.max_model_len:
+    if server.cache_tokens < servers.max_model_len:
         holds = "cannot hold the weights" if server.cache < 0 else f"keeps a cache of {server.cache_tokens:,} tokens"
-        faults.append(
+        return [
             f"rollout.tensor_parallel is {servers.tensor}; a server of {servers.tensor} {gpu.name} {holds} "
             f"({server.weights / GIB:.1f} GiB of weights on each, {servers.memory_fraction:.0%} of {have:.1f} GiB to "
             f"use), and needs a cache of rollout.max_model_len = {servers.max_model_len:,}"
-        )
-    return faults
+        ]
+    at_sync = sync_bytes_of_server(_layer_bytes(shape, servers), servers.bucket_bytes) / GIB
+    free = (1 - servers.memory_fraction) * have
+    if servers.colocated or at_sync <= free:
+        return []
+    return [
+        f"rollout.memory_fraction is {servers.memory_fraction}; a sync needs {at_sync:.1f} GiB beside a server's "
+        f"weights and cache, and {free:.1f} of {have:.1f} GiB are left: use at most {1 - at_sync / have:.2f}, or a "
+        "smaller rollout.sync_bucket_mib"
+    ]
+
+
+def shared_memory_faults(
+    shape: ModelShape,
+    gpu: GPU,
+    memory: RankMemory,
+    server: ServerMemory,
+    trainer: TrainerSetup,
+    servers: ServerSetup,
+) -> list[str]:
+    """Whether trainer and servers find room on the same GPUs in each moment of a step."""
+    moments = colocated_moments(
+        memory.state,
+        training_bytes=memory.total,
+        reserved_bytes=memory.reserved,
+        server_share=servers.memory_fraction * gpu.memory_gib * GIB,
+        server_weights=server.weights,
+        layer_bytes=_layer_bytes(shape, servers),
+        sleep_level=servers.sleep_level,
+        offload=trainer.offload,
+    )
+    remedy = "use rollout.sleep_level 2, train.offload weights gradients optimizer, or less rollout.memory_fraction"
+    return [
+        f"rollout.sync is ipc; {moment.name} needs {moment.needed / GIB:.1f} GiB of each GPU ({moment.what}), and a "
+        f"{gpu.name} has {gpu.memory_gib:.1f}: {remedy}"
+        for moment in moments
+        if moment.needed / GIB > gpu.memory_gib
+    ]
+
+
+def _layer_bytes(shape: ModelShape, servers: ServerSetup) -> float:
+    return layer_bytes_of_server(
+        shape,
+        tensor=servers.tensor,
+        expert_parallel=servers.expert_parallel,
+        weight_bytes=servers.weight_bytes,
+    )
 
 
 def rollout_time(

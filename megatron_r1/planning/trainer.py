@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.schema import OffloadPart, ParallelConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.planning.activations import (
     Inventory,
@@ -38,11 +38,13 @@ class TrainerSetup:
     distributed: bool = True
     train_mtp: bool = False
     logprob_chunk_tokens: int = 1024
+    offload: tuple[OffloadPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankMemory:
-    """Bytes on one rank at the peak of a training step. `host` is its reference policy's and swapped copies."""
+    """Bytes on one rank at the peak of a training step. `host`: its reference policy's and swapped copies, and what
+    is offloaded."""
 
     pipeline_rank: int
     state: RankState
@@ -174,7 +176,9 @@ def _rank_memory(
         logits=logits,
         fp8_copies=copies,
         reserved=assume.reserved_gib * GIB,
-        host=2.0 * state.parameters * size if work.scoring_passes and work.rollout else 0.0,
+        host=(2.0 * state.parameters * size if work.scoring_passes and work.rollout else 0.0)
+        + ("weights" in setup.offload) * state.weights
+        + ("optimizer" in setup.offload) * state.optimizer,
     )
 
 

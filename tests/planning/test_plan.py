@@ -275,15 +275,6 @@ def test_the_gpu_is_asked_of_the_machine_unless_named(monkeypatch, tmp_path):
     assert "not checked (no GPU here" in fit.check_fit(RECIPES["grpo_671b"](), V3)
 
 
-def test_colocated_servers_and_trainer_need_room_for_both():
-    config = RECIPES["grpo_671b"]()
-    trainer, servers = setups_of(config)
-    shared = dataclasses.replace(servers, colocated=True, tensor=32, memory_fraction=0.8)
-    plan = make_plan(V3, trainer, shared, workload_of(config), H100, Assumptions(), timed=False)
-    assert plan.gpus == 512
-    assert "beside 64 GiB of a server" in plan.faults[0]
-
-
 def test_an_unknown_gpu_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"train\.gpu is 'v100'; known are a100, h100"):
         find_gpu("v100", "train.gpu")

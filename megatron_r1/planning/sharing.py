@@ -1,0 +1,95 @@
+"""Memory of GPUs in the moments when trainer and servers both have a claim: sampling, training, and weight sync.
+
+Colocated (rollout.sync ipc), a GPU has a server's part and a rank's: what sleeps, what is offloaded and what stays is
+the configuration's (pipeline/colocation.py). Apart, a server needs room at a sync beside all that it has: a decoder
+layer's new weights, its share of them, twice (as loaded and as the kernels want them), and the buffers that they come
+in (rollout/reload.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_r1.config.schema import OffloadPart, ParallelConfig
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.stages import Chunk
+from megatron_r1.planning.state import RankState
+from megatron_r1.planning.tensors import chunk_numbers
+
+GIB = 2**30
+ASLEEP_GIB = 2.0
+"""What a sleeping server keeps: its CUDA context, NCCL's buffers, CUDA graphs. An assumption."""
+SYNC_BUFFERS = 3
+"""vLLM's two receiving buffers and the tensors that are cut from one, each of rollout.sync_bucket_mib."""
+LAYER_COPIES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What one GPU holds at once, in bytes; `what` names it for people."""
+
+    name: str
+    needed: float
+    what: str
+
+
+def resident(state: RankState, offload: Sequence[OffloadPart]) -> float:
+    """Bytes of a rank's state that stay on the GPU while servers sample."""
+    parts = {"weights": state.weights, "gradients": state.gradients, "optimizer": state.optimizer}
+    return float(sum(size for part, size in parts.items() if part not in offload))
+
+
+def layer_bytes_of_server(shape: ModelShape, *, tensor: int, expert_parallel: bool, weight_bytes: int) -> float:
+    """The greatest decoder layer on one GPU of a server, as its folder has it."""
+    alone = dataclasses.replace(shape, num_mtp_layers=0)
+    layout = ParallelConfig(
+        world_size=tensor,
+        tensor=tensor,
+        expert=tensor if expert_parallel else 1,
+        expert_tensor=1 if expert_parallel else tensor,
+        sequence=True,
+    )
+    layers = {shape.is_moe_layer(layer): layer for layer in range(shape.num_layers)}
+    return weight_bytes * max(
+        float(sum(chunk_numbers(alone, layout, Chunk(layers=(layer,))))) for layer in layers.values()
+    )
+
+
+def sync_bytes_of_server(layer_bytes: float, bucket_bytes: int) -> float:
+    """Beside a server's weights and cache, while it is given new weights over the network."""
+    return LAYER_COPIES * layer_bytes + SYNC_BUFFERS * bucket_bytes
+
+
+def colocated_moments(
+    state: RankState,
+    *,
+    training_bytes: float,
+    reserved_bytes: float,
+    server_share: float,
+    server_weights: float,
+    layer_bytes: float,
+    sleep_level: int,
+    offload: Sequence[OffloadPart],
+) -> list[Moment]:
+    """A shared GPU's three moments. `training_bytes`: a rank's peak; `server_share`: rollout.memory_fraction of the
+    GPU; `reserved_bytes`: of the rank, whatever it does."""
+    asleep = ASLEEP_GIB * GIB if sleep_level else server_share
+    stays = reserved_bytes + resident(state, offload)
+    woken = server_weights + ASLEEP_GIB * GIB if sleep_level else server_share
+    at_sync = reserved_bytes + resident(state, [part for part in offload if part != "weights"])
+    held = f"{training_bytes / GIB:.1f} GiB of a trainer rank"
+    return [
+        Moment(name="training", needed=training_bytes + asleep, what=f"{held} and {asleep / GIB:.1f} of a server"),
+        Moment(
+            name="sampling",
+            needed=server_share + stays,
+            what=f"{server_share / GIB:.1f} GiB of a server and {stays / GIB:.1f} of a trainer rank",
+        ),
+        Moment(
+            name="sync",
+            needed=woken + LAYER_COPIES * layer_bytes + at_sync,
+            what=f"{(woken + LAYER_COPIES * layer_bytes) / GIB:.1f} GiB of a server and {at_sync / GIB:.1f} of a rank",
+        ),
+    ]

@@ -1,0 +1,130 @@
+"""Memory of GPUs that trainer and servers share, and of a sync beside a server's cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.config.shape import load_shape
+from megatron_r1.config.trainer_faults import parallel_faults
+from megatron_r1.errors import ConfigError
+from megatron_r1.planning import fit
+from megatron_r1.planning.fit import check_fit, stage_workload
+from megatron_r1.planning.hardware import Assumptions, find_gpu
+from megatron_r1.planning.plan import make_plan, setups_of
+from megatron_r1.planning.sharing import (
+    ASLEEP_GIB,
+    GIB,
+    colocated_moments,
+    layer_bytes_of_server,
+    resident,
+    sync_bytes_of_server,
+)
+from megatron_r1.planning.state import RankState
+from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
+
+V3 = load_shape(PACKAGED_SHAPES["DeepSeek-V3-Base"])
+H100 = find_gpu("h100")
+STATE = RankState(parameters=10, weights=20, gradients=40, optimizer=120)
+FEW = {"grpo_qwen_1_5b": 1, "grpo_qwen_7b": 8, "grpo_qwen_7b_colocated": 8, "grpo_moe_16b": 8, "distill_qwen_7b": 8}
+
+
+def shape_of(config):
+    return load_shape(PACKAGED_SHAPES[config.model.path.name])
+
+
+def test_what_stays_on_the_gpu():
+    assert resident(STATE, ()) == 180
+    assert resident(STATE, ("gradients", "optimizer")) == 20
+    assert resident(STATE, ("weights", "gradients", "optimizer")) == 0
+
+
+def moments(sleep_level, offload):
+    found = colocated_moments(
+        STATE,
+        training_bytes=1000.0,
+        reserved_bytes=5.0,
+        server_share=800.0,
+        server_weights=300.0,
+        layer_bytes=30.0,
+        sleep_level=sleep_level,
+        offload=offload,
+    )
+    return {moment.name: moment.needed for moment in found}
+
+
+def test_the_three_moments_of_a_shared_gpu():
+    asleep = ASLEEP_GIB * GIB
+    assert moments(0, ()) == {"training": 1800.0, "sampling": 985.0, "sync": 1045.0}
+    slept = moments(2, ("gradients", "optimizer"))
+    assert slept == {"training": 1000 + asleep, "sampling": 800 + 5 + 20, "sync": 300 + asleep + 60 + 5 + 20}
+    # The weights must be there to be sent, so a sync needs them although they are away while servers sample.
+    away = moments(2, ("weights", "gradients", "optimizer"))
+    assert away["sampling"] == 805 and away["sync"] == slept["sync"]
+
+
+def test_a_layer_of_deepseek_v3_on_one_gpu_of_a_server():
+    """One sparse layer: 256 experts and a shared one of 3 x 7168 x 2048, the router, norms, and attention."""
+    expert = 3 * 7168 * 2048
+    attention = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168 + 1536 + 512
+    whole = 257 * expert + 256 * 7168 + attention + 2 * 7168
+    found = layer_bytes_of_server(V3, tensor=1, expert_parallel=False, weight_bytes=2)
+    assert found == pytest.approx(2 * whole, rel=1e-6) and found / 1e9 == pytest.approx(23.0, abs=0.1)
+    shared = layer_bytes_of_server(V3, tensor=32, expert_parallel=True, weight_bytes=2)
+    assert 2 * 8 * expert < shared < 2 * 11 * expert  # 8 of 256 experts, a 32nd of the shared one, attention's part
+
+
+def test_a_sync_needs_room_beside_the_cache():
+    """Unsharded, a layer of DeepSeek-V3 would be 22.5 GB on each GPU; the recipe's workers hold their part of it."""
+    config = RECIPES["grpo_671b"]()
+    trainer, servers = setups_of(config)
+    layer = layer_bytes_of_server(V3, tensor=32, expert_parallel=True, weight_bytes=2)
+    assert sync_bytes_of_server(layer, 512 << 20) == 2 * layer + 3 * (512 << 20)
+    plan = make_plan(V3, trainer, servers, stage_workload(config), H100, Assumptions(), timed=False)
+    assert plan.faults == []
+    greedy = dataclasses.replace(servers, memory_fraction=0.98)
+    (fault,) = make_plan(V3, None, greedy, stage_workload(config), H100, Assumptions(), timed=False).faults
+    assert fault.startswith("rollout.memory_fraction is 0.98; a sync needs") and "1.6 of 79.6 GiB" in fault
+
+
+def test_servers_that_stay_awake_leave_no_room_to_train():
+    config = RECIPES["grpo_qwen_7b_colocated"]()
+    awake = dataclasses.replace(
+        config,
+        rollout=dataclasses.replace(config.rollout, sleep_level=0),
+        train=dataclasses.replace(config.train, offload=(), gpu="h100"),
+    )
+    with pytest.raises(ConfigError, match=r"rollout.sync is ipc; training needs .* GiB of each GPU") as caught:
+        check_fit(awake, shape_of(config))
+    assert "train.offload weights gradients optimizer" in str(caught.value)
+    assert "--rollout.sync nccl --rollout.sleep-level 0 --train.offload" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_the_recipes_for_few_gpus_fit_their_gpus(name):
+    config = RECIPES[name]()
+    shape = shape_of(config)
+    trainer, servers = setups_of(config)
+    plan = make_plan(shape, trainer, servers, stage_workload(config), H100, Assumptions(), timed=False)
+    assert plan.faults == [] and plan.gpus == FEW[name]
+    assert parallel_faults(config.parallel, shape) == []
+    assert "a h100 has" in fit.check_fit(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, gpu="h100")), shape
+    )
+
+
+def test_what_is_offloaded_is_on_the_host():
+    config = RECIPES["grpo_qwen_1_5b"]()
+    trainer, _ = setups_of(config)
+    alone = dataclasses.replace(trainer, offload=())
+    work, shape = stage_workload(config), shape_of(config)
+    with_it = make_plan(shape, trainer, None, work, H100, Assumptions(), timed=False).memory
+    without = make_plan(shape, alone, None, work, H100, Assumptions(), timed=False).memory
+    assert with_it.host - without.host == without.state.optimizer
+
+
+def test_every_packaged_shape_is_named_by_a_recipe():
+    named = {Path(RECIPES[name]().model.path).name for name in (*FEW, "grpo_671b")}
+    assert named == set(PACKAGED_SHAPES)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -150,6 +151,10 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _patch_megatron() -> None:
+    # Where it is installed, Megatron calls its kernels (router, gradient norm, Adam) whatever the layers are made of.
+    hidden = "transformer_engine" not in sys.modules
+    if hidden:
+        sys.modules["transformer_engine"] = None  # pyright: ignore[reportArgumentType] - an import fails, as if absent
     import megatron.core.tensor_parallel.random as random
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
@@ -159,19 +164,13 @@ def _patch_megatron() -> None:
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
     # Set when any of TE's parts imports; MLA then compares modules with TE classes that are None.
-    if mla.TELinear is None or not _has_transformer_engine():
+    if mla.TELinear is None or hidden:
         mla.HAVE_TE = False
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     # It warns whenever the CPU generator moves inside a fork of the device's: here they are the same one.
     logging.getLogger(random.__name__).setLevel(logging.ERROR)
     token_dispatcher.maybe_move_tensor_to_cpu = _to_host
-
-
-def _has_transformer_engine() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("transformer_engine") is not None
 
 
 def _to_host(tensor: object, as_numpy: bool = False, record_stream: bool = False) -> object:

@@ -61,14 +61,15 @@ class GroupAdam(torch.optim.Optimizer):
 
 
 def use(adam: str) -> None:
+    chosen = GroupAdam
     if adam == "te":
-        import transformer_engine_torch
+        sys.modules.pop("transformer_engine", None)  # the CPU platform hides it from Megatron
+        from transformer_engine.pytorch.optimizers import FusedAdam, fused_adam
 
-        transformer_engine_torch.multi_tensor_adam = multi_tensor_adam
-        assert not megatron_optimizer.USING_PYTORCH_OPTIMIZER
-        return
+        fused_adam.tex.multi_tensor_adam = multi_tensor_adam
+        chosen = FusedAdam
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
-    megatron_optimizer.Adam = distrib_optimizer.Adam = GroupAdam
+    megatron_optimizer.Adam = distrib_optimizer.Adam = chosen
 
 
 def main(store: str, folder: Path, adam: str, jobs: list[str]) -> None:

@@ -40,7 +40,7 @@ quickstart: check $(RUNTIME)
 install: check $(RUNTIME)
 
 test: check $(DEV)
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slurm and not slow" $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slurm and not slow and not gpu_paths" $(ARGS)
 
 test-slow: check $(DEV)
 	$(PY) -m pytest -m "slow and not gpu and not slurm" $(ARGS)

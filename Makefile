@@ -2,6 +2,7 @@
 # make install      only .venv and what a run needs
 # make test         every test that needs neither a GPU, nor slurm, nor minutes
 # make test-slurm   jobs under a real Slurm on loopback (root; installs Debian's slurm packages if they are missing)
+# make test-megatron the trainer's tests under every megatron-core that is supported; ten minutes a version
 # make lint         ruff and pyright
 # make install-gpu  .venv-gpu for NVIDIA GPUs (Python 3.12, CUDA 13); needs no GPU (docs/gpu.md)
 #
@@ -31,7 +32,7 @@ INSTALL = install() { $(PY) -m uv pip install -q --python $(PY) --no-deps "$$@" 
 	echo "uv could not install; trying pip, which is slower" >&2; \
 	$(PY) -m pip install -qq --no-compile --no-deps "$$@"; }; }; install
 
-.PHONY: quickstart install install-gpu test test-gpu test-slurm test-slow lint lock lock-gpu clean check
+.PHONY: quickstart install install-gpu test test-gpu test-slurm test-slow test-megatron lint lock lock-gpu clean check
 .DELETE_ON_ERROR:
 
 quickstart: check $(RUNTIME)
@@ -44,6 +45,9 @@ test: check $(DEV)
 
 test-slow: check $(DEV)
 	$(PY) -m pytest -m "slow and not gpu and not slurm" $(ARGS)
+
+test-megatron: check $(DEV)
+	$(PY) tools/test_matrix.py $(ARGS)
 
 # The daemons are started by the tests themselves, so the packages' own services are of no use here.
 test-slurm: check $(DEV)

@@ -16,12 +16,14 @@ def load(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
 check = load("check_machine")
 lock = load("lock_requirements")
+matrix = load("test_matrix")
 
 
 def script(path, text):
@@ -146,3 +148,34 @@ def test_pins_meet_pyproject(extra, files):
     for need in lock.read_roots(ROOT / "pyproject.toml")[extra]:
         version = str(pinned[lock.canonicalize_name(need.name)].specifier).removeprefix("==")
         assert need.specifier.contains(version), f"{need} is pinned at {version}"
+
+
+# ---- every supported megatron-core
+
+
+def test_each_minor_version_in_pyprojects_range_is_tested_once():
+    required = matrix.supported(ROOT / "pyproject.toml")
+    in_range = [f"0.{minor}.{patch}" for minor in range(40) for patch in range(20)]
+    minors = {version.rsplit(".", 1)[0] for version in in_range if version in required.specifier}
+    assert [version.rsplit(".", 1)[0] for version in matrix.VERSIONS] == sorted(minors)
+    assert required.specifier.contains(matrix.VERSIONS[0])
+
+
+def test_a_version_outside_of_the_range_is_refused():
+    command = [sys.executable, str(ROOT / "tools" / "test_matrix.py"), "--versions", "0.16.1", "0.15.0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--versions 0.15.0: pyproject.toml asks for megatron-core" in done.stderr
+
+
+def test_failures_and_errors_are_counted_and_named(tmp_path):
+    report = tmp_path / "0.16.1.xml"
+    report.write_text(
+        '<testsuites><testsuite tests="5" skipped="1" time="12.5"><testcase classname="a" name="b"/>'
+        '<testcase classname="a" name="c"><failure/></testcase><testcase classname="a" name="d"><error/></testcase>'
+        '<testcase classname="a" name="e"><skipped/></testcase><testcase classname="a" name="f"/></testsuite>'
+        "</testsuites>"
+    )
+    found = matrix.read_report("0.16.1", report)
+    assert (found.passed, found.failed, found.skipped) == (2, ("a::c", "a::d"), 1)
+    assert found.row == "| 0.16.1 | 2 | 2 | 1 | 12 |"

@@ -35,8 +35,9 @@ TORCH = ROOT / "requirements" / "torch.txt"
 GPU_LOCKS = {"gpu": "0.32.0", "gpu-vllm-0.33": "0.33.0"}
 """Name of the file -> vLLM in it, which decides torch."""
 
-GPU_ROOTS = ("transformer-engine-torch==2.20.2", "ninja", "pybind11")
-"""Besides the extras: what is compiled, and what it is compiled with."""
+GPU_ROOTS = ("transformer-engine-torch==2.20.2", "ninja", "pybind11", "cuda-python>=13")
+"""Besides the extras: what is compiled, what it is compiled with, and what uv would pick too old: cuda-python 12 holds
+files of its own in the place of cuda-bindings 13's, and which of them stay is chance."""
 
 ROOTS = {
     "cpu": ("setuptools", "gguf"),  # builds the editable install; reads GGUF files in tools/make_smollm2.py

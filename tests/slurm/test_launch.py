@@ -213,6 +213,13 @@ def test_a_wrong_field_is_refused_before_anything_starts(job):
     assert "preflight: grpo.group_size is 1" in said(job) and len(asked(job).splitlines()) == 1
 
 
+@pytest.mark.slow  # imports vLLM
+def test_arguments_that_vllm_does_not_know_are_refused_before_anything_starts(job):
+    done = job("tiny", "--run-dir", job.folder / "run", "--rollout.vllm-args", "no-such-flag=1", nodes=3)
+    assert done.returncode == 2 and requeues(job) == 0 and len(asked(job).splitlines()) == 1
+    assert "preflight: rollout.vllm_args is no-such-flag=1; vLLM does not take it: " in said(job)
+
+
 def test_a_port_in_use_is_refused(job):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -3,6 +3,8 @@
 # make test         every test that needs neither a GPU, nor slurm, nor minutes
 # make test-slurm   jobs under a real Slurm on loopback (root; installs Debian's slurm packages if they are missing)
 # make test-megatron the trainer's tests under every megatron-core that is supported; ten minutes a version
+# make test-gpu-paths what only GPUs reach, without one: under every vLLM and megatron-core; makes CUDA environments in
+#                   build/gpu-paths (10 GB each; docs/gpu.md)
 # make lint         ruff and pyright
 # make install-gpu  .venv-gpu for NVIDIA GPUs (Python 3.12, CUDA 13); needs no GPU (docs/gpu.md)
 #
@@ -32,7 +34,7 @@ INSTALL = install() { $(PY) -m uv pip install -q --python $(PY) --no-deps "$$@" 
 	echo "uv could not install; trying pip, which is slower" >&2; \
 	$(PY) -m pip install -qq --no-compile --no-deps "$$@"; }; }; install
 
-.PHONY: quickstart install install-gpu test test-gpu test-slurm test-slow test-megatron lint lock lock-gpu clean check
+.PHONY: quickstart install install-gpu test test-gpu test-slurm test-slow test-megatron test-gpu-paths lint lock lock-gpu clean check
 .DELETE_ON_ERROR:
 
 quickstart: check $(RUNTIME)
@@ -48,6 +50,18 @@ test-slow: check $(DEV)
 
 test-megatron: check $(DEV)
 	$(PY) tools/test_matrix.py $(ARGS)
+
+# The trainer's paths under every megatron-core, the servers' once for each vLLM. VLLMS names others.
+VLLMS ?= 0.32 0.33
+test-gpu-paths:
+	@set -e; for vllm in $(VLLMS); do \
+		venv=build/gpu-paths/vllm-$$vllm; \
+		$(or $(PYTHON),python3.12) tools/install_gpu.py --venv $$venv --vllm $$vllm; \
+		echo "vLLM $$vllm"; \
+		$$venv/bin/python -m pytest -q -m gpu_paths tests/gpu_paths/test_vllm.py; \
+		$$venv/bin/python tools/test_matrix.py --markers gpu_paths --folder build/gpu-paths/megatron \
+			--tests $(filter-out %/test_vllm.py,$(wildcard tests/gpu_paths/test_*.py)) $(ARGS); \
+	done
 
 # The daemons are started by the tests themselves, so the packages' own services are of no use here.
 test-slurm: check $(DEV)

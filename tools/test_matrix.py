@@ -49,6 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--versions", nargs="+", default=list(VERSIONS), help="of megatron-core")
     parser.add_argument("--tests", nargs="+", default=list(TESTS), help="files or folders")
+    parser.add_argument("--markers", default=MARKERS, help="pytest's -m")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "megatron", help="where versions are unpacked")
     options = parser.parse_args()
     required = supported(ROOT / "pyproject.toml")
@@ -56,7 +57,7 @@ def main() -> int:
         parser.error(f"--versions {' '.join(outside)}: pyproject.toml asks for {required}; change it first")
     outcomes = []
     for version in options.versions:
-        outcomes.append(run(version, options.tests, options.folder.resolve()))
+        outcomes.append(run(version, options.tests, options.markers, options.folder.resolve()))
         for name in outcomes[-1].failed:
             print(f"{version}: {name} failed", flush=True)
     print(f"Python {sys.version.split()[0]}", TABLE, *(outcome.row for outcome in outcomes), sep="\n")
@@ -69,7 +70,7 @@ def supported(pyproject: Path) -> Requirement:
     return next(found for found in requirements if found.name == "megatron-core")
 
 
-def run(version: str, tests: Sequence[str], folder: Path) -> Outcome:
+def run(version: str, tests: Sequence[str], markers: str, folder: Path) -> Outcome:
     """The tests under one version. Their output goes to FOLDER/VERSION.log."""
     path = [unpack(f"megatron-core=={version}", folder / version)]
     if Version(version) >= NEEDS_TRITON and importlib.util.find_spec("triton") is None:
@@ -77,7 +78,7 @@ def run(version: str, tests: Sequence[str], folder: Path) -> Outcome:
     report, log = folder / f"{version}.xml", folder / f"{version}.log"
     report.unlink(missing_ok=True)
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)])}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", MARKERS, f"--junitxml={report}", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", markers, f"--junitxml={report}", *tests]
     start = time.perf_counter()
     with log.open("w") as output:
         subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)

@@ -16,6 +16,7 @@ from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.cluster import own_address, this_task
 from megatron_r1.pipeline.roles import ServerRole, roles_of, server_config
+from megatron_r1.pipeline.servers import visible_gpus
 
 ROLES: tuple[ServerRole, ...] = ("rollout", "reward", "teacher")
 EXTRA_START_SECONDS = 1.0
@@ -54,7 +55,7 @@ def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
             run_dir=task.folder,
             index=place.index,
             host=host,
-            visible_devices=",".join(map(str, place.slots)) if cuda else None,
+            visible_devices=",".join(gpu_names(place.slots)) if cuda else None,
             name=place.name if part == 0 else f"{place.name}-node{part}",
             reward_model=place.role == "reward",
         )
@@ -76,3 +77,14 @@ def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
     for thread in threads:
         thread.join()
     return 0
+
+
+def gpu_names(slots: Sequence[int]) -> list[str]:
+    """The node's GPUs that a place names by number, as this process knows them. ConfigError if it sees fewer."""
+    gpus = visible_gpus()
+    if max(slots) >= len(gpus):
+        raise ConfigError(
+            f"GPUs: a server's place is number {max(slots)} of this node, and its supervisor sees {len(gpus)} "
+            f"({', '.join(gpus) or 'none'}): ask the job for all GPUs of its nodes"
+        )
+    return [gpus[slot] for slot in slots]

@@ -95,3 +95,13 @@ def test_servers_on_other_nodes_need_no_gpu_here(see, monkeypatch, tmp_path):
     for name, value in task.items():
         monkeypatch.setenv(name, value)
     assert server_devices(config(num_engines=2)) == (None, None)
+
+
+def test_a_server_nodes_gpus_keep_their_names(monkeypatch):
+    from megatron_r1.pipeline.serve import gpu_names
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c,GPU-d")
+    assert gpu_names([2, 3]) == ["GPU-c", "GPU-d"]
+    with pytest.raises(ConfigError, match=r"number 5 of this node, and its supervisor sees 4 \(GPU-a"):
+        gpu_names([4, 5])

@@ -141,7 +141,7 @@ def train_faults(
     faults: list[str] = []
     if train.dtype == "fp8" and not has_module("transformer_engine"):
         faults.append(
-            "train.dtype is fp8, but Transformer Engine is not installed; install megatron-r1[gpu] on a machine with "
+            "train.dtype is fp8, but Transformer Engine is not installed; make install-gpu on a machine with "
             "an H100 or newer, or use --train.dtype bf16"
         )
     if train.dtype == "fp8":

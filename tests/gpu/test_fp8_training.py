@@ -27,7 +27,7 @@ def hopper():
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip(f"needs an H100 or newer for blockwise FP8; this is {torch.cuda.get_device_name()}")
     if not has_module("transformer_engine"):
-        pytest.skip("needs Transformer Engine: pip install -e '.[gpu]'")
+        pytest.skip("needs Transformer Engine: make install-gpu")
 
 
 def measure(tmp_path: Path, config: Path, *words: str) -> dict:

@@ -38,7 +38,7 @@ PACKAGES = (
     ("mpmath", "values of answers"),
     ("reasoning-gym", "procedural problems"),
     ("transformer-engine", "fused kernels and FP8 on GPUs"),
-    ("flash-attn", "attention over packed rows on GPUs"),
+    ("flash-attn", "attention over packed rows on GPUs, optional"),
     ("apex", "fused optimizer on GPUs, optional"),
     ("nvidia-dali-cuda130", "token reading on GPU nodes, optional"),
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from megatron_r1.config.packages import fits
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -24,6 +26,7 @@ def load(name):
 check = load("check_machine")
 lock = load("lock_requirements")
 matrix = load("test_matrix")
+install_gpu = load("install_gpu")
 
 
 def script(path, text):
@@ -179,3 +182,35 @@ def test_failures_and_errors_are_counted_and_named(tmp_path):
     found = matrix.read_report("0.16.1", report)
     assert (found.passed, found.failed, found.skipped) == (2, ("a::c", "a::d"), 1)
     assert found.row == "| 0.16.1 | 2 | 2 | 1 | 12 |"
+
+
+@pytest.mark.parametrize("vllm", ["0.32", "0.33"])
+def test_the_lock_files_for_gpus_hold_supported_versions(vllm):
+    lock = install_gpu.LOCKS[vllm]
+    names = ("torch", "megatron-core", "transformers", "vllm", "transformer-engine")
+    pinned = {name: install_gpu.version_in(lock, name) for name in names}
+    assert all(fits(name, version) for name, version in pinned.items()) and pinned["vllm"].startswith(vllm)
+    parts = [install_gpu.version_in(lock, f"transformer-engine-{part}") for part in ("cu13", "torch")]
+    assert set(parts) == {pinned["transformer-engine"]}
+    # cuda-python 12 holds files of its own in the place of cuda-bindings 13's.
+    assert install_gpu.version_in(lock, "cuda-python").startswith("13.")
+    with pytest.raises(KeyError):
+        install_gpu.version_in(lock, "apex")
+
+
+def test_what_an_installation_for_gpus_needs_is_said_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    faults = install_gpu.machine_faults(tmp_path / "venv")
+    assert [fault for fault in faults if fault.startswith("g++ is missing")]
+    wrong = sys.version_info[:2] != (3, 12)
+    assert any("make install-gpu PYTHON=python3.12" in fault for fault in faults) == wrong
+
+
+def test_headers_of_the_cuda_wheels_are_compiled_with(tmp_path):
+    packages = tmp_path / "lib" / "python3.12" / "site-packages" / "nvidia"
+    (packages / "cu13" / "include").mkdir(parents=True)
+    (packages / "cudnn" / "include").mkdir(parents=True)
+    environment = install_gpu.build_environment(tmp_path / "bin" / "python", 3)
+    assert environment["CUDA_HOME"] == str(packages / "cu13") and environment["MAX_JOBS"] == "3"
+    assert environment["CPATH"] == f"{packages / 'cu13' / 'include'}:{packages / 'cudnn' / 'include'}"
+    assert environment["PATH"].startswith(f"{packages / 'cu13' / 'bin'}:{tmp_path / 'bin'}:")

@@ -93,7 +93,7 @@ def install(venv: Path, lock: Path, options: argparse.Namespace) -> None:
     if options.flash_attn:
         build(python, FLASH_ATTN, folder, options.jobs)
     uv_install(python, "--no-build-isolation", "-e", ROOT)
-    run([python, "-c", CHECK], environment=build_environment(python, 1))
+    run([python, "-W", "ignore", "-c", CHECK], environment=build_environment(python, 1))
     say(f"done: {venv}/bin/megatron-r1 doctor says what this machine has")
 
 
@@ -114,7 +114,7 @@ def build(python: Path, requirement: str, folder: Path, jobs: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         command = [python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
         # pip would otherwise take a wheel that it built before, for another torch.
-    run([*command, "--no-cache-dir", requirement, "-w", folder], environment=build_environment(python, jobs))
+        run([*command, "--no-cache-dir", requirement, "-w", folder], environment=build_environment(python, jobs))
     (wheel,) = list(folder.glob(form))
     uv_install(python, wheel)
 

@@ -16,6 +16,10 @@ from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
 from megatron_r1.rollout.command import NodeSpan, server_command
 
 pytestmark = [pytest.mark.gpu_paths, pytest.mark.timeout(1200)]
+HARMLESS = {
+    "nvidia/__init__.py": "without code, in each of NVIDIA's image codecs",
+    "build_backend.py": "how two packages are built; nobody imports it",
+}
 WORKER = Path(__file__).parents[1] / "workers" / "vllm_gpu.py"
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 
@@ -129,7 +133,8 @@ def test_no_file_belongs_to_two_packages():
         for file in package.files or ():
             if file.hash is not None and file.suffix in (".py", ".so", ".pyi"):
                 owners.setdefault(str(file), {})[package.name] = file.hash.value
-    assert {file: set(found) for file, found in owners.items() if len(set(found.values())) > 1} == {}
+    shared = {file: set(found) for file, found in owners.items() if len(set(found.values())) > 1}
+    assert {file: found for file, found in shared.items() if file not in HARMLESS} == {}
 
 
 def test_the_compilers_are_there():

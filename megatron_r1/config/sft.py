@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.config.colocation import offload_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DeadlineConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.sft_data import SFTDataConfig, sft_data_faults
@@ -92,7 +93,7 @@ def validate_sft(config: SFTRunConfig, *, folder: bool = True) -> ModelShape:
             )
     faults += bound_faults(config, AT_LEAST, ("train.collective_timeout_seconds",))
     faults += parallel_faults(config.parallel, shape)
-    faults += train_faults(config.train, config.parallel, config.model, shape)
+    faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)
     faults += row_faults(config.train, config.data.max_tokens, "data.max_tokens")
     faults += optimizer_faults(config.optimizer)
     faults += checkpoint_faults(config.checkpoint_every, config.optimizer)

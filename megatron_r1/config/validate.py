@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from megatron_r1.config import deadlines
+from megatron_r1.config.colocation import colocation_faults
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.run_folder import folder_faults
@@ -144,7 +145,7 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             f"rollout.max_model_len is {rollout.max_model_len}; the model has max_position_embeddings = "
             f"{shape.max_positions}"
         )
-    faults += _colocation_faults(config)
+    faults += colocation_faults(rollout, config.train)
     if rollout.fp8_folder is not None:
         faults += _fp8_rollout_faults(rollout, rollout.fp8_folder, shape)
     else:
@@ -167,32 +168,6 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             "rollout.sampling.top_p and top_k must be 1.0 and 0 in training: the trainer computes probabilities over "
             "the whole vocabulary"
         )
-    return faults
-
-
-def _colocation_faults(config: RunConfig) -> list[str]:
-    rollout, train, faults = config.rollout, config.train, []
-    if rollout.sync != "ipc":
-        if rollout.sleep_level:
-            faults.append(
-                f"rollout.sleep_level is {rollout.sleep_level}; only servers on the trainer's GPUs have to make room: "
-                "use 0, or rollout.sync ipc"
-            )
-        if train.offload:
-            faults.append(
-                f"train.offload is {' '.join(train.offload)}; only servers on the trainer's GPUs need its room: leave "
-                "it empty, or use rollout.sync ipc"
-            )
-        return faults
-    if rollout.sleep_level == 2 and rollout.draft_tokens:
-        faults.append(
-            f"rollout.sleep_level is 2 and rollout.draft_tokens {rollout.draft_tokens}; no sync brings the drafting "
-            "layer's weights back: use sleep_level 1, or draft_tokens 0"
-        )
-    if len(set(train.offload)) < len(train.offload):
-        faults.append(f"train.offload is {' '.join(train.offload)}; name each part once")
-    if "weights" in train.offload and train.dtype == "fp8" and train.fp8.parameters:
-        faults.append("train.offload weights and train.fp8.parameters do not go together: leave one of them out")
     return faults
 
 

@@ -73,8 +73,10 @@ class IPCChannel:
         self.memory = HostMemory(slot_bytes_for(list(source.metadata()), bucket_bytes))
         try:
             control.init_weight_transfer_engine({"path": str(self.memory.path), "slot_bytes": self.memory.slot_bytes})
-        finally:
-            self.memory.unlink()  # all have it open, or none will
+        except BaseException:
+            self.memory.close()
+            raise
+        self.memory.unlink()  # all have it open
 
     def send(self, specs: Sequence[ParamSpec]) -> None:
         host_memory.transfer(self.control, self.memory, specs, self.source, self.bucket_bytes)

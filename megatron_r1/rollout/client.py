@@ -135,11 +135,11 @@ class EngineClient:
 
     def sleep(self, level: int) -> None:
         """Give device memory back, once running requests are done: vLLM's sleep levels. Its cache is dropped."""
-        self.request("POST", f"/sleep?level={level}&mode=wait")
+        self.request("POST", f"/sleep?level={level}&mode=wait", timeout=self.transfer_seconds)
 
     def wake(self, tag: str) -> None:
         """Take memory again: "weights" (after level 2 they hold nothing) or "kv_cache". With both it serves."""
-        self.request("POST", f"/wake_up?tags={tag}")
+        self.request("POST", f"/wake_up?tags={tag}", timeout=self.transfer_seconds)
 
     def weight_version(self) -> int:
         """The version of the weights that the engine serves now; 0 is the start checkpoint."""

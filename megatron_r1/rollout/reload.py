@@ -15,6 +15,7 @@ module.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -60,7 +61,7 @@ class Reload:
                 self.holders.setdefault(id(parameter), []).append(module)
         self.group_of = {name: group for group, modules in self.modules.items() for name, _ in modules}
         device = next(model.parameters()).device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = cuda_stream(device) if device.type == "cuda" else None
 
     def add(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take tensors under their Hugging Face names, which may be freed after the call.
@@ -155,6 +156,12 @@ class Reload:
             for other in self.holders.get(id(parameter), ()):
                 if parameter is not None and other is not module:
                     other.quant_method.process_weights_after_loading(other)
+
+
+@functools.cache
+def cuda_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all updates: the allocator keeps what a stream has freed for that stream alone."""
+    return torch.cuda.Stream(device)
 
 
 def group_bytes(modules: Iterable[tuple[str, torch.nn.Module]]) -> int:

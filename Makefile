@@ -72,6 +72,8 @@ test-slurm: check $(DEV)
 
 # VLLM=0.33 takes that version instead of 0.32; FLASH_ATTN=1 compiles flash-attn too; JOBS bounds the compilers.
 install-gpu:
+	@command -v "$(or $(PYTHON),python3.12)" >/dev/null || { echo "install_gpu: $(or $(PYTHON),python3.12) was not found: \
+		apt-get install python3.12-dev python3.12-venv, or PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(or $(PYTHON),python3.12) tools/install_gpu.py --venv $(GPU_VENV) $(if $(VLLM),--vllm $(VLLM)) \
 		$(if $(JOBS),--jobs $(JOBS)) $(if $(FLASH_ATTN),--flash-attn)
 

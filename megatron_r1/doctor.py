@@ -227,15 +227,15 @@ def recipe_needs(config: RunConfig, machine: Machine) -> list[Need]:
     if cuda:
         needs.append(_driver_need(machine))
     needs.append(_processors_need(config, machine))
-    if config.data.files:
-        absent = [str(file) for file in config.data.files if not file.is_file()]
+    if files := (*config.data.files, *config.data.holdout_files):
+        absent = [str(file) for file in files if not file.is_file()]
         needs.append(
             Need(
                 what="data",
-                needed=" ".join(map(str, config.data.files)),
+                needed=" ".join(map(str, files)),
                 here=f"without {' '.join(absent)}" if absent else "found",
                 met=not absent,
-                remedy="put the file there, or give --data.files",
+                remedy="put the file there, or give --data.files and --data.holdout-files",
             )
         )
     model, shape = _model_need(config)

@@ -19,7 +19,7 @@ set -euo pipefail
 # shellcheck source=/dev/null
 [ ! -r slurm/site.sh ] || . slurm/site.sh
 
-GPUS_PER_NODE=${GPUS_PER_NODE:-8}            # slots of a node; on CPU nodes the processes of a node
+GPUS_PER_NODE=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}} # slots of a node; on CPU nodes the processes of a node
 PYTHON=${PYTHON:-python3}                    # in the container, or of VENV
 VENV=${VENV:-}                               # a virtual environment, instead of a container
 CONTAINER_IMAGE=${CONTAINER_IMAGE:-}         # a squashfs/registry image (pyxis) or a .sif file (apptainer)

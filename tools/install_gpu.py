@@ -83,7 +83,7 @@ def install(venv: Path, lock: Path, options: argparse.Namespace) -> None:
     if not python.exists():
         say(f"making {venv}")
         run([sys.executable, "-m", "venv", venv])
-        run([python, "-m", "pip", "install", "-qq", UV])
+    run([python, "-m", "pip", "install", "-qq", UV])
     wheels = [line for line in lock.read_text().splitlines() if not line.startswith(("#", f"{COMPILED}=="))]
     say(f"installing {len(wheels)} packages of {lock.name} (5 GB to download, 10 GB on disk)")
     uv_install(python, "-r", "-", text="\n".join(wheels))

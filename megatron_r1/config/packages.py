@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 SUPPORTED: Mapping[str, str] = {
     "torch": ">=2.11",
@@ -40,8 +41,9 @@ def installed_versions() -> dict[str, str]:
 
 
 def fits(name: str, version: str) -> bool:
-    """Whether `version` is in the supported range; local builds (2.13.0+cu130) and prereleases count as theirs."""
-    return SpecifierSet(SUPPORTED[name]).contains(version, prereleases=True)
+    """Whether `version` is in the supported range; local builds (2.13.0+cu130), prereleases and development builds
+    (2.20.0.dev0, as NVIDIA's containers have them) count as their release."""
+    return SpecifierSet(SUPPORTED[name]).contains(Version(version).base_version)
 
 
 def needed_packages(*, device: str, trains: bool, serves: bool) -> tuple[str, ...]:

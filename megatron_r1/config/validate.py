@@ -135,6 +135,10 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
         faults.append("rollout.sync is nccl; on rollout.device cpu use gloo or ipc")
     if rollout.device == "cuda" and rollout.sync == "gloo":
         faults.append("rollout.sync is gloo; on rollout.device cuda use nccl (separate GPUs) or ipc (shared GPUs)")
+    if rollout.memory_fraction > 1:
+        faults.append(f"rollout.memory_fraction is {rollout.memory_fraction}; it is a share of a GPU's memory: 0 to 1")
+    if rollout.sync == "ipc" and rollout.device == "cuda":
+        faults += _beside_faults(config)
     if rollout.devices and len(rollout.devices) != rollout.num_engines:
         faults.append(
             f"rollout.devices has {len(rollout.devices)} entries; give one for each of rollout.num_engines = "
@@ -169,6 +173,19 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             "the whole vocabulary"
         )
     return faults
+
+
+def _beside_faults(config: RunConfig) -> list[str]:
+    """Servers beside those that share the trainer's GPUs: they never sleep, so they need GPUs of their own."""
+    beside = {f"rewards.preferences[{i}].devices": each.devices for i, each in enumerate(config.rewards.preferences)}
+    if config.teacher.model is not None:
+        beside["teacher.devices"] = config.teacher.devices
+    return [
+        f"{field} is empty; with rollout.sync ipc that server would share the trainer's GPUs and never sleep: give it "
+        "GPUs of its own, such as 7"
+        for field, devices in beside.items()
+        if not devices
+    ]
 
 
 def _fp8_rollout_faults(rollout: RolloutConfig, folder: Path, shape: ModelShape | None) -> list[str]:

@@ -32,6 +32,7 @@ REFUSED: dict[str, str] = {
     "config": "a file could set any other argument", "api-server-count": "the RL routes are those of one API server",
     "disable-log-stats": "a stuck server is told by its counters of tokens",
     "disable-uvicorn-access-log": "it is given already", "enable-scale-out": "it is given already",
+    "enable-sleep-mode": "set rollout.sleep_level", "no-enable-sleep-mode": "set rollout.sleep_level",
     "enable-prefix-caching": "it is given already", "no-enable-prefix-caching": "a group shares its prompt",
     "logprobs-mode": "training needs the logprobs of what was sampled from",
     "generation-config": "sampling is the trainer's: set rollout.sampling",

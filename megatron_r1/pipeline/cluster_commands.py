@@ -143,7 +143,7 @@ def _stage(config: StageConfig | PipelineConfig, options: Options) -> tuple[Pipe
 def _nodes(words: list[str], parse: Parse) -> int:
     """Print a line for every stage: its name, its nodes, and the stages that it needs (or -)."""
     words, slots = _take(words, "--slots-per-node")
-    if len(slots) != 1 or not slots[0].isdigit():
+    if len(slots) != 1 or not slots[0].isdecimal():
         raise ConfigError("nodes: give --slots-per-node, the GPUs of a node (on CPU: the processes)")
     config = parse(words)
     if not isinstance(config, PipelineConfig):

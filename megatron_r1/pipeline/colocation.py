@@ -17,11 +17,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.config.schema import RolloutConfig, TrainConfig
+from megatron_r1.errors import EngineError
 from megatron_r1.policy.offload import Offload
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rollout.buckets import ParamSpec
-from megatron_r1.rollout.client import EngineClient
+from megatron_r1.rollout.client import EngineClient, RequestError
 from megatron_r1.rollout.server import Engine
 from megatron_r1.rollout.source import WeightSource
 
@@ -49,7 +50,7 @@ class Colocation:
         """Servers serve; the weights that they had when they fell asleep, or that a sync has brought since."""
         if self.idle or self.turn == "sampling":
             return
-        asleep = self.turn == "training"
+        asleep, self.turn = self.turn == "training", "both"
         self.offload.to_host()
         dist.barrier()
         if asleep and self.level:
@@ -59,9 +60,10 @@ class Colocation:
 
     def for_training(self, *, keep_weights: bool = False) -> None:
         """The trainer has all of its memory. `keep_weights`: the servers will be woken without a sync."""
-        if self.idle or self.turn == "training":
+        if self.idle:
             return
-        if self.level:
+        if self.level and self.turn != "training":
+            self.turn = "both"
             self._each(lambda client: client.sleep(1 if keep_weights else self.level))
         self.offload.to_device()
         self.turn = "training"
@@ -72,7 +74,7 @@ class Colocation:
         if self.idle:
             yield
             return
-        asleep = self.turn == "training"
+        asleep, self.turn = self.turn == "training", "both"
         self.offload.to_host(("gradients", "optimizer"))
         dist.barrier()
         if asleep and self.level:
@@ -85,14 +87,21 @@ class Colocation:
         self.turn = "sampling"
 
     def _each(self, call: Callable[[EngineClient], None]) -> None:
-        """Rank 0 asks every living server at once; all ranks wait. A dead one is restarted by the next sync."""
+        """Rank 0 asks every living server at once; all ranks wait. One that fails is stopped: a rollout or the next
+        sync starts it again, as one that died."""
 
-        def ask() -> None:
-            living = [engine.client for engine in self.engines if engine.alive()]
+        def ask(engine: Engine) -> None:
+            try:
+                call(engine.client)
+            except (EngineError, RequestError):
+                engine.stop()
+
+        def ask_all() -> None:
+            living = [engine for engine in self.engines if engine.alive()]
             with ThreadPoolExecutor(max(1, len(living))) as threads:
-                list(threads.map(call, living))
+                list(threads.map(ask, living))
 
-        on_rank_zero(ask)
+        on_rank_zero(ask_all)
 
 
 class ResidentSource:

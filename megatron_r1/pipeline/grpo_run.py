@@ -126,6 +126,8 @@ class GRPORun:
                     first_step=self.steps_done,
                 )
             except EngineError:
+                # Those that live may be sampling still, and would neither sleep nor leave their memory.
+                on_rank_zero(lambda: [engine.stop() for engine in self.sync.engines])
                 self.checkpoints.commit(wait=True)
                 if self.policy.steps_taken:
                     self.save(self.policy.steps_taken // config.grpo.minibatches)
@@ -212,7 +214,7 @@ class GRPORun:
         for attempt in range(2):
             failure: EngineError | None = None
             with self.colocation.for_sync():
-                on_rank_zero(self._revive)
+                on_rank_zero(lambda: self._revive(suspect=attempt > 0))  # noqa: B023 - called at once
                 try:
                     report = self.sync.push(version)
                     self.sync_milliseconds.append(report.seconds * 1e3)
@@ -224,9 +226,10 @@ class GRPORun:
             if attempt == 1:
                 raise EngineError(f"weight sync failed twice; {failure}") from failure
 
-    def _revive(self) -> None:
+    def _revive(self, *, suspect: bool) -> None:
+        """Restart who has died; after a push that failed, also who lives and does not answer."""
         for engine in self.sync.engines:
-            if not engine.alive():
+            if not engine.alive() or (suspect and not engine.client.healthy()):
                 engine.restart()
 
     def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:

@@ -2,7 +2,7 @@
 
 Computed from the recipe alone, so that the job script, the check before the start, the servers and the trainer agree
 without telling each other. A slot is a GPU; on CPU it stands for a process. Left out: trainers and servers that share
-GPUs over several nodes, because weights reach a server over CUDA IPC only on rank 0's node.
+GPUs over several nodes, because weights reach a server through shared memory only on rank 0's node.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_r1.config.schema import ModelConfig, RunConfig
+from megatron_r1.config.schema import ModelConfig, RolloutConfig, RunConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.problems import ProblemSplit, load_problems
@@ -195,17 +195,17 @@ def _source(config: RunConfig, policy: Policy) -> WeightSource:
     return QuantisedSource(stream, read_shapes(rollout.fp8_folder), block=block)
 
 
-def put_to_sleep(engines: Sequence[Engine]) -> None:
-    """Level 1, whatever is configured: their weights are wanted for the first evaluation."""
-    for engine in engines:
+def put_to_sleep(engines: Sequence[Engine], rollout: RolloutConfig) -> None:
+    """Of servers that have started. Level 1, whatever deeper is configured: nothing has brought other weights."""
+    for engine in engines if rollout.sleep_level else ():
         engine.client.sleep(1)
 
 
 def _policy_and_engines(
     config: RunConfig, shape: ModelShape, device: torch.device, model: ModelConfig, say: Callable[[str], None]
 ) -> tuple[Policy, Sequence[Engine]]:
-    """Servers start in the background on rank 0 while every rank builds and loads the trainer's model. Servers that
-    sleep on the trainer's GPUs come first: at its start vLLM measures what memory is free, and a policy that grew
+    """Servers start in the background on rank 0 while every rank builds and loads the trainer's model. Servers
+    on the trainer's GPUs come first: at its start vLLM measures what memory is free, and a policy that grew
     meanwhile would spoil that."""
     with ThreadPoolExecutor(1) as background:
         starting = None
@@ -219,8 +219,8 @@ def _policy_and_engines(
                 visible_devices=server_devices(config),
             )
         try:
-            if config.rollout.sleep_level:
-                on_rank_zero(lambda: put_to_sleep(starting.result()) if starting is not None else None)
+            if config.rollout.sync == "ipc":
+                on_rank_zero(lambda: put_to_sleep(starting.result(), config.rollout) if starting is not None else None)
             policy = build_policy(
                 config,
                 shape,

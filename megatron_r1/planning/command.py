@@ -77,7 +77,7 @@ def split_plan_options(words: Sequence[str]) -> tuple[list[str], PlanOptions]:
 def _count(text: str | None, option: str) -> int | None:
     if text is None:
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"{option} is {text!r}; it must be a whole number above 0")
     return int(text)
 

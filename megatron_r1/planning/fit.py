@@ -68,13 +68,7 @@ def remedy(shape: ModelShape, plan: Plan, work: Workload, gpu: GPU, assume: Assu
     found = what_fits(shape, plan.gpus, gpu, work, assume, plan.trainer, plan.servers)
     if found is None:
         return f"nothing that was searched fits on up to 4,096 {gpu.name}: shorten the rows or take larger GPUs"
-    apart = " --rollout.sync nccl --rollout.sleep-level 0 --train.offload" if _was_colocated(plan) else ""
-    return f"what would fit on {found.gpus} {gpu.name}: {options(found)}{apart}"
-
-
-def _was_colocated(plan: Plan) -> bool:
-    """The search puts servers on GPUs of their own."""
-    return plan.servers is not None and plan.servers.colocated
+    return f"what would fit on {found.gpus} {gpu.name}: {options(found)}"
 
 
 def what_fits(
@@ -108,6 +102,7 @@ def options(plan: Plan) -> str:
             f"--rollout.tensor-parallel {plan.servers.tensor}",
             "--rollout.expert-parallel" if plan.servers.expert_parallel else "--rollout.no-expert-parallel",
         ]
+        words += ["--rollout.sync nccl --rollout.sleep-level 0 --train.offload"] if plan.servers.moved else []
     return " ".join(words)
 
 

@@ -43,6 +43,8 @@ class ServerSetup:
     cache_bytes: int = 2
     colocated: bool = False
     sleep_level: int = 0
+    moved: bool = False
+    """The configuration's share the trainer's GPUs; these have their own."""
     bucket_bytes: int = 512 << 20
 
     @property
@@ -195,7 +197,9 @@ def make_plan(
             cache_bytes=servers.cache_bytes,
         )
     trainer_faults = trainer_memory_faults(gpu, memory, trainer) if memory and trainer else []
-    server_faults = server_memory_faults(shape, gpu, server, servers) if server and servers else []
+    server_faults = []
+    if server and servers:
+        server_faults = server_memory_faults(shape, gpu, server, servers, syncs=trainer is not None)
     if memory and trainer and server and servers and servers.colocated and not trainer_faults + server_faults:
         trainer_faults = shared_memory_faults(shape, gpu, memory, server, trainer, servers)
     time = rollout = sync = None
@@ -227,8 +231,11 @@ def trainer_memory_faults(gpu: GPU, memory: RankMemory, trainer: TrainerSetup) -
     ]
 
 
-def server_memory_faults(shape: ModelShape, gpu: GPU, server: ServerMemory, servers: ServerSetup) -> list[str]:
-    """Whether a server holds its weights and its longest sequence, and, apart from the trainer, a sync beside them."""
+def server_memory_faults(
+    shape: ModelShape, gpu: GPU, server: ServerMemory, servers: ServerSetup, *, syncs: bool
+) -> list[str]:
+    """Whether a server holds its weights and its longest sequence, and, if it is given weights over the network, a sync
+    beside them."""
     have = gpu.memory_gib
     if server.cache_tokens < servers.max_model_len:
         holds = "cannot hold the weights" if server.cache < 0 else f"keeps a cache of {server.cache_tokens:,} tokens"
@@ -237,9 +244,9 @@ def server_memory_faults(shape: ModelShape, gpu: GPU, server: ServerMemory, serv
             f"({server.weights / GIB:.1f} GiB of weights on each, {servers.memory_fraction:.0%} of {have:.1f} GiB to "
             f"use), and needs a cache of rollout.max_model_len = {servers.max_model_len:,}"
         ]
-    at_sync = sync_bytes_of_server(_layer_bytes(shape, servers), servers.bucket_bytes) / GIB
+    at_sync = sync_bytes_of_server(shape, _layer_bytes(shape, servers), servers.bucket_bytes) / GIB
     free = (1 - servers.memory_fraction) * have
-    if servers.colocated or at_sync <= free:
+    if servers.colocated or not syncs or at_sync <= free:
         return []
     return [
         f"rollout.memory_fraction is {servers.memory_fraction}; a sync needs {at_sync:.1f} GiB beside a server's "
@@ -260,7 +267,7 @@ def shared_memory_faults(
     moments = colocated_moments(
         memory.state,
         training_bytes=memory.total,
-        reserved_bytes=memory.reserved,
+        reserved_bytes=memory.reserved + memory.fp8_copies,
         server_share=servers.memory_fraction * gpu.memory_gib * GIB,
         server_weights=server.weights,
         layer_bytes=_layer_bytes(shape, servers),
@@ -322,7 +329,7 @@ def sync_time(
     shape: ModelShape, trainer: TrainerSetup, servers: ServerSetup, gpu: GPU, assume: Assumptions
 ) -> SyncTime:
     """Rank 0 gathers every bucket and sends it on, one after the other (rollout/sync.py); colocated servers take it
-    from its GPU's memory. The floor has every sender and receiver busy at once."""
+    from the host's memory, at the network's rate here. The floor has every sender and receiver busy at once."""
     size = servers.weight_bytes * count_parameters(shape).total
     link = gpu.network * assume.network_efficiency
     seconds = size / link * (1 if servers.colocated else 2)

@@ -131,7 +131,13 @@ def _servers_for(
         if base.weight_bytes == 1 and broken_blocks(shape, tensor, FP8_BLOCK, expert_parallel=experts):
             continue
         setup = dataclasses.replace(
-            base, tensor=tensor, num_servers=gpus // tensor, expert_parallel=experts, colocated=False, sleep_level=0
+            base,
+            tensor=tensor,
+            num_servers=gpus // tensor,
+            expert_parallel=experts,
+            colocated=False,
+            sleep_level=0,
+            moved=base.colocated,
         )
         memory = server_memory(
             shape,

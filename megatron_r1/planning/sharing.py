@@ -22,7 +22,7 @@ GIB = 2**30
 ASLEEP_GIB = 2.0
 """What a sleeping server keeps: its CUDA context, NCCL's buffers, CUDA graphs. An assumption."""
 SYNC_BUFFERS = 3
-"""vLLM's two receiving buffers and the tensors that are cut from one, each of rollout.sync_bucket_mib."""
+"""vLLM's two receiving buffers and the tensors that are cut from one."""
 LAYER_COPIES = 2
 
 
@@ -42,7 +42,7 @@ def resident(state: RankState, offload: Sequence[OffloadPart]) -> float:
 
 
 def layer_bytes_of_server(shape: ModelShape, *, tensor: int, expert_parallel: bool, weight_bytes: int) -> float:
-    """The greatest decoder layer on one GPU of a server, as its folder has it."""
+    """What is loaded at once on one GPU of a server, at most: a decoder layer, or the embedding."""
     alone = dataclasses.replace(shape, num_mtp_layers=0)
     layout = ParallelConfig(
         world_size=tensor,
@@ -52,14 +52,19 @@ def layer_bytes_of_server(shape: ModelShape, *, tensor: int, expert_parallel: bo
         sequence=True,
     )
     layers = {shape.is_moe_layer(layer): layer for layer in range(shape.num_layers)}
-    return weight_bytes * max(
-        float(sum(chunk_numbers(alone, layout, Chunk(layers=(layer,))))) for layer in layers.values()
-    )
+    greatest = max(float(sum(chunk_numbers(alone, layout, Chunk(layers=(layer,))))) for layer in layers.values())
+    return max(weight_bytes * greatest, embedding_bytes(shape) / tensor)
 
 
-def sync_bytes_of_server(layer_bytes: float, bucket_bytes: int) -> float:
-    """Beside a server's weights and cache, while it is given new weights over the network."""
-    return LAYER_COPIES * layer_bytes + SYNC_BUFFERS * bucket_bytes
+def embedding_bytes(shape: ModelShape) -> float:
+    """The largest single tensor of a model, which is in bf16 also where the rest is in FP8."""
+    return 2.0 * shape.vocab_size * shape.hidden_size
+
+
+def sync_bytes_of_server(shape: ModelShape, layer_bytes: float, bucket_bytes: int) -> float:
+    """Beside a server's weights and cache, while it is given new weights over the network. A buffer is closed by the
+    tensor that passes its limit."""
+    return LAYER_COPIES * layer_bytes + SYNC_BUFFERS * (bucket_bytes + embedding_bytes(shape))
 
 
 def colocated_moments(

@@ -35,8 +35,8 @@ class Offload:
         """Move those of `parts` that move and are here. Returns bytes of device memory given back. No collective."""
         moving: list[OffloadPart] = [part for part in self.parts if part in set(parts) - self.away]
         given = sum(self._give(part) for part in moving)
-        if moving and self.policy.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # activations of the last step too
         return given
 
     def to_device(self, parts: Iterable[OffloadPart] = ("weights", "optimizer", "gradients")) -> int:

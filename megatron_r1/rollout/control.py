@@ -43,7 +43,7 @@ class ControlPlane:
         self.each(init)
 
     def shutdown_weight_transfer_engine(self) -> None:
-        self.post("/shutdown_weight_transfer_engine")
+        self.each(lambda _, client: client.request("POST", "/shutdown_weight_transfer_engine", {}))
 
     def start_weight_update(self) -> None:
         self.post("/start_weight_update")
@@ -62,7 +62,7 @@ class ControlPlane:
         self.each(lambda _, client: client.pause())
 
     def resume(self) -> None:
-        self.post("/resume")
+        self.each(lambda _, client: client.request("POST", "/resume", {}))
 
     def weight_versions(self) -> list[int]:
         return self.each(lambda _, client: client.weight_version())

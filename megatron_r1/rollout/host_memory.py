@@ -47,7 +47,11 @@ class HostMemory:
             ) from error
         finally:
             os.close(handle)
-        self.buffer = map_memory(self.path, slot_bytes)
+        try:
+            self.buffer = map_memory(self.path, slot_bytes)
+        except BaseException:
+            self.unlink()
+            raise
 
     def slot(self, number: int) -> torch.Tensor:
         """Slot `number` modulo NUM_SLOTS, u8[slot_bytes]."""
@@ -66,15 +70,28 @@ def map_memory(path: Path, slot_bytes: int) -> torch.Tensor:
     """The file's bytes, u8[NUM_SLOTS * slot_bytes], shared with every process that maps it. On a machine with GPUs it
     is page-locked, which copies to and from them several times as fast; where that is refused, it works without."""
     buffer = torch.from_file(str(path), shared=True, size=max(1, NUM_SLOTS * slot_bytes), dtype=torch.uint8)
-    if torch.cuda.is_initialized():
-        cuda_runtime().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)
+    if torch.cuda.is_initialized() and int(cuda_runtime().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)):
+        _forget_error()
+        _PAGED.add(buffer.data_ptr())
     return buffer
 
 
 def unpin(buffer: torch.Tensor) -> None:
     """Undo map_memory's page-locking, before the memory goes."""
-    if torch.cuda.is_initialized():
-        cuda_runtime().cudaHostUnregister(buffer.data_ptr())
+    if buffer.data_ptr() in _PAGED:
+        _PAGED.remove(buffer.data_ptr())
+    elif torch.cuda.is_initialized() and int(cuda_runtime().cudaHostUnregister(buffer.data_ptr())):
+        _forget_error()
+
+
+_PAGED: set[int] = set()
+"""Addresses of mapped memory that CUDA did not take."""
+
+
+def _forget_error() -> None:
+    """CUDA keeps the last error, and torch would raise it at its next kernel: let this one raise."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda").add_(1)
 
 
 def cuda_runtime() -> Any:

@@ -26,7 +26,7 @@ DECODER_LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
 class WeightSource(Protocol):
     """The trainer's weights under Hugging Face names; re-iterable, each pass yields the current values.
 
-    Both methods are collectives over the trainer ranks.
+    Iteration is a collective over the trainer ranks; `metadata` is none, and the same on every rank.
     """
 
     def metadata(self) -> Sequence[ParamSpec]:

@@ -81,12 +81,20 @@ def test_a_sync_needs_room_beside_the_cache():
     config = RECIPES["grpo_671b"]()
     trainer, servers = setups_of(config)
     layer = layer_bytes_of_server(V3, tensor=32, expert_parallel=True, weight_bytes=2)
-    assert sync_bytes_of_server(layer, 512 << 20) == 2 * layer + 3 * (512 << 20)
+    # A buffer of 512 MiB may end with the embedding, 129,280 x 7,168 numbers of two bytes.
+    assert sync_bytes_of_server(V3, layer, 512 << 20) == 2 * layer + 3 * ((512 << 20) + 2 * 129_280 * 7_168)
     plan = make_plan(V3, trainer, servers, stage_workload(config), H100, Assumptions(), timed=False)
     assert plan.faults == []
     greedy = dataclasses.replace(servers, memory_fraction=0.98)
-    (fault,) = make_plan(V3, None, greedy, stage_workload(config), H100, Assumptions(), timed=False).faults
+    assert make_plan(V3, None, greedy, stage_workload(config), H100, Assumptions(), timed=False).faults == []
+    (fault,) = make_plan(V3, trainer, greedy, stage_workload(config), H100, Assumptions(), timed=False).faults
     assert fault.startswith("rollout.memory_fraction is 0.98; a sync needs") and "1.6 of 79.6 GiB" in fault
+
+
+def test_a_large_embedding_is_more_than_a_layer():
+    """Qwen2.5-7B: 152,064 x 3,584 numbers, of which each of two GPUs has half."""
+    qwen = load_shape(PACKAGED_SHAPES["Qwen2.5-7B"])
+    assert layer_bytes_of_server(qwen, tensor=2, expert_parallel=False, weight_bytes=2) == 152_064 * 3_584
 
 
 def test_servers_that_stay_awake_leave_no_room_to_train():

@@ -158,7 +158,7 @@ def test_the_parts_of_a_server_over_two_nodes_are_started_without_ray(config, fo
         assert flags["--nnodes"] == "2" and flags["--node-rank"] == str(node)
         assert (flags["--master-addr"], flags["--master-port"]) == ("10.0.0.5", "29600")
         assert flags["--tensor-parallel-size"] == "16" and flags["--distributed-executor-backend"] == "mp"
-        assert json.loads(flags["--weight-transfer-config"]) == {"backend": "nccl"}
+        assert json.loads(flags["--weight-transfer-config"]) == {"backend": "layerwise_nccl"}
         assert ("--headless" in line) == (node == 1)
         assert not any("ray" in word.lower() for word in line)
     alone = server_command(large, model_path=folders[0], host="127.0.0.1", port=8000, seed=0)

@@ -6,7 +6,7 @@ compiler and headers that came as wheels too, so no CUDA toolkit is needed; its 
 needs a GPU: a login node or a container's build will do. Standard library only.
 
 Optional, because Transformer Engine brings its own attention (cuDNN's) and optimizer: flash-attn (--flash-attn) is
-compiled too, for most of an hour on many cores. apex on PyPI is another project: NVIDIA's is built from its repository
+compiled too, which takes long. apex on PyPI is another project: NVIDIA's is built from its repository
 (docs/gpu.md), found if it is there, and never needed.
 """
 
@@ -110,7 +110,7 @@ def build(python: Path, requirement: str, folder: Path, jobs: int) -> None:
     form = f"{name.replace('-', '_')}-{version}-*.whl"
     if not list(folder.glob(form)):
         jobs = jobs or parallel_jobs()
-        say(f"compiling {requirement} ({jobs} at once; minutes on many cores, a quarter of an hour on two)")
+        say(f"compiling {requirement} ({jobs} at once; this takes many minutes)")
         folder.mkdir(parents=True, exist_ok=True)
         command = [python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
         # pip would otherwise take a wheel that it built before, for another torch.

@@ -79,15 +79,20 @@ def server_numbers(shape: ModelShape, tensor: int, *, expert_parallel: bool = Fa
     """Parameters on one GPU of a tensor-parallel server, without MTP. A GPU has a part of every expert, or, expert
     parallel, its share of the experts whole."""
     alone = dataclasses.replace(shape, num_mtp_layers=0)
-    layout = ParallelConfig(
+    layout = server_layout(tensor, expert_parallel=expert_parallel)
+    (chunks,) = pipeline_chunks(alone, layout)
+    return sum(sum(chunk_numbers(alone, layout, chunk)) for chunk in chunks)
+
+
+def server_layout(tensor: int, *, expert_parallel: bool) -> ParallelConfig:
+    """How a server's GPUs divide the model, in the trainer's terms."""
+    return ParallelConfig(
         world_size=tensor,
         tensor=tensor,
         expert=tensor if expert_parallel else 1,
         expert_tensor=1 if expert_parallel else tensor,
         sequence=True,
     )
-    (chunks,) = pipeline_chunks(alone, layout)
-    return sum(sum(chunk_numbers(alone, layout, chunk)) for chunk in chunks)
 
 
 def cache_bytes_per_token(shape: ModelShape, tensor: int, cache_bytes: int = BF16) -> int:

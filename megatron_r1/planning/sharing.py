@@ -12,13 +12,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_r1.config.schema import OffloadPart, ParallelConfig
+from megatron_r1.config.schema import OffloadPart
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.decoding import server_layout
+from megatron_r1.planning.hardware import GIB
 from megatron_r1.planning.stages import Chunk
 from megatron_r1.planning.state import RankState
 from megatron_r1.planning.tensors import chunk_numbers
 
-GIB = 2**30
 ASLEEP_GIB = 2.0
 """What a sleeping server keeps: its CUDA context, NCCL's buffers, CUDA graphs. An assumption."""
 SYNC_BUFFERS = 3
@@ -44,13 +45,7 @@ def resident(state: RankState, offload: Sequence[OffloadPart]) -> float:
 def layer_bytes_of_server(shape: ModelShape, *, tensor: int, expert_parallel: bool, weight_bytes: int) -> float:
     """What is loaded at once on one GPU of a server, at most: a decoder layer, or the embedding."""
     alone = dataclasses.replace(shape, num_mtp_layers=0)
-    layout = ParallelConfig(
-        world_size=tensor,
-        tensor=tensor,
-        expert=tensor if expert_parallel else 1,
-        expert_tensor=1 if expert_parallel else tensor,
-        sequence=True,
-    )
+    layout = server_layout(tensor, expert_parallel=expert_parallel)
     layers = {shape.is_moe_layer(layer): layer for layer in range(shape.num_layers)}
     greatest = max(float(sum(chunk_numbers(alone, layout, Chunk(layers=(layer,))))) for layer in layers.values())
     return max(weight_bytes * greatest, embedding_bytes(shape) / tensor)

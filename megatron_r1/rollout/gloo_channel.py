@@ -21,6 +21,7 @@ import torch.distributed
 
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.buckets import ParamSpec, fill, plan_buckets
+from megatron_r1.rollout.host_memory import UpdateClient
 
 LOOPBACK = "127.0.0.1"
 SETTLE_SECONDS = 5.0
@@ -86,13 +87,10 @@ def update_info(specs: Sequence[ParamSpec]) -> dict[str, list]:
     }
 
 
-class TransferClient(Protocol):
+class TransferClient(UpdateClient, Protocol):
     """The part of vLLM's VLLMWeightSyncClient that a gloo transfer calls."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
-    def start_weight_update(self) -> None: ...
-    def update_weights(self, update_info: dict[str, Any]) -> None: ...
-    def finish_weight_update(self) -> None: ...
 
 
 def meet(client: TransferClient, meeting: GlooMeeting) -> GlooLink:

@@ -68,7 +68,7 @@ class HostMemory:
 
 def map_memory(path: Path, slot_bytes: int) -> torch.Tensor:
     """The file's bytes, u8[NUM_SLOTS * slot_bytes], shared with every process that maps it. On a machine with GPUs it
-    is page-locked, which copies to and from them several times as fast; where that is refused, it works without."""
+    is page-locked, which makes copies to and from them faster; where that is refused, it works without."""
     buffer = torch.from_file(str(path), shared=True, size=max(1, NUM_SLOTS * slot_bytes), dtype=torch.uint8)
     if torch.cuda.is_initialized() and int(cuda_runtime().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)):
         _forget_error()

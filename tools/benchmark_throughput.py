@@ -1,6 +1,7 @@
 """Measure a GRPO step beside the bare parts it is made of, in one run.
 
 usage: python tools/benchmark_throughput.py [--recipe tiny] [--json OUT] [--repeats 5]
+           [--shape qwen2_5_math_1_5b] [--prompts 64] [--group-size 8] [--new-tokens 1024] [--device cuda]
 
 For each repeat, interleaved so that a busy machine disturbs both sides alike:
   rollout  our collection (prompts encoded, graded, decoded)  against  bare `vllm serve` on the same prompts and seeds
@@ -8,6 +9,9 @@ For each repeat, interleaved so that a busy machine disturbs both sides alike:
   sync     our push of all weights                            against  a memcpy of the same bytes
 and the step's remaining work: packing, grading that outlasts generation, broadcast, bookkeeping.
 Medians of wall-clock seconds; CPU-seconds of this process tree beside them. Trains on one rank.
+
+--shape puts a model of that form, with random weights and the tiny tokenizer, in the place of the recipe's: what a real
+model costs is measured without having one. --device cuda trains and serves in bf16 on one GPU that both share.
 """
 
 from __future__ import annotations
@@ -26,8 +30,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.config import ParallelConfig, RunConfig, load_shape, validate
+from megatron_r1.errors import ConfigError
 from megatron_r1.policy.platform import configure_process
 from megatron_r1.recipes import RECIPES
+
+SHAPES = Path(__file__).resolve().parent.parent / "megatron_r1" / "recipes"
+TOKENIZER = SHAPES / "tiny_v3"
+SHARED_FRACTION = 0.45
+"""Of a GPU's memory, for the server; the trainer has the rest."""
+PROMPT_TOKENS = 64
+ROW_TOKENS = 16_384
 
 
 def main() -> None:
@@ -35,6 +47,11 @@ def main() -> None:
     parser.add_argument("--recipe", default="tiny", choices=sorted(RECIPES))
     parser.add_argument("--json", type=Path, help="write the table as JSON too")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shape", help=f"a folder of {SHAPES} with a config.json")
+    parser.add_argument("--prompts", type=int, help="of a step (default: the recipe's)")
+    parser.add_argument("--group-size", type=int, help="samples of a prompt (default: the recipe's)")
+    parser.add_argument("--new-tokens", type=int, help="at most, of a sample (default: the recipe's)")
     arguments = parser.parse_args()
     config = RECIPES[arguments.recipe]()
     if not isinstance(config, RunConfig):
@@ -46,7 +63,15 @@ def main() -> None:
             parallel=ParallelConfig(),
             train=dataclasses.replace(config.train, threads_per_rank=len(os.sched_getaffinity(0))),
         )
-        validate(config)
+        if arguments.shape:
+            config = with_shape(config, arguments.shape, Path(scratch))
+        config = resized(config, arguments.prompts, arguments.group_size, arguments.new_tokens)
+        if arguments.device == "cuda":
+            config = on_gpu(config)
+        try:
+            validate(config)
+        except ConfigError as error:
+            parser.error(str(error))
         configure_process(
             threads=config.train.threads_per_rank,
             cpu=config.rollout.device == "cpu",
@@ -56,6 +81,48 @@ def main() -> None:
     print(as_table(result))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def with_shape(config: RunConfig, name: str, scratch: Path) -> RunConfig:
+    """A model of the shape `name` with random weights; its folder is made in `scratch`."""
+    folder = scratch / name
+    folder.mkdir()
+    shutil.copy(SHAPES / name / "config.json", folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / file, folder)
+    return dataclasses.replace(
+        config,
+        name=f"{config.name} with the shape {name}",
+        model=dataclasses.replace(config.model, path=folder, initialise="random"),
+    )
+
+
+def resized(config: RunConfig, prompts: int | None, group_size: int | None, new_tokens: int | None) -> RunConfig:
+    grpo, rollout = config.grpo, config.rollout
+    grpo = dataclasses.replace(
+        grpo, prompts_per_step=prompts or grpo.prompts_per_step, group_size=group_size or grpo.group_size
+    )
+    if new_tokens:
+        sampling = dataclasses.replace(rollout.sampling, max_new_tokens=new_tokens)
+        rollout = dataclasses.replace(rollout, sampling=sampling, max_model_len=new_tokens + PROMPT_TOKENS)
+    return dataclasses.replace(config, grpo=grpo, rollout=rollout)
+
+
+def on_gpu(config: RunConfig) -> RunConfig:
+    """One GPU for both: bf16, weights through the host's memory, CUDA graphs."""
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, dtype="bf16", recompute="full", tokens_per_microbatch=ROW_TOKENS),
+        rollout=dataclasses.replace(
+            config.rollout,
+            device="cuda",
+            sync="ipc",
+            dtype="bf16",
+            memory_fraction=SHARED_FRACTION,
+            enforce_eager=False,
+            start_timeout_seconds=0.0,
+        ),
+    )
 
 
 def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
@@ -72,12 +139,13 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
     from megatron_r1.stages.collector import Collector
     from megatron_r1.weights.export import save_hf_folder
 
-    topology.initialise(config.parallel, seed=0, cpu=True)
+    cpu = config.rollout.device == "cpu"
+    topology.initialise(config.parallel, seed=0, cpu=cpu)
     shape, tokenizer = load_shape(config.model.path), load_tokenizer(config.model.path)
     policy = build_policy(
         config,
         shape,
-        torch.device("cpu"),
+        torch.device("cpu" if cpu else "cuda"),
         model=config.model,
         optimizer=config.optimizer,
         total_steps=100,
@@ -121,8 +189,12 @@ class Bench:
         self.sync_bytes = 0
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        import torch
+
         cpu, begun = tree_cpu_seconds(), time.perf_counter()
         value = work()
+        if self.policy.device.type == "cuda":
+            torch.cuda.synchronize()
         self.seconds.setdefault(name, []).append(time.perf_counter() - begun)
         self.cpu.setdefault(name, []).append(tree_cpu_seconds() - cpu)
         return value

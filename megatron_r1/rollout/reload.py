@@ -104,6 +104,7 @@ class Reload:
         try:
             for name, module in modules:
                 if name in loaded and not is_deferred_attention_layer(module):
+                    keep_what_was_released(module)
                     with as_first_load(module):
                         _layerwise_process(module, get_layerwise_info(module))
         finally:
@@ -190,6 +191,15 @@ def put_back(module: torch.nn.Module) -> None:
     if info.kernel_tensors is not None:
         _place_kernel_tensors(module, info)
     info.reset()
+
+
+def keep_what_was_released(module: torch.nn.Module) -> None:
+    """MLA on CPUs with AMX computes with packed copies of kv_b_proj's weight and empties it. It is to derive them anew:
+    let the loaded weight stay, where vLLM 0.32 would copy it into the empty one, which fails."""
+    kernel_tensors = get_layerwise_info(module).kernel_tensors
+    if getattr(module, "_cpu_skip_gemm_dispatch", False) and kernel_tensors is not None:
+        parameters, _ = kernel_tensors
+        parameters |= {name: module._parameters[name] for name, own in parameters.items() if not own.numel()}
 
 
 @contextlib.contextmanager

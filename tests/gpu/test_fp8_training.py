@@ -5,38 +5,12 @@ Run by `make test-gpu`. Skipped, with the reason, elsewhere.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.trainer_faults import has_module
-
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hopper():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU: torch.cuda.is_available() is False")
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip(f"needs an H100 or newer for blockwise FP8; this is {torch.cuda.get_device_name()}")
-    if not has_module("transformer_engine"):
-        pytest.skip("needs Transformer Engine: make install-gpu")
-
-
-def measure(tmp_path: Path, config: Path, *words: str) -> dict:
-    out = tmp_path / "out.json"
-    command = [sys.executable, str(ROOT / "tools" / "benchmark_precision.py"), "--config", str(config), *words]
-    done = subprocess.run([*command, "--json", str(out)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)  # pytest -s shows the table
-    return json.loads(out.read_text())["dtypes"]
 
 
 def check_curves(rows: dict, tolerance: float) -> None:
@@ -50,14 +24,15 @@ def check_curves(rows: dict, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["blockwise", "tensorwise", "delayed"])
-def test_a_dense_model_learns_as_in_bf16(tmp_path, recipe):
-    config = ROOT / "megatron_r1" / "recipes" / "tiny_qwen2" / "config.json"
-    check_curves(measure(tmp_path, config, "--recipe", recipe, "--steps", "100", "--tokens", "1024"), 0.02)
+def test_a_dense_model_learns_as_in_bf16(fp8, tool, recipe):
+    words = ("--config", ROOT / "megatron_r1" / "recipes" / "tiny_qwen2" / "config.json", "--recipe", recipe)
+    result = tool(f"FP8 ({recipe}) beside bf16", "benchmark_precision", *words, "--steps", 100, "--tokens", 1024)
+    check_curves(result["dtypes"], 0.02)
 
 
-def test_four_layers_at_671b_width_learn_as_in_bf16_and_faster(tmp_path):
-    config = ROOT / "tests" / "planning" / "deepseek_v3.json"
-    small = ["--layers", "4", "--experts", "16", "--vocabulary", "16384"]  # 65 GB of weights and state
-    rows = measure(tmp_path, config, *small, "--steps", "60", "--tokens", "4096")
+def test_four_layers_at_671b_width_learn_as_in_bf16_and_faster(fp8, tool):
+    small = ("--layers", 4, "--experts", 16, "--vocabulary", 16384)  # 65 GB of weights and state
+    words = ("--config", ROOT / "tests" / "planning" / "deepseek_v3.json", *small, "--steps", 60, "--tokens", 4096)
+    rows = tool("Four layers at 671B's width", "benchmark_precision", *words)["dtypes"]
     check_curves(rows, 0.01)
     assert rows["fp8"]["tokens_per_second"] > rows["bf16"]["tokens_per_second"]

@@ -81,12 +81,14 @@ def start_faults(rollout: RolloutConfig, deadlines: DeadlineConfig, weight_bytes
             f"deadlines.start is {deadlines.start:.0f}; a server may take {start:.0f} s to start ({how}): raise "
             f"deadlines.start to {start:.0f} or more"
         )
-    transfer = transfer_seconds(rollout, weight_bytes)
-    if deadlines.sync and transfer > deadlines.sync:
+    # A server that is found dead then starts again, and gets all weights.
+    sync = start + transfer_seconds(rollout, weight_bytes)
+    if deadlines.sync and sync > deadlines.sync:
+        moved = _sum(TRANSFER_BASE_SECONDS, rollout, weight_bytes)
         faults.append(
-            f"deadlines.sync is {deadlines.sync:.0f}; a sync may take {transfer:.0f} s "
-            f"({_sum(TRANSFER_BASE_SECONDS, rollout, weight_bytes)}): raise deadlines.sync to {transfer:.0f} or more, "
-            "or rollout.weights_gb_per_second if the links are faster"
+            f"deadlines.sync is {deadlines.sync:.0f}; a sync may take {sync:.0f} s ({start:.0f} s for a dead server's "
+            f"start, then {moved}): raise deadlines.sync to {sync:.0f} or more, or rollout.weights_gb_per_second if "
+            "the links are faster"
         )
     return faults
 

@@ -341,7 +341,8 @@ class DeadlineConfig:
     """Scoring by the old and the reference policy, and the check of rollouts against the trainer."""
     train: float = 2 * 3600.0
     """All optimizer steps of one rollout."""
-    sync: float = 3600.0
+    sync: float = 2 * 3600.0
+    """Pushing the weights, a server that died and starts again meanwhile included."""
     evaluate: float = 4 * 3600.0
     save: float = 3600.0
     """An export, or what a checkpoint holds the ranks up."""

@@ -39,6 +39,10 @@ REFUSED: dict[str, str] = {
     "runner": "it follows from the server's role", "convert": "it follows from the server's role",
     **dict.fromkeys(("nnodes", "node-rank", "master-addr", "master-port", "headless"), _NODES),
     "distributed-executor-backend": _NODES,
+    **dict.fromkeys(("enable-eplb", "eplb-config"), "a sync would put an expert's weights where it no longer is"),
+    **dict.fromkeys(
+        ("cpu-offload-gb", "cpu-offload-params", "offload-backend", "offload-group-size", "offload-num-in-group",
+         "offload-params", "offload-prefetch-step"), "a sync does not reach weights that are kept in host memory"),
     **dict.fromkeys(("pipeline-parallel-size", "prefill-context-parallel-size"), _WORKERS),
     **{f"data-parallel-{name}": _ONE_ENGINE for name in (
         "size", "size-local", "rank", "start-rank", "address", "rpc-port", "backend", "hybrid-lb", "external-lb",

@@ -103,6 +103,10 @@ def options(plan: Plan) -> str:
             "--rollout.expert-parallel" if plan.servers.expert_parallel else "--rollout.no-expert-parallel",
         ]
         words += ["--rollout.sync nccl --rollout.sleep-level 0 --train.offload"] if plan.servers.moved else []
+        if plan.servers.colocated and plan.trainer:
+            words += [
+                f"--rollout.sleep-level {plan.servers.sleep_level} --train.offload {' '.join(plan.trainer.offload)}"
+            ]
     return " ".join(words)
 
 

@@ -7,6 +7,7 @@ to the other.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from megatron_r1.config.rejection import RejectionConfig
@@ -18,12 +19,15 @@ from megatron_r1.planning.decoding import RooflineCost, ServerMemory, server_mem
 from megatron_r1.planning.hardware import GIB, GPU, Assumptions
 from megatron_r1.planning.parameters import count_parameters
 from megatron_r1.planning.rollouts import Request, simulate
-from megatron_r1.planning.sharing import colocated_moments, layer_bytes_of_server, sync_bytes_of_server
+from megatron_r1.planning.sharing import Moment, colocated_moments, layer_bytes_of_server, sync_bytes_of_server
 from megatron_r1.planning.trainer import RankMemory, TrainerSetup, TrainerTime, trainer_memory, trainer_time
 from megatron_r1.planning.workload import Workload
 
 Planned = RunConfig | SFTRunConfig | RewardModelConfig | RejectionConfig
 """The stages that can be planned."""
+OFFLOAD = ("weights", "gradients", "optimizer")
+MIN_FRACTION = 0.05
+"""A server's share below this is no remedy."""
 TAIL_SHARE = 0.25
 """The rollout's tail begins when fewer than this share of its greatest number of sequences run."""
 
@@ -274,13 +278,31 @@ def shared_memory_faults(
         sleep_level=servers.sleep_level,
         offload=trainer.offload,
     )
-    remedy = "use rollout.sleep_level 2, train.offload weights gradients optimizer, or less rollout.memory_fraction"
+    have = gpu.memory_gib
     return [
         f"rollout.sync is ipc; {moment.name} needs {moment.needed / GIB:.1f} GiB of each GPU ({moment.what}), and a "
-        f"{gpu.name} has {gpu.memory_gib:.1f}: {remedy}"
+        f"{gpu.name} has {have:.1f}: {_room_for(moment, trainer, servers, have)}"
         for moment in moments
-        if moment.needed / GIB > gpu.memory_gib
+        if moment.needed / GIB > have
     ]
+
+
+def _room_for(moment: Moment, trainer: TrainerSetup, servers: ServerSetup, have: float) -> str:
+    """What would make room in this moment."""
+    missing = [part for part in OFFLOAD if part not in trainer.offload and (part != "weights" or moment.name != "sync")]
+    offload = f"train.offload {' '.join((*trainer.offload, *missing))}" if missing else ""
+    # The moments in which an awake server has its whole share.
+    share = servers.memory_fraction - (moment.needed / GIB - have) / have
+    whole = moment.name == "sampling" or not servers.sleep_level
+    smaller = f"rollout.memory_fraction {math.floor(share * 100) / 100}" if whole and share > MIN_FRACTION else ""
+    if moment.name == "training":
+        ways = ["rollout.sleep_level 2"] if servers.sleep_level == 0 else []
+        ways += [smaller, "a smaller train.tokens_per_microbatch", "more GPUs"]
+    else:
+        asleep = "" if servers.sleep_level or moment.name == "sampling" else "rollout.sleep_level 2"
+        ways = [offload, asleep, smaller] if offload or asleep or smaller else ["more GPUs"]
+    *first, last = [way for way in ways if way]
+    return f"use {', '.join(first)} or {last}" if first else f"use {last}"
 
 
 def _layer_bytes(shape: ModelShape, servers: ServerSetup) -> float:

@@ -1,9 +1,9 @@
 """Layouts of N GPUs that fit, fastest step first.
 
 GPUs are split between trainer and servers; for every split the trainer's and the servers' best layouts are looked for
-apart, because a synchronous step is the sum of their phases. Sizes are powers of two, as Megatron's groups and the
-models' shapes are; context parallelism is left out together with tensor or pipeline parallelism, which this project has
-not tested (docs/layouts.md).
+apart, because a synchronous step is the sum of their phases. A configuration whose servers share the trainer's GPUs is
+given layouts of both kinds: on the same GPUs in turns, on one node, and apart. Sizes are powers of two, as Megatron's
+groups and the models' shapes are; context parallelism is left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.schema import OffloadPart, ParallelConfig
 from megatron_r1.config.server_faults import broken_blocks, splits
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.trainer_faults import parallel_faults
@@ -23,6 +23,7 @@ from megatron_r1.planning.trainer import TrainerSetup, trainer_memory, trainer_t
 from megatron_r1.planning.workload import Workload
 
 POWERS = tuple(2**i for i in range(12))
+EVERYTHING: tuple[OffloadPart, ...] = ("weights", "gradients", "optimizer")
 SHARES = (1 / 8, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
 """Of the GPUs that serve rollouts."""
 
@@ -44,13 +45,58 @@ def search(
         return _ranked([], _servers_for(shape, gpus, gpu, work, assume, servers), shape, work, gpu, assume, keep)
     if servers is None:
         return _ranked(best_trainers(shape, gpus, gpu, work, assume, trainer), [], shape, work, gpu, assume, keep)
-    found: list[Plan] = []
+    found = in_turns(shape, gpus, gpu, work, assume, trainer, servers) if servers.colocated else []
     for served in sorted({_round(gpus * share, gpu.per_node) for share in SHARES}):
         serving = _servers_for(shape, served, gpu, work, assume, servers) if 0 < served < gpus else []
         training = best_trainers(shape, gpus - served, gpu, work, assume, trainer) if serving else []
         if training:
             found += _ranked(training, serving, shape, work, gpu, assume, 2)
     return _unique(sorted(found, key=lambda plan: plan.seconds))[:keep]
+
+
+def in_turns(
+    shape: ModelShape,
+    gpus: int,
+    gpu: GPU,
+    work: Workload,
+    assume: Assumptions,
+    trainer: TrainerSetup,
+    servers: ServerSetup,
+) -> list[Plan]:
+    """Plans of a trainer and servers on the same `gpus`, with room for each moment of a step: as they sleep and offload
+    in the configuration or, where that leaves no room, with all that can."""
+    if gpus > gpu.per_node:
+        return []
+    for offload, level in ((trainer.offload, servers.sleep_level), (EVERYTHING, 2)):
+        turns = dataclasses.replace(trainer, offload=offload)
+        training = [
+            setup
+            for setup in best_trainers(shape, gpus, gpu, work, assume, turns, keep=8)
+            if setup.parallel.world_size == gpus
+        ]
+        asleep = dataclasses.replace(servers, sleep_level=level)
+        serving = _servers_for(shape, gpus, gpu, work, assume, asleep, in_turns=True) if training else []
+        fitting = [
+            (own, setup)
+            for own in training
+            for setup in serving
+            if not make_plan(shape, own, setup, work, gpu, assume, timed=False).faults
+        ][:4]
+        if fitting:
+            return sorted(
+                (
+                    _joined(
+                        shape,
+                        make_plan(shape, own, None, work, gpu, assume),
+                        make_plan(shape, None, setup, work, gpu, assume),
+                        gpu,
+                        assume,
+                    )
+                    for own, setup in fitting
+                ),
+                key=lambda plan: plan.seconds,
+            )
+    return []
 
 
 def smallest(
@@ -119,9 +165,17 @@ def layouts(shape: ModelShape, world: int, base: TrainerSetup) -> Iterator[Paral
 
 
 def _servers_for(
-    shape: ModelShape, gpus: int, gpu: GPU, work: Workload, assume: Assumptions, base: ServerSetup | None
+    shape: ModelShape,
+    gpus: int,
+    gpu: GPU,
+    work: Workload,
+    assume: Assumptions,
+    base: ServerSetup | None,
+    *,
+    in_turns: bool = False,
 ) -> list[ServerSetup]:
-    """One setup for every tensor-parallel size that fits and divides `gpus`, as many servers as there is room for."""
+    """One setup for every tensor-parallel size that fits and divides `gpus`, as many servers as there is room for; on
+    GPUs of their own, or `in_turns` with the trainer."""
     assert base is not None
     found = []
     for tensor in POWERS[:7]:
@@ -135,9 +189,9 @@ def _servers_for(
             tensor=tensor,
             num_servers=gpus // tensor,
             expert_parallel=experts,
-            colocated=False,
-            sleep_level=0,
-            moved=base.colocated,
+            colocated=in_turns,
+            sleep_level=base.sleep_level if in_turns else 0,
+            moved=base.colocated and not in_turns,
         )
         memory = server_memory(
             shape,

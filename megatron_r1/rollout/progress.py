@@ -92,7 +92,8 @@ class ProgressWatch:
             elif not self._draining and self._paused(self.stall_seconds / 4):
                 moved = time.monotonic()
             with self._lock:
-                self._moved = max(self._moved, moved)
+                if moved > self._moved:
+                    self._moved, self.stalled = moved, False  # it works again: a later failure is another one
                 late = bool(self._outstanding) and time.monotonic() - self._moved > self.stall_seconds
                 if late:
                     self.stalled, self._moved = True, time.monotonic()

@@ -94,6 +94,8 @@ def test_other_splits_that_vllm_refuses(fields, shape, says):
         ("enable-expert-parallel", "set rollout.expert_parallel"),
         ("kv-cache-dtype=fp8", "set rollout.kv_cache_dtype"),
         ("disable-log-stats", "counters of tokens"),
+        ("enable-eplb", "where it no longer is"),
+        ("cpu-offload-gb=20", "kept in host memory"),
         ("config=all.yaml", "a file could set any other"),
         ("--max-num-batched-tokens=4096", "without dashes before it"),
         ("-tp=4", "without dashes before it"),

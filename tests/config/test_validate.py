@@ -258,10 +258,13 @@ ALONE = [
         ["train.collective_timeout_seconds is 17999", "deadlines.rollout + reward is 18000"],
     ),
     (
-        {"rollout.start_timeout_seconds": 7300.0},
+        {"rollout.start_timeout_seconds": 7300.0, "deadlines.sync": 0.0},
         ["deadlines.start is 7200", "7300 s to start (rollout.start_timeout_seconds)", "raise deadlines.start"],
     ),
-    ({"deadlines.sync": 200.0}, ["deadlines.sync is 200", "a sync may take 300 s (300 s + 0 GB", "to 300 or more"]),
+    (
+        {"deadlines.sync": 400.0},
+        ["deadlines.sync is 400", "1200 s (900 s for a dead server's start, then 300 s + 0 GB", "to 1200 or more"],
+    ),
     ({"rollout.kv_cache_gib": float("inf")}, ["rollout.kv_cache_gib is inf"]),
     ({"train.collective_timeout_seconds": -1.0}, ["train.collective_timeout_seconds is -1.0"]),
     ({"seed": -1}, ["seed is -1", "at least 0"]),

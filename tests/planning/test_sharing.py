@@ -7,22 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.config.shape import load_shape
 from megatron_r1.config.trainer_faults import parallel_faults
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning import fit
 from megatron_r1.planning.fit import check_fit, stage_workload
 from megatron_r1.planning.hardware import Assumptions, find_gpu
-from megatron_r1.planning.plan import make_plan, setups_of
+from megatron_r1.planning.plan import ServerSetup, _room_for, make_plan, setups_of
+from megatron_r1.planning.search import EVERYTHING, search
 from megatron_r1.planning.sharing import (
     ASLEEP_GIB,
     GIB,
+    Moment,
     colocated_moments,
     layer_bytes_of_server,
     resident,
     sync_bytes_of_server,
 )
 from megatron_r1.planning.state import RankState
+from megatron_r1.planning.trainer import TrainerSetup
 from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
 
 V3 = load_shape(PACKAGED_SHAPES["DeepSeek-V3-Base"])
@@ -106,8 +110,59 @@ def test_servers_that_stay_awake_leave_no_room_to_train():
     )
     with pytest.raises(ConfigError, match=r"rollout.sync is ipc; training needs .* GiB of each GPU") as caught:
         check_fit(awake, shape_of(config))
-    assert "train.offload weights gradients optimizer" in str(caught.value)
-    assert "--rollout.sync nccl --rollout.sleep-level 0 --train.offload" in str(caught.value)
+    (training,) = [line for line in str(caught.value).split("\n") if "training needs" in line]
+    assert ": use rollout.sleep_level 2, rollout.memory_fraction 0." in training
+    # Split further they may stay awake: the same GPUs, and no word of nccl.
+    remedy = str(caught.value).partition("what would fit")[2]
+    assert "--parallel.tensor 4" in remedy and "--rollout.sleep-level 0 --train.offload" in remedy
+    assert "--rollout.sync" not in remedy
+
+
+def test_where_no_layout_has_room_all_that_can_gives_way():
+    config = RECIPES["grpo_qwen_7b_colocated"]()
+    trainer, servers = setups_of(config)
+    awake = dataclasses.replace(servers, sleep_level=0, memory_fraction=0.9)
+    given = dataclasses.replace(trainer, offload=())
+    best = search(shape_of(config), 8, H100, stage_workload(config), Assumptions(), given, awake)[0]
+    assert (best.servers.sleep_level, best.trainer.offload) == (2, EVERYTHING)
+
+
+def test_each_moment_says_what_makes_room_for_it():
+    """By hand: of 100 GiB a server has 80 and the trainer keeps 30 while it samples; 10 GiB less are a share of 0.7."""
+    server = ServerSetup(num_servers=1, tensor=1, memory_fraction=0.8, colocated=True, sleep_level=2)
+    trainer = TrainerSetup(parallel=ParallelConfig(), offload=("optimizer",))
+    sampling = Moment(name="sampling", needed=110 * GIB, what="")
+    assert _room_for(sampling, trainer, server, 100.0) == (
+        "use train.offload optimizer weights gradients or rollout.memory_fraction 0.7"
+    )
+    training = Moment(name="training", needed=110 * GIB, what="")
+    assert _room_for(training, trainer, server, 100.0) == "use a smaller train.tokens_per_microbatch or more GPUs"
+    sync = Moment(name="sync", needed=110 * GIB, what="")
+    assert _room_for(sync, trainer, server, 100.0) == "use train.offload optimizer gradients"
+    everything = dataclasses.replace(trainer, offload=("optimizer", "gradients", "weights"))
+    assert _room_for(sync, everything, server, 100.0) == "use more GPUs"
+
+
+@pytest.mark.parametrize("name", ["grpo_qwen_1_5b", "grpo_qwen_7b_colocated", "grpo_moe_16b"])
+def test_layouts_in_turns_are_searched_and_fit_as_they_are_printed(name):
+    config = RECIPES[name]()
+    shape, work = shape_of(config), stage_workload(config)
+    trainer, servers = setups_of(config)
+    gpus = FEW[name]
+    found = search(shape, gpus, H100, work, Assumptions(), trainer, servers)
+    best = found[0]
+    assert best.servers.colocated and best.gpus == gpus == best.trainer.parallel.world_size
+    assert best.seconds <= make_plan(shape, trainer, servers, work, H100, Assumptions()).seconds
+    assert make_plan(shape, best.trainer, best.servers, work, H100, Assumptions(), timed=False).faults == []
+    assert f"--rollout.sleep-level 2 --train.offload {' '.join(best.trainer.offload)}" in fit.options(best)
+
+
+def test_turns_are_taken_on_one_node_only():
+    config = RECIPES["grpo_qwen_7b_colocated"]()
+    trainer, servers = setups_of(config)
+    found = search(shape_of(config), 16, H100, stage_workload(config), Assumptions(), trainer, servers)
+    assert found and not any(plan.servers.colocated for plan in found)
+    assert all("--rollout.sync nccl --rollout.sleep-level 0" in fit.options(plan) for plan in found)
 
 
 @pytest.mark.parametrize("name", FEW)

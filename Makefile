@@ -77,9 +77,9 @@ install-gpu:
 	@$(or $(PYTHON),python3.12) tools/install_gpu.py --venv $(GPU_VENV) $(if $(VLLM),--vllm $(VLLM)) \
 		$(if $(JOBS),--jobs $(JOBS)) $(if $(FLASH_ATTN),--flash-attn)
 
-# On a GPU machine the environment is its own (make install-gpu, or a container): PYTHON names another.
+# Half an hour on one GPU; writes docs/gpu_results.md. The environment is its own (make install-gpu, or a container): PYTHON names another.
 test-gpu:
-	$(or $(PYTHON),$(wildcard $(GPU_VENV)/bin/python),python3) -m pytest -m gpu $(ARGS)
+	$(or $(PYTHON),$(wildcard $(GPU_VENV)/bin/python),python3) -m pytest -m gpu tests/gpu $(ARGS)
 
 lint: $(DEV)
 	$(PY) -m ruff check .

@@ -114,7 +114,7 @@ def install_all(parcel: Path, target: Path) -> None:
         settings = json.loads((content / "settings.json").read_text(encoding="utf-8"))
         python = make_venv(target / ".venv-gpu", system_site_packages=settings["system_site_packages"])
         say("installing the wheels")
-        pip = [python, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+        pip = [python, "-m", "pip", "install", "-q", "--no-compile", "--no-index", "--no-deps"]
         run([*pip, *sorted((content / "wheels").glob("*.whl"))])
         run([*pip, "--no-build-isolation", "-e", target])
     run([python, "-W", "ignore", "-c", CHECK])

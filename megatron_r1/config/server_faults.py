@@ -86,7 +86,7 @@ def fp8_parts(shape: ModelShape, tensor: int, *, expert_parallel: bool) -> dict[
     GPU, all but the last of those that it merges (gate with up, q_a with kv_a, q with k and v)."""
     moe, mla = shape.moe, shape.mla
     found: dict[str, int] = {}
-    if moe is None or moe.num_dense_layers:
+    if moe is None or moe.dense_layers:
         found["the feed-forward size"] = shape.ffn_size // tensor
     if moe is not None:
         found["the experts'"] = moe.expert_ffn_size // (1 if expert_parallel else tensor)

@@ -1,23 +1,28 @@
 """A model's shape, read from a Hugging Face config.json without transformers or torch.
 
 The one place that knows the field names of config.json. Everything that needs a dimension (the Megatron builder, the
-weight table, validation, the planner) reads a ModelShape. No remote code, no defaults for missing sizes: a config that
-lacks one is refused with the field's name.
+weight table, validation, the planner) reads a ModelShape. fields.py says what becomes of each. No remote code, no
+defaults for missing sizes: a config that lacks one is refused with the field's name.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from megatron_r1.config.fields import ALIASES, ARCHITECTURES, DEFAULTS, limited_fields
+from megatron_r1.config.reader import Reader, short
+from megatron_r1.config.rope import RopeShape, read_rope
 from megatron_r1.errors import ConfigError
 
-ARCHITECTURES = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe")
+__all__ = ["ARCHITECTURES", "MLAShape", "MoEShape", "ModelShape", "RopeShape", "load_shape", "shape_from_config"]
+
+LATENT_NORM_EPS = 1e-6
+"""Of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps is: DeepseekV3RMSNorm's own default in transformers and
+in DeepSeek's published code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,31 +34,24 @@ class MLAShape:
     qk_nope_dim: int
     qk_rope_dim: int
     v_dim: int
+    norm_eps: float = LATENT_NORM_EPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoEShape:
-    """Mixture of experts. `router` is sigmoid with a score-correction bias (V3) or softmax (Qwen3-MoE)."""
+    """Mixture of experts. `router` is sigmoid with a score-correction bias (V3) or softmax (Qwen3-MoE). `dense_layers`
+    are the decoder layers without experts."""
 
     num_experts: int
     top_k: int
     expert_ffn_size: int
     num_shared_experts: int
-    num_dense_layers: int
+    dense_layers: frozenset[int]
     router: str
     num_groups: int
     topk_groups: int
     routed_scaling: float
     normalise_topk: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RopeShape:
-    """Rotary embedding. `kind` is default, yarn or llama3; `factors` holds the scaling's own numbers."""
-
-    theta: float
-    kind: str
-    factors: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +81,7 @@ class ModelShape:
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether decoder layer `layer` (from 0; MTP layers follow the decoder's) has routed experts."""
-        return self.moe is not None and layer >= self.moe.num_dense_layers
+        return self.moe is not None and layer not in self.moe.dense_layers
 
 
 def hf_files(folder: Path) -> Path:
@@ -115,8 +113,8 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ConfigError(f"{source}: model_type is {architecture!r}; supported are {known}")
-    read = _Reader(raw, source)
-    _refuse_unsupported(read)
+    read = Reader(_with_published_names(raw, architecture, source), source, DEFAULTS[architecture])
+    _refuse_unsupported(read, architecture)
     num_heads = read.integer("num_attention_heads")
     hidden_size = read.integer("hidden_size")
     mla = _mla_shape(read) if architecture == "deepseek_v3" else None
@@ -132,16 +130,16 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         hidden_size=hidden_size,
         num_layers=read.integer("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=num_heads if mla else read.optional_integer("num_key_value_heads") or num_heads,
+        num_kv_heads=num_heads if mla else _num_kv_heads(read, architecture),
         head_dim=head_dim,
         ffn_size=read.integer("intermediate_size"),
         norm_eps=read.number("rms_norm_eps"),
         max_positions=read.integer("max_position_embeddings"),
-        tie_embeddings=read.boolean("tie_word_embeddings", False),
+        tie_embeddings=read.boolean("tie_word_embeddings"),
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture in ("qwen3", "qwen3_moe"),
-        init_std=read.number("initializer_range", 0.02),
-        rope=_rope_shape(read),
+        init_std=read.number("initializer_range"),
+        rope=read_rope(read),
         mla=mla,
         moe=_moe_shape(read, architecture),
         num_mtp_layers=read.count("num_nextn_predict_layers") if architecture == "deepseek_v3" else 0,
@@ -150,7 +148,14 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
     )
 
 
-def _has_reward_head(read: _Reader) -> bool:
+def _num_kv_heads(read: Reader, architecture: str) -> int:
+    """As many as query heads if null, in the classes that allow it."""
+    if architecture == "qwen3_moe":
+        return read.integer("num_key_value_heads")
+    return read.optional_integer("num_key_value_heads") or read.integer("num_attention_heads")
+
+
+def _has_reward_head(read: Reader) -> bool:
     """Whether the folder is a reward model's: a classifier with one label."""
     architectures = read.raw.get("architectures")
     if not isinstance(architectures, list) or not str(architectures[:1]).endswith("ForSequenceClassification']"):
@@ -159,108 +164,71 @@ def _has_reward_head(read: _Reader) -> bool:
     # transformers writes num_labels only as the names of the labels, and nothing at all for two.
     labels = read.raw.get("num_labels", len(names) if isinstance(names, dict) else 2)
     if labels != 1:
-        read.refuse(f"num_labels is {_short(labels)}; a reward model has one")
+        read.refuse(f"num_labels is {short(labels)}; a reward model has one")
     return True
 
 
-class _Reader:
-    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
-        self.raw, self.source = raw, source
-
-    def value(self, field: str) -> Any:
-        if self.raw.get(field) is None:
-            raise ConfigError(f"{self.source}: field {field} is missing; copy it from the model's own config.json")
-        return self.raw[field]
-
-    def integer(self, field: str) -> int:
-        value = self.value(field)
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ConfigError(f"{self.source}: {field} is {_short(value)}; it must be a positive integer")
-        most = _MOST.get(field, 2**31 - 1)
-        if value > most:
-            raise ConfigError(f"{self.source}: {field} is {_short(value)}; it must be a positive integer up to {most}")
-        return value
-
-    def optional_integer(self, field: str) -> int | None:
-        """A positive integer; None if the field is absent, null or 0."""
-        return self.integer(field) if self.raw.get(field) else None
-
-    def count(self, field: str) -> int:
-        """An integer that may be 0; absent or null is 0."""
-        return self.optional_integer(field) or 0
-
-    def number(self, field: str, default: float | None = None) -> float:
-        value = self.raw.get(field)
-        return self.finite(field, default if value is None and default is not None else self.value(field))
-
-    def finite(self, field: str, value: Any) -> float:
-        """`value`, which `field` holds, as a float."""
-        number = math.nan
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):
-                number = float(value)
-        if not math.isfinite(number):
-            raise ConfigError(f"{self.source}: {field} is {_short(value)}; it must be a number")
-        return number
-
-    def boolean(self, field: str, default: bool) -> bool:
-        value = self.raw.get(field)
-        if value is not None and not isinstance(value, bool):
-            raise ConfigError(f"{self.source}: {field} is {_short(value)}; it must be true or false")
-        return default if value is None else value
-
-    def refuse(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.source}: {message}")
-
-
-def _short(value: object) -> str:
-    """For messages: an integer may have more digits than Python will print."""
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-_MOST = {
-    "num_hidden_layers": 10_000, "num_nextn_predict_layers": 100, "n_routed_experts": 100_000, "num_experts": 100_000,
-    "num_local_experts": 100_000,
-}  # fmt: skip
 _MOST_EXPERTS = 1_000_000
 """In all layers together: far above any model's, low enough to list their names in seconds."""
 
-_ONLY = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "use_sliding_window": (False,),
-    "partial_rotary_factor": (1.0,),
-    "moe_layer_freq": (1,),
-}
-"""Fields that would change the computation, and the values that are built; absent or null always is."""
+
+def _with_published_names(raw: Mapping[str, Any], architecture: str, source: str) -> dict[str, Any]:
+    """`raw` with transformers 5's other spellings replaced by the published ones."""
+    found = dict(raw)
+    for other, name in ALIASES.get(architecture, {}).items():
+        if other in found:
+            value = found.pop(other)
+            if found.setdefault(name, value) != value:
+                raise ConfigError(f"{source}: {name} is {short(found[name])} and {other}, the same, {short(value)}")
+    return found
 
 
-def _refuse_unsupported(read: _Reader) -> None:
-    for field, built in _ONLY.items():
+def _refuse_unsupported(read: Reader, architecture: str) -> None:
+    for field, (built, why) in limited_fields(architecture).items():
         value = read.raw.get(field)
-        if value is not None and value not in built:
-            read.refuse(f"{field} is {value!r}; only {built[0]!r} is supported")
+        for each in value if field == "layer_types" and isinstance(value, list) else [value]:
+            if each is not None and each not in built:
+                read.refuse(f"{field} is {short(value)}; only {built[0]!r} is supported ({why})")
+    if architecture == "deepseek_v3" and "rope_interleave" in read.raw and read.raw["rope_interleave"] is None:
+        read.refuse("rope_interleave is null, which transformers takes for false; only True is supported")
+    _refuse_sizes(read, architecture)
+
+
+def _refuse_sizes(read: Reader, architecture: str) -> None:
     heads, groups = read.integer("num_attention_heads"), read.optional_integer("num_key_value_heads")
+    if architecture == "deepseek_v3" and groups not in (None, heads):
+        read.refuse(f"num_key_value_heads is {groups}; with latent attention it must be num_attention_heads, {heads}")
     if groups and heads % groups:
         read.refuse(f"num_key_value_heads is {groups}; it must divide num_attention_heads {heads}")
-    names = ("n_routed_experts", "num_experts", "num_local_experts")
-    experts = next((count for name in names if (count := read.count(name))), 0)
+    experts = next((count for name in ("n_routed_experts", "num_experts") if (count := read.count(name))), 0)
     top_k = read.count("num_experts_per_tok")
     if experts and top_k > experts:
         read.refuse(f"num_experts_per_tok is {top_k}; there are only {experts} experts")
     layers = read.integer("num_hidden_layers")
     if layers * experts > _MOST_EXPERTS:
         read.refuse(f"num_hidden_layers is {layers} with {experts} experts each; at most {_MOST_EXPERTS} are read")
+    if architecture == "deepseek_v3":
+        _refuse_groups(read, experts, top_k)
+
+
+def _refuse_groups(read: Reader, experts: int, top_k: int) -> None:
+    """What the group-limited router cannot choose from."""
     kept, all_groups = read.count("topk_group"), read.count("n_group")
-    if all_groups and kept > all_groups:
+    if not (experts and all_groups and kept):
+        return
+    if kept > all_groups:
         read.refuse(f"topk_group is {kept}; there are only {all_groups} groups (n_group)")
+    if all_groups == 1:
+        return
+    if experts % all_groups or experts < 2 * all_groups:
+        read.refuse(f"n_group is {all_groups}; groups must be equal, of two or more of the {experts} experts")
+    if top_k > kept * (experts // all_groups):
+        read.refuse(
+            f"num_experts_per_tok is {top_k}; topk_group {kept} leaves {kept * (experts // all_groups)} experts"
+        )
 
 
-def _fp8_block(read: _Reader) -> int | None:
+def _fp8_block(read: Reader) -> int | None:
     """The one quantisation that is read: DeepSeek's e4m3 with a float32 `weight_scale_inv` for each square block."""
     found = read.raw.get("quantization_config")
     if found is None:
@@ -272,13 +240,13 @@ def _fp8_block(read: _Reader) -> int | None:
     known = fields.get("quant_method") == "fp8" and fields.get("fmt", "e4m3") == "e4m3"
     if not known or isinstance(side, bool) or not isinstance(side, int) or not 0 < side < 2**31:
         read.refuse(
-            f"quantization_config is {_short(found)}; only quant_method fp8, fmt e4m3 with a square weight_block_size "
+            f"quantization_config is {short(found)}; only quant_method fp8, fmt e4m3 with a square weight_block_size "
             "(DeepSeek's format) is read; dequantise the folder to bf16 with the tool that made it"
         )
     return side
 
 
-def _mla_shape(read: _Reader) -> MLAShape:
+def _mla_shape(read: Reader) -> MLAShape:
     return MLAShape(
         q_lora_rank=read.optional_integer("q_lora_rank"),
         kv_lora_rank=read.integer("kv_lora_rank"),
@@ -288,63 +256,46 @@ def _mla_shape(read: _Reader) -> MLAShape:
     )
 
 
-def _moe_shape(read: _Reader, architecture: str) -> MoEShape | None:
-    raw = read.raw
+def _moe_shape(read: Reader, architecture: str) -> MoEShape | None:
     if architecture == "deepseek_v3":
-        if raw.get("scoring_func", "sigmoid") != "sigmoid" or raw.get("topk_method", "noaux_tc") != "noaux_tc":
-            read.refuse("scoring_func and topk_method must be sigmoid and noaux_tc (the V3 router)")
+        # Either of them null: a token may go to any group.
+        groups, kept = read.count("n_group"), read.count("topk_group")
+        limited = groups > 1 and kept > 0
         return MoEShape(
             num_experts=read.integer("n_routed_experts"),
             top_k=read.integer("num_experts_per_tok"),
             expert_ffn_size=read.integer("moe_intermediate_size"),
             num_shared_experts=read.count("n_shared_experts"),
-            num_dense_layers=read.count("first_k_dense_replace"),
+            dense_layers=frozenset(range(min(read.count("first_k_dense_replace"), read.integer("num_hidden_layers")))),
             router="sigmoid",
-            num_groups=read.integer("n_group"),
-            topk_groups=read.integer("topk_group"),
-            routed_scaling=read.number("routed_scaling_factor", 1.0),
-            normalise_topk=read.boolean("norm_topk_prob", True),
+            num_groups=groups if limited else 1,
+            topk_groups=kept if limited else 1,
+            routed_scaling=read.number("routed_scaling_factor"),
+            normalise_topk=read.boolean("norm_topk_prob"),
         )
     if architecture == "qwen3_moe":
-        if raw.get("decoder_sparse_step", 1) != 1 or raw.get("mlp_only_layers"):
-            read.refuse("decoder_sparse_step and mlp_only_layers are not supported; every layer must be sparse")
         return MoEShape(
-            num_experts=read.integer("num_experts" if "num_experts" in raw else "num_local_experts"),
+            num_experts=read.integer("num_experts"),
             top_k=read.integer("num_experts_per_tok"),
             expert_ffn_size=read.integer("moe_intermediate_size"),
             num_shared_experts=0,
-            num_dense_layers=0,
+            dense_layers=_dense_layers(read),
             router="softmax",
             num_groups=1,
             topk_groups=1,
             routed_scaling=1.0,
-            normalise_topk=read.boolean("norm_topk_prob", False),
+            normalise_topk=read.boolean("norm_topk_prob"),
         )
     return None
 
 
-def _rope_shape(read: _Reader) -> RopeShape:
-    """Both spellings: rope_theta + rope_scaling (transformers 4) and rope_parameters (transformers 5)."""
-    raw = read.raw
-    given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(given, dict):
-        read.refuse(f"rope_parameters or rope_scaling is {given!r}; it must be an object")
-    parameters = dict(given)
-    theta = parameters.pop("rope_theta", None)
-    theta = raw.get("rope_theta") if theta is None else theta
-    kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
-    parameters.pop("type", None)
-    if theta is None:
-        raise ConfigError(f"{read.source}: neither rope_theta nor rope_parameters.rope_theta is given")
-    if kind not in ("default", "yarn", "llama3"):
-        read.refuse(f"rope type is {kind!r}; supported are default, yarn and llama3")
-    # + makes a number of true (YaRN's `truncate`)
-    factors = {key: read.finite(key, +value) for key, value in parameters.items() if isinstance(value, int | float)}
-    if kind != "default":
-        for field in ("factor", "original_max_position_embeddings"):
-            if field not in factors:
-                read.refuse(f"rope scaling of type {kind} needs {field}")
-    number = read.finite("rope_theta", theta)
-    if number <= 0:
-        read.refuse(f"rope_theta is {number}; it must be a number above 0")
-    return RopeShape(theta=number, kind=kind, factors=factors)
+def _dense_layers(read: Reader) -> frozenset[int]:
+    """Qwen3-MoE: layers that are listed, and those whose number (from 1) is no multiple of decoder_sparse_step."""
+    listed = read.raw.get("mlp_only_layers") or []
+    if not isinstance(listed, list) or any(isinstance(each, bool) or not isinstance(each, int) for each in listed):
+        read.refuse(f"mlp_only_layers is {short(listed)}; it must be a list of layers' numbers")
+    layers, step = read.integer("num_hidden_layers"), read.integer("decoder_sparse_step")
+    dense = frozenset(layer for layer in range(layers) if layer in set(listed) or (layer + 1) % step)
+    if len(dense) == layers:
+        read.refuse("mlp_only_layers and decoder_sparse_step leave no layer with experts; one at least must have some")
+    return dense

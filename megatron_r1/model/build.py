@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from megatron.core import parallel_state
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.multi_latent_attention import MultiLatentAttention
 
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.model.mla import set_latent_epsilon
 from megatron_r1.model.policy_model import PolicyModel
+from megatron_r1.model.rotary import ScaledRotaryEmbedding, rotary_frequencies
 from megatron_r1.model.spec import decoder_spec, mtp_spec
 
 
@@ -38,7 +40,7 @@ def _build_chunk(
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
     model = PolicyModel(
         config=config,
-        transformer_layer_spec=decoder_spec(config, transformer_engine=transformer_engine, vp_stage=stage),
+        transformer_layer_spec=decoder_spec(config, shape, transformer_engine=transformer_engine, vp_stage=stage),
         vocab_size=padded_vocab_size(shape, config.tensor_model_parallel_size),
         max_sequence_length=shape.max_positions,
         pre_process=first,
@@ -46,25 +48,30 @@ def _build_chunk(
         share_embeddings_and_output_weights=shape.tie_embeddings and not shape.reward_head,
         position_embedding_type="rope",
         rotary_base=shape.rope.theta,
-        mtp_block_spec=mtp_spec(config, transformer_engine=transformer_engine, vp_stage=stage) if last else None,
+        mtp_block_spec=mtp_spec(config, shape, transformer_engine=transformer_engine, vp_stage=stage) if last else None,
         vp_stage=stage,
     )
     if shape.reward_head and last:
         model.add_reward_head()
     model.real_vocab_size = shape.vocab_size
     model.logprob_chunk_tokens = chunk_tokens
-    if shape.mla is None and shape.rope.kind == "llama3":
-        _scale_llama3_rope(model.rotary_pos_emb, shape)
+    _fit_attention(model, shape)
     return model
 
 
-def _scale_llama3_rope(rotary: RotaryEmbedding, shape: ModelShape) -> None:
-    """Llama 3.x frequency scaling with the checkpoint's own numbers (Megatron's constructor fixes three of four)."""
-    factors = shape.rope.factors
-    rotary.inv_freq = rotary._apply_scaling(
-        rotary.inv_freq,
-        factor=factors["factor"],
-        low_freq_factor=factors.get("low_freq_factor", 1.0),
-        high_freq_factor=factors.get("high_freq_factor", 4.0),
-        original_max_position_embeddings=int(factors["original_max_position_embeddings"]),
-    )
+def _fit_attention(model: PolicyModel, shape: ModelShape) -> None:
+    """Frequencies of a scaled rope, and the epsilon of the latents' norms, which Megatron takes from the layers'."""
+    scaled, mla = shape.rope.kind != "default", shape.mla
+    if mla is None:
+        if scaled:
+            frequencies, _ = rotary_frequencies(shape.rope, shape.head_dim, shape.max_positions)
+            model.rotary_pos_emb.inv_freq = frequencies.to(model.rotary_pos_emb.inv_freq.device)
+        return
+    rotary = None
+    for attention in model.modules():
+        if isinstance(attention, MultiLatentAttention):
+            set_latent_epsilon(attention, mla.norm_eps)
+            if scaled:
+                group = attention.rotary_pos_emb.cp_group
+                rotary = rotary or ScaledRotaryEmbedding(shape.rope, mla.qk_rope_dim, shape.max_positions, group)
+                attention.rotary_pos_emb = rotary

@@ -56,3 +56,14 @@ class LocalMLASelfAttention(SpecifiedMLASelfAttention):
         self.linear_kv_down_proj = ReplicatedLinear(config, hidden, config.kv_lora_rank + config.qk_pos_emb_head_dim)
         if config.q_lora_rank is not None:
             self.linear_q_down_proj = ReplicatedLinear(config, hidden, config.q_lora_rank)
+
+
+def set_latent_epsilon(attention: torch.nn.Module, epsilon: float) -> None:
+    """Give the norms of the latents their epsilon. They stand alone, or in Transformer Engine's linear behind them."""
+    for norm, linear in (("q_layernorm", "linear_q_up_proj"), ("kv_layernorm", "linear_kv_up_proj")):
+        candidates = [getattr(attention, name, None) for name in (norm, linear)]
+        owners = [module for module in candidates if module is not None and hasattr(module, "eps")]
+        if hasattr(attention, linear) and len(owners) != 1:
+            raise TypeError(f"{type(attention).__name__}: the epsilon of {norm} is not where it is expected")
+        for owner in owners:
+            owner.eps = epsilon

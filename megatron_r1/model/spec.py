@@ -3,7 +3,7 @@
 Both come from Megatron's own spec functions. Into the local spec go parts of ours, because Megatron's cannot do
 what the recipe needs: core attention (MLA, packed sequences, context parallel), RMSNorm (sequence parallel) and MLA's
 down projections (gradients under tensor parallelism). Latent attention without query compression is ours in both
-(mla.py says why).
+(mla.py says why), and so is a router that chooses otherwise than Megatron's (router.py).
 """
 
 # Megatron's annotations are narrower than what it takes.
@@ -25,24 +25,26 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
+from megatron_r1.config.shape import ModelShape, MoEShape
 from megatron_r1.model.attention import SDPACoreAttention
 from megatron_r1.model.mla import LocalMLASelfAttention, SpecifiedMLASelfAttention
 from megatron_r1.model.norm import RMSNorm
+from megatron_r1.model.router import SpecifiedRouter, megatron_routes_alike
 
 
 def decoder_spec(
-    config: TransformerConfig, *, transformer_engine: bool, vp_stage: int | None
+    config: TransformerConfig, shape: ModelShape, *, transformer_engine: bool, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
     """The decoder layers that this pipeline rank (and virtual stage) builds."""
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=transformer_engine, normalization="RMSNorm", vp_stage=vp_stage
     )
-    layers = [_own_parts(layer, config, transformer_engine=transformer_engine) for layer in spec.layer_specs]
+    layers = [_own_parts(layer, config, shape, transformer_engine=transformer_engine) for layer in spec.layer_specs]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=spec.layer_norm if transformer_engine else RMSNorm)
 
 
 def mtp_spec(
-    config: TransformerConfig, *, transformer_engine: bool, vp_stage: int | None
+    config: TransformerConfig, shape: ModelShape, *, transformer_engine: bool, vp_stage: int | None
 ) -> MultiTokenPredictionBlockSubmodules | None:
     """The multi-token-prediction layers, on the last pipeline stage only; None elsewhere or if there are none.
 
@@ -51,7 +53,7 @@ def mtp_spec(
     if not config.mtp_num_layers:
         return None
     last_layer = get_gpt_decoder_layer_specs(config, transformer_engine, "RMSNorm")[-1]
-    last_layer = _own_parts(last_layer, config, transformer_engine=transformer_engine)
+    last_layer = _own_parts(last_layer, config, shape, transformer_engine=transformer_engine)
     spec = get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=transformer_engine, vp_stage=vp_stage)
     if spec is None or transformer_engine:
         return spec
@@ -66,13 +68,29 @@ def mtp_spec(
     return MultiTokenPredictionBlockSubmodules(layer_specs=layers)
 
 
-def _own_parts(layer: ModuleSpec, config: TransformerConfig, *, transformer_engine: bool) -> ModuleSpec:
+def _own_parts(
+    layer: ModuleSpec, config: TransformerConfig, shape: ModelShape, *, transformer_engine: bool
+) -> ModuleSpec:
+    if shape.moe is not None and _is_sparse(layer) and not megatron_routes_alike(shape.moe):
+        layer = _with_router(layer, shape.moe)
     if not transformer_engine:
         return _localise(layer, config)
     if not config.multi_latent_attention or config.q_lora_rank is not None:
         return layer
     attention = dataclasses.replace(layer.submodules.self_attention, module=SpecifiedMLASelfAttention)
     return dataclasses.replace(layer, submodules=dataclasses.replace(layer.submodules, self_attention=attention))
+
+
+def _with_router(layer: ModuleSpec, moe: MoEShape) -> ModuleSpec:
+    """The same layer with our router."""
+    mlp = layer.submodules.mlp
+    router = functools.partial(SpecifiedRouter, moe=moe)
+    if isinstance(mlp, functools.partial):
+        submodules = dataclasses.replace(mlp.keywords["submodules"], router=router)
+        mlp = functools.partial(mlp.func, *mlp.args, **{**mlp.keywords, "submodules": submodules})
+    else:
+        mlp = dataclasses.replace(mlp, submodules=dataclasses.replace(mlp.submodules, router=router))
+    return dataclasses.replace(layer, submodules=dataclasses.replace(layer.submodules, mlp=mlp))
 
 
 def _localise(layer: ModuleSpec, config: TransformerConfig) -> ModuleSpec:

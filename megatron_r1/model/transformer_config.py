@@ -5,6 +5,7 @@ A table of what each config.json number is called in Megatron; the layout and pr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 
 from megatron_r1.config.schema import FP8Config, ModelConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.model.rotary import attention_factor
+from megatron_r1.model.router import megatron_routes_alike
 
 PARAMETER_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
@@ -51,7 +54,10 @@ def transformer_config(
 
 
 def _dense_fields(shape: ModelShape) -> dict[str, Any]:
+    # All of a dense model's head is rotated, so YaRN's factor on queries and keys is one on their product.
+    factor = attention_factor(shape) if shape.mla is None else 1.0
     return {
+        "softmax_scale": factor**2 / math.sqrt(shape.head_dim) if factor != 1.0 else None,
         "num_layers": shape.num_layers,
         "hidden_size": shape.hidden_size,
         "num_attention_heads": shape.num_heads,
@@ -132,7 +138,9 @@ def _moe_fields(shape: ModelShape, bias_update_rate: float, transformer_engine: 
     moe = shape.moe
     assert moe is not None
     sigmoid = moe.router == "sigmoid"
-    grouped = moe.num_groups > 1
+    # What Megatron's router cannot say is said to ours (spec.py); these fields then only have to pass its checks.
+    alike = megatron_routes_alike(moe)
+    grouped = alike and moe.num_groups > 1
     return {
         "num_moe_experts": moe.num_experts,
         "moe_ffn_hidden_size": moe.expert_ffn_size,
@@ -140,7 +148,7 @@ def _moe_fields(shape: ModelShape, bias_update_rate: float, transformer_engine: 
         "moe_layer_freq": [int(shape.is_moe_layer(layer)) for layer in range(shape.num_layers)],
         "moe_shared_expert_intermediate_size": moe.num_shared_experts * moe.expert_ffn_size or None,
         "moe_router_score_function": moe.router,
-        "moe_router_pre_softmax": not sigmoid and not moe.normalise_topk,
+        "moe_router_pre_softmax": not sigmoid and (not moe.normalise_topk or not alike),
         "moe_router_enable_expert_bias": sigmoid,
         "moe_router_bias_update_rate": bias_update_rate,
         "moe_router_num_groups": moe.num_groups if grouped else None,
@@ -165,14 +173,11 @@ def _mla_fields(shape: ModelShape) -> dict[str, Any]:
         "rope_type": "rope",
         "rotary_scaling_factor": 1.0,
     }
-    if shape.rope.kind == "yarn":
+    if shape.rope.kind != "default":
+        # build.py replaces Megatron's frequencies and factor; the scale of the scores comes from these two numbers.
         fields |= {
             "rope_type": "yarn",
             "rotary_scaling_factor": factors["factor"],
-            "original_max_position_embeddings": int(factors["original_max_position_embeddings"]),
-            "beta_fast": factors.get("beta_fast", 32.0),
-            "beta_slow": factors.get("beta_slow", 1.0),
-            "mscale": factors.get("mscale", 1.0),
             "mscale_all_dim": factors.get("mscale_all_dim", 0.0),
         }
     return fields

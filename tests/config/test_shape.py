@@ -26,7 +26,7 @@ DEEPSEEK = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 1,
+    "num_key_value_heads": 4,
     "intermediate_size": 96,
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 256,
@@ -83,7 +83,7 @@ def test_deepseek_v3_may_have_no_query_compression():
     [("llama", False, False), ("qwen2", True, False), ("qwen3", False, True)],
 )
 def test_dense_architectures_differ_in_attention(architecture, qkv_bias, qk_norm):
-    shape = shape_from_config(LLAMA | {"model_type": architecture})
+    shape = shape_from_config(LLAMA | {"model_type": architecture, "head_dim": 16})
     assert (shape.architecture, shape.qkv_bias, shape.qk_norm) == (architecture, qkv_bias, qk_norm)
     assert (shape.num_heads, shape.num_kv_heads, shape.head_dim) == (4, 2, 16)
     assert shape.mla is None and shape.moe is None and shape.num_mtp_layers == 0
@@ -98,11 +98,57 @@ def test_qwen3_moe_has_a_softmax_router_in_every_layer():
     assert shape.is_moe_layer(0)
 
 
-def test_defaults_are_those_of_hugging_face():
-    shape = shape_from_config({key: value for key, value in LLAMA.items() if key != "num_key_value_heads"})
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_defaults_are_those_of_hugging_face(architecture):
+    absent = ("num_key_value_heads", "rms_norm_eps", "rope_theta")
+    raw = {key: value for key, value in LLAMA.items() if key not in absent} | {"model_type": architecture}
+    if architecture == "qwen2":  # as many as its class says, whatever the number of heads
+        with pytest.raises(ConfigError, match="num_key_value_heads is 32; it must divide num_attention_heads 4"):
+            shape_from_config(raw)
+        raw |= {"num_key_value_heads": None}
+    shape = shape_from_config(raw)
     assert shape.num_kv_heads == 4
     assert not shape.tie_embeddings
-    assert shape.init_std == 0.02
+    assert (shape.init_std, shape.norm_eps, shape.rope.theta) == (0.02, 1e-6, 10000.0)
+
+
+def test_a_qwen3_without_head_dim_has_heads_of_128():
+    assert shape_from_config(LLAMA | {"model_type": "qwen3"}).head_dim == 128
+    assert shape_from_config(QWEN3_MOE | {"head_dim": None}).head_dim == 16
+
+
+def test_deepseek_v3s_absent_fields_are_those_of_its_class():
+    absent = ("n_group", "topk_group", "routed_scaling_factor", "n_shared_experts", "first_k_dense_replace")
+    raw = {key: value for key, value in DEEPSEEK.items() if key not in absent}
+    shape = shape_from_config(raw | {"n_routed_experts": 16})
+    assert shape.moe is not None
+    assert (shape.moe.num_groups, shape.moe.topk_groups, shape.moe.routed_scaling) == (8, 4, 2.5)
+    assert (shape.moe.num_shared_experts, shape.moe.normalise_topk, len(shape.moe.dense_layers)) == (1, True, 3)
+
+
+@pytest.mark.parametrize("change", [{"n_group": None}, {"topk_group": None}, {"n_group": 1, "topk_group": 1}])
+def test_without_groups_or_their_number_a_token_may_go_to_any_expert(change):
+    shape = shape_from_config(DEEPSEEK | change)
+    assert shape.moe is not None
+    assert (shape.moe.num_groups, shape.moe.topk_groups) == (1, 1)
+
+
+def test_qwen3_moe_may_have_dense_layers():
+    fields = QWEN3_MOE | {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    shape = shape_from_config(fields)
+    assert [shape.is_moe_layer(layer) for layer in range(6)] == [False, True, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "other", "name"),
+    [("qwen3_moe", "num_local_experts", "num_experts"), ("deepseek_v3", "num_mtp_layers", "num_nextn_predict_layers")],
+)
+def test_transformers_5s_other_names_mean_the_same(architecture, other, name):
+    raw = QWEN3_MOE if architecture == "qwen3_moe" else DEEPSEEK
+    renamed = {other if key == name else key: value for key, value in raw.items()}
+    assert shape_from_config(renamed) == shape_from_config(raw) == shape_from_config(renamed | raw)
+    with pytest.raises(ConfigError, match=f"{name} is {raw[name]} and {other}, the same, 7"):
+        shape_from_config(raw | {other: 7})
 
 
 YARN = {"factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}
@@ -159,18 +205,38 @@ def test_llama3_rope_keeps_its_four_numbers():
         ({}, ["model_type is None"]),
         (LLAMA | {"rope_theta": None}, ["neither rope_theta nor rope_parameters.rope_theta"]),
         (
-            LLAMA | {"rope_scaling": {"type": "linear", "factor": 2}},
-            ["rope type is 'linear'", "yarn and llama3"],
+            LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2}},
+            ["rope type is 'dynamic'", "default, linear, llama3 and yarn"],
         ),
         (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2}}, ["needs original_max_position_embeddings"]),
         (
             LLAMA | {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 8}},
             ["llama3", "needs factor"],
         ),
+        (
+            LLAMA | {"rope_scaling": YARN | {"type": "llama3"}},
+            ["llama3", "needs low_freq_factor"],
+        ),
+        (LLAMA | {"rope_scaling": YARN | {"type": "yarn", "attn_factor": 1.5}}, ["attn_factor is 1.5", "remove it"]),
+        (LLAMA | {"rope_scaling": YARN | {"type": "yarn", "factor": 0}}, ["factor is 0.0", "above 0"]),
+        (
+            LLAMA | {"rope_scaling": YARN | {"type": "yarn"}, "original_max_position_embeddings": 64},
+            ["original_max_position_embeddings is 64 and, in the rope scaling, 4096"],
+        ),
+        (LLAMA | {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["full_attention", "remove it"]),
+        (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor is 0.5"]),
+        (LLAMA | {"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "full_attention"]),
+        (DEEPSEEK | {"rope_interleave": False}, ["rope_interleave is False"]),
+        (DEEPSEEK | {"rope_interleave": None}, ["rope_interleave is null"]),
+        (DEEPSEEK | {"num_key_value_heads": 1}, ["num_key_value_heads is 1", "num_attention_heads, 4"]),
+        (DEEPSEEK | {"n_group": 8}, ["n_group is 8", "two or more of the 8 experts"]),
+        (DEEPSEEK | {"topk_group": 5}, ["topk_group is 5", "only 4 groups"]),
+        (DEEPSEEK | {"num_experts_per_tok": 5}, ["num_experts_per_tok is 5", "leaves 4 experts"]),
         (DEEPSEEK | {"scoring_func": "softmax"}, ["scoring_func", "sigmoid"]),
         (DEEPSEEK | {"topk_method": "greedy"}, ["topk_method", "noaux_tc"]),
-        (QWEN3_MOE | {"decoder_sparse_step": 2}, ["decoder_sparse_step", "every layer must be sparse"]),
-        (QWEN3_MOE | {"mlp_only_layers": [0]}, ["mlp_only_layers"]),
+        (QWEN3_MOE | {"decoder_sparse_step": 4}, ["decoder_sparse_step", "no layer with experts"]),
+        (QWEN3_MOE | {"mlp_only_layers": [0, "1"]}, ["mlp_only_layers", "a list of layers' numbers"]),
+        (QWEN3_MOE | {"num_key_value_heads": None}, ["num_key_value_heads is missing"]),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_the_file(raw, words):
@@ -188,7 +254,6 @@ def test_what_cannot_be_built_is_refused_with_the_file(raw, words):
         "num_hidden_layers",
         "num_attention_heads",
         "intermediate_size",
-        "rms_norm_eps",
         "max_position_embeddings",
         "kv_lora_rank",
         "qk_nope_head_dim",
@@ -197,8 +262,6 @@ def test_what_cannot_be_built_is_refused_with_the_file(raw, words):
         "n_routed_experts",
         "num_experts_per_tok",
         "moe_intermediate_size",
-        "n_group",
-        "topk_group",
     ],
 )
 def test_a_missing_size_is_refused_by_name(field):

@@ -37,6 +37,7 @@ DENSE = {
 }
 TINY_DEEPSEEK = {
     "model_type": "deepseek_v3",
+    "num_key_value_heads": 4,
     "q_lora_rank": 24,
     "kv_lora_rank": 16,
     "qk_nope_head_dim": 12,
@@ -66,7 +67,7 @@ SMALL = {
     "qwen3": {"model_type": "qwen3", "head_dim": 20},
     "qwen3_moe": QWEN3_MOE,
     "deepseek_v3": TINY_DEEPSEEK,
-    "deepseek_v3-no-query-rank": TINY_DEEPSEEK | {"q_lora_rank": None, "num_key_value_heads": 4},
+    "deepseek_v3-no-query-rank": TINY_DEEPSEEK | {"q_lora_rank": None},
 }
 
 

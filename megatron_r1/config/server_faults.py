@@ -21,7 +21,7 @@ def server_faults(rollout: RolloutConfig, shape: ModelShape | None, *, fp8_block
         faults.append(f"rollout.kv_cache_dtype is {rollout.kv_cache_dtype}; vLLM has it on GPUs only: use auto")
     if shape is None or rollout.tensor_parallel < 1:
         return faults
-    faults += _expert_faults(rollout, shape)
+    faults += _expert_faults(rollout, shape) + served_otherwise(shape)
     if not faults and not splits(shape, rollout.tensor_parallel, expert_parallel=rollout.expert_parallel):
         sizes = _sizes(shape, rollout.expert_parallel)
         faults.append(
@@ -31,6 +31,34 @@ def server_faults(rollout: RolloutConfig, shape: ModelShape | None, *, fp8_block
     if fp8_block is not None and rollout.device == "cuda":
         faults += _fp8_faults(rollout, shape, fp8_block)
     return faults
+
+
+def served_otherwise(shape: ModelShape) -> list[str]:
+    """What vLLM computes otherwise than transformers (and the trainer) with latent attention: it would sample from
+    another model. Of scaled ropes it has DeepSeek's YaRN alone, and the latents' norms take rms_norm_eps."""
+    if shape.mla is None:
+        return []
+    found = []
+    if shape.norm_eps > 2e-5:  # Moonlight's 1e-5 moves logits by 8e-5 only
+        found.append(f"rms_norm_eps = {shape.norm_eps}")
+    rope, factors = shape.rope, shape.rope.factors
+    if rope.kind not in ("default", "yarn"):
+        found.append(f"rope type {rope.kind}")
+    elif rope.kind == "yarn":
+        others = {
+            "attention_factor": "attention_factor" in factors,
+            "truncate false": not factors.get("truncate", True),
+        }
+        found += [f"{what} in the rope scaling" for what, there in others.items() if there]
+        given = [factors.get(key) for key in ("mscale", "mscale_all_dim")]
+        # transformers takes 1 and 0 unless both are given and not 0.
+        if not all(given) and (given[0] not in (None, 1.0) or given[1]):
+            found.append("mscale without mscale_all_dim in the rope scaling, or the other way round")
+    return [
+        f"model.path: its config.json has {what}; vLLM computes that otherwise than transformers does for "
+        f"{shape.architecture}, so samples would come from another model: remove it, or train without servers"
+        for what in found
+    ]
 
 
 def _expert_faults(rollout: RolloutConfig, shape: ModelShape) -> list[str]:

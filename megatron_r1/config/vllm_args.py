@@ -25,6 +25,7 @@ REFUSED: dict[str, str] = {
     "weight-transfer-config": "set rollout.sync", "quantization": "set rollout.fp8_folder",
     "distributed-timeout-seconds": "set rollout.start_timeout_seconds",
     "cpu-distributed-timeout-seconds": "set rollout.start_timeout_seconds",
+    "hf-overrides": "the trainer reads the same config.json: change that",
     "load-format": "it follows from model.path", "host": "the server's node has it", "port": "a free one is taken",
     "uds": "the trainer speaks HTTP over TCP", "ssl-keyfile": "the trainer speaks plain HTTP",
     "ssl-certfile": "the trainer speaks plain HTTP", "root-path": "the trainer asks for vLLM's own paths",

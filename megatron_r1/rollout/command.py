@@ -18,7 +18,7 @@ from pathlib import Path
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.deadlines import folder_bytes, stall_seconds, start_seconds
-from megatron_r1.config.shape import load_shape
+from megatron_r1.config.shape import hf_files, load_shape
 from megatron_r1.config.vllm_args import command_words
 from megatron_r1.rollout.auth import TOKEN_VARIABLE
 
@@ -117,6 +117,8 @@ def server_command(
         switches.append("--enable-sleep-mode")  # on a CPU the routes are there without it, and move nothing
     if not list(model_path.glob("*.safetensors")):
         flags["--load-format"] = "dummy"
+    if overrides := model_overrides(model_path):
+        flags["--hf-overrides"] = json.dumps(overrides)
     if span is not None:
         flags |= {
             "--distributed-executor-backend": "mp",
@@ -188,6 +190,23 @@ def server_environment(
     elif visible_devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible_devices
     return environment
+
+
+def model_overrides(model_path: Path) -> dict[str, object]:
+    """Fields of config.json that vLLM must be told, because it reads their absence, null or another spelling otherwise
+    than transformers. Without the first two it takes softmax for DeepSeek-V3's router, and drops its biases;
+    transformers 5 does not write them. Nothing for a folder without config.json, of which vLLM complains itself."""
+    file = hf_files(model_path) / "config.json"
+    fields = json.loads(file.read_text()) if file.exists() else {}
+    found: dict[str, object] = {}
+    if fields.get("model_type") == "deepseek_v3":
+        usual = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+        found |= {name: value for name, value in usual.items() if fields.get(name) is None}
+        if any(name in fields and not fields[name] for name in ("n_group", "topk_group")):
+            found |= {"n_group": 1, "topk_group": 1}
+    if fields.get("hidden_act") == "swish":
+        found["hidden_act"] = "silu"
+    return found
 
 
 def has_experts(model_path: Path) -> bool:

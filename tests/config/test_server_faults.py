@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from megatron_r1.__main__ import parse
 from megatron_r1.config import RolloutConfig, RunConfig, load_shape
-from megatron_r1.config.server_faults import fp8_parts, server_faults
+from megatron_r1.config.server_faults import fp8_parts, served_otherwise, server_faults
+from megatron_r1.config.shape import shape_from_config
 from megatron_r1.config.vllm_args import REFUSED, argument_name
 
 V3 = load_shape(Path(__file__).parent.parent / "planning" / "deepseek_v3.json")
@@ -96,6 +98,7 @@ def test_other_splits_that_vllm_refuses(fields, shape, says):
         ("disable-log-stats", "counters of tokens"),
         ("enable-eplb", "where it no longer is"),
         ("cpu-offload-gb=20", "kept in host memory"),
+        ("hf-overrides={}", "change that"),
         ("config=all.yaml", "a file could set any other"),
         ("--max-num-batched-tokens=4096", "without dashes before it"),
         ("-tp=4", "without dashes before it"),
@@ -132,3 +135,52 @@ def test_every_argument_that_a_server_is_given_is_on_the_list(tmp_path):
         dataclasses.replace(config, vllm_args=("kv-cache-metrics",)), model_path=tmp_path, host="h", port=1, seed=0
     )
     assert more[-1] == "--kv-cache-metrics"
+
+
+YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+PUBLISHED_YARN = YARN | {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rms_norm_eps": 1e-3}, "rms_norm_eps = 0.001"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope type linear"),
+        ({"rope_scaling": YARN | {"attention_factor": 1.5}}, "attention_factor"),
+        ({"rope_scaling": YARN | {"truncate": False}}, "truncate"),
+        ({"rope_scaling": YARN | {"mscale": 0.7}}, "mscale without"),
+        ({"rope_scaling": YARN | {"mscale_all_dim": 0.7}}, "mscale without"),
+        ({"rope_scaling": YARN | {"mscale": 0, "mscale_all_dim": 1.0}}, "mscale without"),
+        ({"rope_scaling": YARN}, ""),
+        ({"rope_scaling": YARN | {"mscale": 1.0}}, ""),
+        ({"rope_scaling": YARN | {"truncate": True}}, ""),
+        ({"rope_scaling": PUBLISHED_YARN}, ""),
+        ({"rms_norm_eps": 1e-5}, ""),
+    ],
+)
+def test_what_vllm_computes_otherwise_is_not_served(change, says):
+    fields = json.loads((Path(__file__).parent.parent / "planning" / "deepseek_v3.json").read_text())
+    shape = shape_from_config(fields | change)
+    faults = served_otherwise(shape)
+    assert (faults != []) == bool(says) and says in "".join(faults)
+    assert [fault for fault in server_faults(rollout(), shape) if "another model" in fault] == faults
+
+
+def test_vllm_is_told_what_it_reads_otherwise(tmp_path):
+    from megatron_r1.rollout.command import model_overrides, server_command
+
+    fields = json.loads((Path(__file__).parent.parent / "planning" / "deepseek_v3.json").read_text())
+    router = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+
+    def told(config: dict) -> dict:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        line = server_command(rollout(), model_path=tmp_path, host="h", port=1, seed=0)
+        found = json.loads(line[line.index("--hf-overrides") + 1]) if "--hf-overrides" in line else {}
+        assert found == model_overrides(tmp_path)
+        return found
+
+    bare = {name: value for name, value in fields.items() if name not in router}
+    assert told(fields | router) == {}
+    assert told(bare) == router
+    assert told(fields | router | {"n_group": None}) == {"n_group": 1, "topk_group": 1}
+    assert told({"model_type": "llama", "hidden_act": "swish"}) == {"hidden_act": "silu"}

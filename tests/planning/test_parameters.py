@@ -66,6 +66,7 @@ SMALL = {
     "qwen2-tied": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 20},
     "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe-dense-layers": QWEN3_MOE | {"mlp_only_layers": [1]},
     "deepseek_v3": TINY_DEEPSEEK,
     "deepseek_v3-no-query-rank": TINY_DEEPSEEK | {"q_lora_rank": None},
 }

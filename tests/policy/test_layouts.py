@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from oracles import all_logits, random_sequences, save_model
+from grpo_oracle import hf_gradients, oracle_values
+from oracles import random_sequences, save_model
 from ranks import Results, run_launches
 
 pytestmark = pytest.mark.timeout(1200)
 RANKS = {1: ["one"], 2: ["tp2", "ep2", "pp2", "vpp2", "cp2", "tp2ep2"], 4: ["tp2pp2ep2"]}
 LAYOUTS = [name for names in RANKS.values() for name in names]
 LENGTHS = [64, 37, 52, 20, 44, 12, 30, 8]
-CLIP_LOW, CLIP_HIGH, KL = 0.2, 0.3, 0.05
 
 
 @pytest.fixture(scope="module")
@@ -33,37 +30,6 @@ def results(tmp_path_factory) -> Results:
 
 def test_no_rank_fails(results):
     assert not results.failures
-
-
-def oracle_values(model, sequences: list[np.ndarray], folder: Path) -> dict:
-    """Logits, logprobs and the GRPO gradient by transformers and autograd; writes the sequences that go with them."""
-    rng = np.random.default_rng(1)
-    stored: dict[str, np.ndarray] = {"count": np.array(len(sequences))}
-    logprobs = []
-    loss = torch.zeros(())
-    for i, ids in enumerate(sequences):
-        tokens = torch.from_numpy(ids.astype(np.int64))
-        scores = torch.log_softmax(model(tokens[None]).logits[0, :-1].float(), dim=-1)
-        own = torch.cat([torch.zeros(1), scores.gather(1, tokens[1:, None]).squeeze(1)])
-        mask = np.arange(len(ids)) >= 3
-        weight = np.where(mask, 1.0 / (len(sequences) * mask.sum()), 0.0).astype(np.float32)
-        old = np.where(mask, own.detach().numpy() + rng.normal(0, 0.25, len(ids)), 0).astype(np.float32)
-        reference = np.where(mask, own.detach().numpy() + rng.normal(0, 0.5, len(ids)), 0).astype(np.float32)
-        advantage = float(rng.normal())
-        # The formulas of the paper written out, independently of megatron_r1.grpo.
-        ratio = torch.exp(own - torch.from_numpy(old))
-        surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantage)
-        gap = torch.from_numpy(reference) - own
-        token_loss = -surrogate + KL * (torch.exp(gap) - gap - 1)
-        loss = loss + (torch.from_numpy(weight) * token_loss).sum()
-        logprobs.append(np.where(mask, own.detach().numpy(), 0))
-        fields = {"token_ids": ids, "loss_mask": mask, "token_weight": weight, "advantage": np.array(advantage)}
-        fields |= {"old_logprobs": old, "reference_logprobs": reference, "behaviour_logprobs": old}
-        stored |= {f"{i}.{name}": value for name, value in fields.items()}
-    loss.backward()
-    np.savez(folder / "sequences.npz", **stored)
-    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    return {"logits": all_logits(model, sequences), "logprobs": logprobs, "gradients": gradients}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -105,20 +71,3 @@ def test_gradients_agree_with_one_rank(results, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_exported_weights_are_the_folders_bit_for_bit(results, layout):
     assert results[layout]["export_difference"] == 0.0
-
-
-def hf_gradients(gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """transformers 5 stacks experts in memory (gate_up_proj, down_proj); checkpoints have one tensor an expert."""
-    split = {}
-    for name, value in gradients.items():
-        if name.endswith("experts.gate_up_proj"):
-            for e, both in enumerate(value):
-                gate, up = np.split(both, 2)
-                split[name.replace("gate_up_proj", f"{e}.gate_proj.weight")] = gate
-                split[name.replace("gate_up_proj", f"{e}.up_proj.weight")] = up
-        elif name.endswith("experts.down_proj"):
-            for e, down in enumerate(value):
-                split[name.replace("down_proj", f"{e}.down_proj.weight")] = down
-        else:
-            split[name] = value
-    return split

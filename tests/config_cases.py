@@ -131,7 +131,7 @@ _SLIDING = {
 }  # fmt: skip
 COMBINATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "deepseek_v3": _DENSE | _LATENT,
-    "llama": _DENSE | {"no mention of rope": {}},
+    "llama": _DENSE | {"no mention of rope": {}, "biases and yarn": {"attention_bias": True, "rope_scaling": _YARN}},
     "qwen2": _DENSE | _SLIDING,
     "qwen3": _DENSE | _SLIDING | {"no head_dim": {"head_dim": ...}},
     "qwen3_moe": _DENSE | _SLIDING | _QWEN3_MOE,

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1, "routed_scaling_factor": 2.5, "q_lora_rank": 1536, "n_group": 8, "topk_group": 4,
         "first_k_dense_replace": 3, "norm_topk_prob": True,
     },
-    "llama": _COMMON_DEFAULTS,
+    "llama": _COMMON_DEFAULTS | {"attention_bias": False},
     "qwen2": _COMMON_DEFAULTS | {"num_key_value_heads": 32},
     "qwen3": _COMMON_DEFAULTS | {"num_key_value_heads": 32, "head_dim": 128},
     "qwen3_moe": _COMMON_DEFAULTS
@@ -50,7 +50,7 @@ _HONOURED = {
         "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "num_nextn_predict_layers",
         "num_mtp_layers",
     ),
-    "llama": ("head_dim",),
+    "llama": ("head_dim", "attention_bias"),
     "qwen2": ("head_dim",),
     "qwen3": ("head_dim",),
     "qwen3_moe": (
@@ -62,8 +62,8 @@ _HONOURED = {
 _FULL = "full_attention"
 _LIMITED: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": (("silu", "swish"), "SwiGLU"),
-    "attention_bias": ((False,), "projections have no biases but Qwen2's"),
-    "mlp_bias": ((False,), "projections have no biases but Qwen2's"),
+    "attention_bias": ((False,), "vLLM leaves out the output's bias, or Megatron the latents'"),
+    "mlp_bias": ((False,), "feed-forward projections have no biases"),
     "use_sliding_window": ((False,), "attention is to all that came before"),
     "layer_types": ((_FULL,), "attention is to all that came before; each entry of the list is held to it"),
     "partial_rotary_factor": ((1.0,), "all of a head is rotated"),
@@ -116,4 +116,5 @@ def _fields(architecture: str) -> Iterator[Field]:
 
 def limited_fields(architecture: str) -> Mapping[str, tuple[tuple[Any, ...], str]]:
     """Fields that would change the computation: (the values that are built, why no others)."""
-    return _LIMITED | _LIMITED_BY_ARCHITECTURE.get(architecture, {})
+    limited = _LIMITED | _LIMITED_BY_ARCHITECTURE.get(architecture, {})
+    return {name: entry for name, entry in limited.items() if name not in _HONOURED[architecture]}

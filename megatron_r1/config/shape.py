@@ -68,6 +68,8 @@ class ModelShape:
     max_positions: int
     tie_embeddings: bool
     qkv_bias: bool
+    output_bias: bool
+    """Whether attention's output projection has a bias."""
     qk_norm: bool
     init_std: float
     rope: RopeShape
@@ -124,6 +126,7 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         head_dim = read.optional_integer("head_dim") or hidden_size // num_heads
         if not head_dim:
             read.refuse(f"hidden_size is {hidden_size}; it must be at least num_attention_heads {num_heads}")
+    output_bias = architecture == "llama" and read.boolean("attention_bias")
     return ModelShape(
         architecture=architecture,
         vocab_size=read.integer("vocab_size"),
@@ -136,7 +139,8 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         norm_eps=read.number("rms_norm_eps"),
         max_positions=read.integer("max_position_embeddings"),
         tie_embeddings=read.boolean("tie_word_embeddings"),
-        qkv_bias=architecture == "qwen2",
+        qkv_bias=architecture == "qwen2" or output_bias,
+        output_bias=output_bias,
         qk_norm=architecture in ("qwen3", "qwen3_moe"),
         init_std=read.number("initializer_range"),
         rope=read_rope(read),

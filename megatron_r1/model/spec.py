@@ -73,11 +73,26 @@ def _own_parts(
 ) -> ModuleSpec:
     if shape.moe is not None and _is_sparse(layer) and not megatron_routes_alike(shape.moe):
         layer = _with_router(layer, shape.moe)
+    if shape.output_bias:
+        layer = _with_output_bias(layer)
     if not transformer_engine:
         return _localise(layer, config)
     if not config.multi_latent_attention or config.q_lora_rank is not None:
         return layer
     attention = dataclasses.replace(layer.submodules.self_attention, module=SpecifiedMLASelfAttention)
+    return dataclasses.replace(layer, submodules=dataclasses.replace(layer.submodules, self_attention=attention))
+
+
+def _with_output_bias(layer: ModuleSpec) -> ModuleSpec:
+    """The same layer with a bias in attention's output projection; Megatron has one switch for that and all others."""
+    attention = layer.submodules.self_attention
+    linear: type = attention.submodules.linear_proj
+
+    class Biased(linear):  # pyright: ignore[reportGeneralTypeIssues]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "bias": True})
+
+    attention = dataclasses.replace(attention, submodules=dataclasses.replace(attention.submodules, linear_proj=Biased))
     return dataclasses.replace(layer, submodules=dataclasses.replace(layer.submodules, self_attention=attention))
 
 

@@ -73,7 +73,7 @@ def _attention(shape: ModelShape) -> int:
     hidden, heads, mla = shape.hidden_size, shape.num_heads, shape.mla
     if mla is None:
         queries, keys = heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        bias = queries + 2 * keys if shape.qkv_bias else 0
+        bias = (queries + 2 * keys if shape.qkv_bias else 0) + (hidden if shape.output_bias else 0)
         return hidden * (2 * queries + 2 * keys) + bias + (2 * shape.head_dim if shape.qk_norm else 0)
     width = mla.qk_nope_dim + mla.qk_rope_dim
     if mla.q_lora_rank is None:

@@ -104,6 +104,8 @@ def _attention(shape: ModelShape, tp: int) -> Iterator[tuple[str, int]]:
     if mla is None:
         groups, d = shape.num_kv_heads // tp, shape.head_dim
         yield "linear_proj.weight", heads * d * h
+        if shape.output_bias:
+            yield "linear_proj.bias", h
         yield "linear_qkv.weight", (heads + 2 * groups) * d * h
         if shape.qkv_bias:
             yield "linear_qkv.bias", (heads + 2 * groups) * d

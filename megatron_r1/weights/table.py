@@ -99,6 +99,8 @@ def _attention(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
         yield Entry(f"{mcore}.q_layernorm.weight", (f"{hf}.q_norm.weight",), ((width,),))
         yield Entry(f"{mcore}.k_layernorm.weight", (f"{hf}.k_norm.weight",), ((width,),))
     yield Entry(f"{mcore}.linear_proj.weight", (f"{hf}.o_proj.weight",), ((hidden, rows[0]),), partition=1, fp8=True)
+    if shape.output_bias:
+        yield Entry(f"{mcore}.linear_proj.bias", (f"{hf}.o_proj.bias",), ((hidden,),))
 
 
 def _mla(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:

@@ -226,6 +226,9 @@ def test_llama3_rope_keeps_its_four_numbers():
         (LLAMA | {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["full_attention", "remove it"]),
         (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor is 0.5"]),
         (LLAMA | {"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "full_attention"]),
+        (DEEPSEEK | {"attention_bias": True}, ["attention_bias is True"]),
+        (QWEN3_MOE | {"attention_bias": True}, ["attention_bias is True"]),
+        (LLAMA | {"attention_bias": 1}, ["attention_bias is 1"]),
         (DEEPSEEK | {"rope_interleave": False}, ["rope_interleave is False"]),
         (DEEPSEEK | {"rope_interleave": None}, ["rope_interleave is null"]),
         (DEEPSEEK | {"num_key_value_heads": 1}, ["num_key_value_heads is 1", "num_attention_heads, 4"]),
@@ -316,7 +319,7 @@ def test_a_config_saved_by_transformers_means_the_same(raw, tmp_path):
     ("field", "value"),
     [
         ("hidden_act", "gelu"),
-        ("attention_bias", True),
+        ("mlp_bias", True),
         ("use_sliding_window", True),
         ("partial_rotary_factor", 0.5),
         ("quantization_config", {"quant_method": "fp8"}),

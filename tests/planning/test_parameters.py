@@ -61,6 +61,7 @@ QWEN3_MOE = {
 SMALL = {
     "llama": {"model_type": "llama"},
     "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama-biases": {"model_type": "llama", "attention_bias": True},
     "llama-multi-head": {"model_type": "llama", "num_key_value_heads": 4},
     "qwen2": {"model_type": "qwen2"},
     "qwen2-tied": {"model_type": "qwen2", "tie_word_embeddings": True},

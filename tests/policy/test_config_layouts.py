@@ -26,6 +26,7 @@ MODELS = {
         },
         ["tp2ep2", "pp2", "cp2"],
     ),
+    "biases": ("llama", {"attention_bias": True, "rope_scaling": YARN}, ["tp2", "cp2"]),
     "dense layers": (
         "qwen3_moe",
         {

@@ -155,9 +155,7 @@ def test_an_mtp_layer_whose_embedding_has_another_dtype(tmp_path):
     refused(tmp_path / "hf", tmp_path, "model.layers.4.embed_tokens.weight is torch.float16", "one tensor for both")
 
 
-@pytest.mark.parametrize(
-    "field", ["hidden_size", "kv_lora_rank", "n_routed_experts", "vocab_size", "model_type"]
-)
+@pytest.mark.parametrize("field", ["hidden_size", "kv_lora_rank", "n_routed_experts", "vocab_size", "model_type"])
 def test_a_config_without_a_field(hf, tmp_path, field):
     config = json.loads((hf / "config.json").read_text())
     del config[field]

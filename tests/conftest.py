@@ -24,6 +24,8 @@ LONGEST_FIRST = (
     "policy/test_policy.py",
     "policy/test_checkpoint.py",
     "policy/test_layouts.py",
+    "policy/test_config_layouts.py",
+    "model/test_config_fields.py",
     "weights/test_layouts.py",
 )
 """Two workers take whole files in this order (make test): a long one that came last would leave one of them idle.

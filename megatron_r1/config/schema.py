@@ -277,11 +277,17 @@ class GRPOConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    clip_dual: float | None = None
+    """If given, above 1: a token of negative advantage A loses at most clip_dual * |A|, however much likelier it has
+    become since it was sampled, and then has no gradient (dual clip, arXiv 1912.09729; often 3)."""
     kl_coef: float = 0.001
     reference_refresh_steps: int = 400
     """The reference policy becomes the current one every N optimizer steps; 0 keeps the start model."""
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """grpo divides by the group's standard deviation; dr_grpo does not (arXiv 2503.20783)."""
+    deviation_floor: float = 1e-4
+    """The least standard deviation that a group's rewards are divided by. Scores of a reward model that differ less
+    differ by its rounding; one rule's verdict among 16 answers deviates by 0.24."""
     normalisation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
     """Paper: mean over tokens of each sequence, then over sequences. token_mean: DAPO. dr_grpo: / max_new_tokens."""
     mismatch_bound: float = 0.05

@@ -61,6 +61,7 @@ AT_LEAST: dict[str, float] = {
     "grpo.steps": 1,
     "grpo.prompts_per_step": 1,
     "grpo.kl_coef": 0,
+    "grpo.deviation_floor": 0,
     "grpo.truncated_importance_cap": 0,
     "grpo.mismatch_bound": 0,
     "grpo.reference_refresh_steps": 0,
@@ -215,6 +216,8 @@ def _grpo_faults(config: RunConfig) -> list[str]:
         )
     if not 0 < grpo.clip_low <= 1 or not 0 < grpo.clip_high < math.inf:
         faults.append(f"grpo.clip_low {grpo.clip_low} must be in (0, 1] and grpo.clip_high {grpo.clip_high} above 0")
+    if grpo.clip_dual is not None and not 1 < grpo.clip_dual < math.inf:
+        faults.append(f"grpo.clip_dual is {grpo.clip_dual}; it must be above 1, such as 3, or None")
     if not 0 <= grpo.target_accuracy <= 1:
         faults.append(f"grpo.target_accuracy is {grpo.target_accuracy}; it is a share between 0 and 1")
     if grpo.target_accuracy > 0 and not grpo.eval_every:

@@ -18,7 +18,6 @@ from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.template import render_prompt
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import EngineError
-from megatron_r1.grpo.advantage import group_advantages
 from megatron_r1.observe.metrics import JsonLines, keep_steps
 from megatron_r1.observe.progress import Progress
 from megatron_r1.observe.rollouts import rollout_records
@@ -37,6 +36,7 @@ from megatron_r1.stages.distill import add_teacher_logprobs
 from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.evaluate import greedy_scores
 from megatron_r1.stages.grpo import ASIDE, Loop, train_grpo
+from megatron_r1.stages.usable import advantages_of, left_out_note
 from megatron_r1.types import Problem, RolloutGroup
 
 
@@ -254,10 +254,7 @@ class GRPORun:
         records = rollout_records(
             step=step,
             groups=groups,
-            advantages=[
-                group_advantages(np.array([r.total for r in group.rewards]), self.config.grpo.advantage).tolist()
-                for group in groups
-            ],
+            advantages=[advantages_of(group, self.config.grpo).tolist() for group in groups],
             prompt_texts=[render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in groups],
             limit=self.config.grpo.rollouts_logged_per_step,
         )
@@ -265,4 +262,9 @@ class GRPORun:
             self.rollouts.write(record)
         self.progress.update(step, metrics)
         if metrics["skipped_steps"]:
-            self.progress.note(f"  {metrics['skipped_steps']} optimizer step(s) skipped: the gradient was not finite")
+            self.progress.note(
+                f"  {metrics['skipped_steps']} optimizer step(s) skipped: the gradient was not finite, or nothing was "
+                "left to train on"
+            )
+        if note := left_out_note(groups, self.config.grpo):
+            self.progress.note(f"  {note}")

@@ -135,6 +135,13 @@ class Policy:
             skipped=not updated,
         )
 
+    def skip_step(self) -> StepResult:
+        """An optimizer step for which there is nothing to train on: it counts in the schedule and changes nothing, not
+        even by the momentum of earlier ones. Its result has no metrics."""
+        rate = learning_rate(self._optimizer_config, self.steps_taken, self._total_steps)
+        self.steps_taken += 1
+        return StepResult(loss=0.0, grad_norm=0.0, learning_rate=rate, metrics={}, skipped=True)
+
     def _router_biases(self) -> list[torch.Tensor]:
         """The score-correction biases that Megatron updates after a step; none if they are frozen."""
         if not self.config.moe_router_enable_expert_bias or not self.config.moe_router_bias_update_rate:

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from megatron_r1.grpo.loss import reverse_kl_loss
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossOutput
@@ -42,10 +43,10 @@ def distill_loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
     """sum_t weight_t * log p_student(t) * (log p_student(t) - log p_teacher(t)), the bracket a constant.
 
     Its gradient is an estimate of the reverse KL divergence's; the metric kl is the mean of the bracket, an estimate of
-    the divergence itself.
+    the divergence itself. The bracket is bounded (grpo.loss.TEACHER_GAP_BOUND).
     """
     logprobs, mask = scores.logprobs, batch.loss_mask
-    gap = logprobs.detach() - batch.reference_logprobs
+    token_loss, gap = reverse_kl_loss(logprobs, batch.reference_logprobs)
     detached = {
         "kl": gap,
         "entropy": scores.entropy.detach(),
@@ -53,4 +54,4 @@ def distill_loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
         "mismatch": (logprobs.detach() - batch.behaviour_logprobs).abs(),
     }
     sums = {name: value.where(mask, 0.0).sum() for name, value in detached.items()}
-    return LossOutput(((logprobs * gap).where(mask, 0.0) * batch.token_weight).sum(), sums)
+    return LossOutput((token_loss.where(mask, 0.0) * batch.token_weight).sum(), sums)

@@ -17,8 +17,12 @@ class SkippedSteps:
         """Count the result of step `step` (from 0). Raises DivergedError past the limit."""
         self.count = self.count + 1 if result.skipped else 0
         if self.count > self._limit:
+            cause = f"had no finite gradient (norm {result.grad_norm})"
+            remedy = "lower optimizer.lr or start from an earlier export"
+            if not result.metrics:
+                cause = "had no gradient, the last because no reward of its completions is a finite number"
+                remedy = "look at the reward models and graders, whose parts are in rollouts.jsonl"
             raise DivergedError(
-                f"step {step + 1}: {self.count} optimizer steps in a row had no finite gradient "
-                f"(norm {result.grad_norm}), {self._field} is {self._limit}; lower optimizer.lr or start from an "
-                "earlier export"
+                f"step {step + 1}: {self.count} optimizer steps in a row {cause}, {self._field} is {self._limit}; "
+                f"{remedy}"
             )

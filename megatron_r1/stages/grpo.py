@@ -14,6 +14,7 @@ no layout: rows are packed for this data-parallel rank, Megatron does the rest.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from megatron_r1.config.schema import GRPOConfig
 from megatron_r1.data.packing import RowLayout, pack_rank, split_minibatches
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.errors import MismatchError
-from megatron_r1.grpo.advantage import group_advantages
 from megatron_r1.grpo.loss import grpo_token_loss, truncated_importance
 from megatron_r1.grpo.weights import token_weights
 from megatron_r1.model.policy_model import TokenScores
@@ -39,6 +39,7 @@ from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.mismatch import check_mismatch
 from megatron_r1.stages.scores import mean_parts
 from megatron_r1.stages.sft import mtp_loss
+from megatron_r1.stages.usable import kept_completions, left_out, usable_places
 from megatron_r1.types import PackedMicrobatch, RolloutGroup, StepResult, TrainingSequence
 
 Rows = list[PackedMicrobatch]
@@ -115,10 +116,10 @@ def train_grpo(
                 groups = loop.teach(groups)
         with timer.phase("packing"):
             loop.to_trainer(False)
-            minibatches = [
-                pack_rank(to_sequences(part, config, max_new_tokens), layout, rank=rank, num_ranks=ranks)
-                for part in split_minibatches(groups, config.minibatches)
+            parts = [
+                to_sequences(part, config, max_new_tokens) for part in split_minibatches(groups, config.minibatches)
             ]
+            minibatches = [pack_rank(part, layout, rank=rank, num_ranks=ranks) for part in parts]
         if step == first_step:
             with timer.phase("check"):
                 try:
@@ -133,12 +134,12 @@ def train_grpo(
             minibatches = add_logprobs(policy, minibatches, config)
         with timer.phase("train"):
             results = []
-            for rows in minibatches:
-                results.append(policy.step(rows, loss))
+            for rows, part in zip(minibatches, parts, strict=True):
+                results.append(policy.step(rows, loss) if part else policy.skip_step())
                 loop.skips.check(results[-1], step)
         with timer.phase("sync"):
             loop.push(step + 1)
-        metrics = step_metrics(results, groups)
+        metrics = step_metrics(results, groups, config)
         if step > first_step and not told and (told := disagreement(step, metrics["mismatch"], config.mismatch_bound)):
             loop.warn(told)
         if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
@@ -188,16 +189,17 @@ def refresh_now(done: int, config: GRPOConfig) -> bool:
 
 def to_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig, max_new_tokens: int) -> list[TrainingSequence]:
     """One minibatch's groups as training sequences: prompt and completion joined, group-relative advantages, token
-    weights normalised over the minibatch."""
-    lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
+    weights normalised over the minibatch. Completions without a usable reward are left out, of all of this."""
+    kept = [kept_completions(group, config) for group in groups]
+    lengths = [len(completion.token_ids) for pairs in kept for completion, _ in pairs]
+    if not lengths:
+        return []
     weights = iter(token_weights(lengths, config.normalisation, max_new_tokens=max_new_tokens))
     sequences = []
-    for group in groups:
-        rewards_G = np.array([reward.total for reward in group.rewards])
-        advantages_G = group_advantages(rewards_G, config.advantage)
+    for group, pairs in zip(groups, kept, strict=True):
         prompt = np.asarray(group.prompt_ids, dtype=np.int32)
         zeros = np.zeros(len(prompt), dtype=np.float32)
-        for completion, advantage in zip(group.completions, advantages_G, strict=True):
+        for completion, advantage in pairs:
             length = len(completion.token_ids)
             weight = np.full(length, next(weights), dtype=np.float32)
             sequences.append(
@@ -205,7 +207,7 @@ def to_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig, max_new_tok
                     token_ids=np.concatenate([prompt, completion.token_ids]).astype(np.int32),
                     loss_mask=np.concatenate([np.zeros(len(prompt), bool), np.ones(length, bool)]),
                     token_weight=np.concatenate([zeros, weight]),
-                    advantage=float(advantage),
+                    advantage=advantage,
                     behaviour_logprobs=np.concatenate([zeros, completion.logprobs]).astype(np.float32),
                     reference_logprobs=None
                     if completion.teacher_logprobs is None
@@ -248,6 +250,7 @@ def grpo_loss(config: GRPOConfig) -> LossFunction:
             advantages=batch.advantages,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
+            clip_dual=config.clip_dual,
             kl_coef=config.kl_coef,
             reference_logprobs=batch.reference_logprobs if config.kl_coef > 0 else None,
             importance=truncated_importance(old, batch.behaviour_logprobs, cap) if cap > 0 else None,
@@ -266,29 +269,47 @@ def grpo_loss(config: GRPOConfig) -> LossFunction:
     return loss
 
 
-def step_metrics(results: Sequence[StepResult], groups: Sequence[RolloutGroup]) -> dict[str, Any]:
+def step_metrics(results: Sequence[StepResult], groups: Sequence[RolloutGroup], config: GRPOConfig) -> dict[str, Any]:
     """One step's row of metrics.jsonl, but for its timing. Token metrics of several minibatches are averaged, except
-    `mismatch`, which only the first minibatch measures (later ones differ because the policy has moved)."""
-    rewards = [reward for group in groups for reward in group.rewards]
+    `mismatch`, which only the first minibatch measures (later ones differ because the policy has moved). Means of
+    rewards are over those that are usable."""
+    usable = [usable_places(group) for group in groups]
+    rewards = [
+        reward
+        for group, places in zip(groups, usable, strict=True)
+        for reward, place in zip(group.rewards, places, strict=True)
+        if place
+    ]
     completions = [completion for group in groups for completion in group.completions]
     averaged = {
-        name: float(np.mean([result.metrics[name] for result in results]))
+        name: _mean([result.metrics[name] for result in results if name in result.metrics])
         for name in ("kl", "entropy", "clip_fraction")
     }
-    equal = sum(len({reward.total for reward in group.rewards}) == 1 for group in groups)
+    equal = sum(
+        len({reward.total for reward, place in zip(group.rewards, places, strict=True) if place}) == 1
+        for group, places in zip(groups, usable, strict=True)
+    )
+    completions_left_out, groups_left_out = left_out(groups, config)
     return {
-        "loss": float(np.mean([result.loss for result in results])),
-        "reward_mean": float(np.mean([reward.total for reward in rewards])),
+        "loss": _mean([result.loss for result in results if result.metrics]),
+        "reward_mean": _mean([reward.total for reward in rewards]),
         **mean_parts(rewards),
         **averaged,
-        "mismatch": results[0].metrics["mismatch"],
-        "grad_norm": float(np.mean([result.grad_norm for result in results])),
+        "mismatch": results[0].metrics.get("mismatch", 0.0),
+        "grad_norm": _mean([result.grad_norm for result in results if result.metrics]),
         "lr": results[-1].learning_rate,
         "skipped_steps": sum(result.skipped for result in results),
         "length_mean": float(np.mean([len(completion.token_ids) for completion in completions])),
         "truncated": float(np.mean([completion.finish_reason == "length" for completion in completions])),
         "zero_advantage_groups": equal,
+        "completions_left_out": completions_left_out,
+        "groups_left_out": groups_left_out,
         "weight_version": max(completion.weight_version for completion in completions),
         "completion_tokens": sum(len(completion.token_ids) for completion in completions),
         "tokens": sum(len(g.prompt_ids) + len(c.token_ids) for g in groups for c in g.completions),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN of nothing: metrics.jsonl then has null."""
+    return float(np.mean(values)) if values else math.nan

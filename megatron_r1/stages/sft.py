@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from megatron_r1.data.packing import RowLayout, pack_rank
+from megatron_r1.grpo.loss import weighted_sum
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossOutput, Policy
@@ -23,7 +24,7 @@ MTP_LOSS_WEIGHT = 0.1
 
 def sft_loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
     """-sum_t weight_t * logprob_t, plus MTP_LOSS_WEIGHT times the mean over MTP layers of their own such sum."""
-    loss = -(scores.logprobs * batch.token_weight).sum() + mtp_loss(scores)
+    loss = -weighted_sum(scores.logprobs, batch.token_weight) + mtp_loss(scores)
     return LossOutput(loss, {"entropy": scores.entropy.detach().where(batch.loss_mask, 0.0).sum()})
 
 
@@ -32,7 +33,7 @@ def mtp_loss(scores: TokenScores) -> torch.Tensor | float:
     where no MTP layer is trained."""
     loss: torch.Tensor | float = 0.0
     for logprobs, weights in zip(scores.mtp_logprobs, scores.mtp_weights, strict=True):
-        loss = loss - MTP_LOSS_WEIGHT / len(scores.mtp_logprobs) * (logprobs * weights).sum()
+        loss = loss - MTP_LOSS_WEIGHT / len(scores.mtp_logprobs) * weighted_sum(logprobs, weights)
     return loss
 
 

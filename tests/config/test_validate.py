@@ -224,6 +224,8 @@ ALONE = [
     ({"grpo.minibatches": 0}, ["grpo.minibatches is 0", "prompts_per_step = 32"]),
     ({"grpo.clip_low": 0.0}, ["grpo.clip_low 0.0", "(0, 1]"]),
     ({"grpo.clip_low": 1.5}, ["grpo.clip_low 1.5", "(0, 1]"]),
+    ({"grpo.clip_dual": 1.0}, ["grpo.clip_dual is 1.0", "above 1"]),
+    ({"grpo.deviation_floor": -1.0}, ["grpo.deviation_floor is -1.0"]),
     ({"grpo.clip_high": 0.0}, ["grpo.clip_high 0.0", "above 0"]),
     ({"grpo.kl_coef": -0.1}, ["grpo.kl_coef is -0.1", "at least 0"]),
     ({"grpo.truncated_importance_cap": -1.0}, ["grpo.truncated_importance_cap is -1.0"]),

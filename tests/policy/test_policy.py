@@ -161,6 +161,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing(results, ranks):
     assert found["next_step_works"]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_step_with_nothing_to_train_on_changes_nothing_and_counts(results, ranks):
+    assert results[ranks]["rested"]
+
+
 def test_the_oracle_process_is_not_patched():
     """Workers patch torch for Megatron; the process that computes the expected values must not."""
     assert "megatron_r1.policy.platform" not in sys.modules

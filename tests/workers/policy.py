@@ -148,7 +148,15 @@ def broken_gradient(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarra
     after = snapshot(policy)
     same = all(np.array_equal(before[name], after[name]) for name in before)
     again = policy.step(rows_of(sequences(4, 3)), sft_loss)
+    moved = snapshot(policy)
+    nothing = policy.skip_step()
+    rested = snapshot(policy)
     return {
+        "rested": np.array(
+            nothing.skipped
+            and policy.steps_taken == 3
+            and all(np.array_equal(moved[name], rested[name]) for name in moved)
+        ),
         "skipped": np.array(result.skipped),
         "unchanged": np.array(same),
         "next_step_works": np.array(not again.skipped and np.isfinite(again.loss)),

@@ -1,0 +1,344 @@
+"""Losses over the whole range of their inputs: finite values and gradients, equal to numpy's in float64.
+
+The oracles below are the formulas of docs/grpo.md written out, with the bounds as they are stated there.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_r1.config.schema import GRPOConfig
+from megatron_r1.grpo import loss as losses
+from megatron_r1.grpo.advantage import REWARD_BOUND, group_advantages, usable_rewards
+from megatron_r1.grpo.weights import token_weights
+from megatron_r1.model.policy_model import TokenScores, TokenValues
+from megatron_r1.stages.distill import distill_loss
+from megatron_r1.stages.grpo import grpo_loss
+from megatron_r1.stages.reward_model import bradley_terry, value_loss
+from megatron_r1.stages.sft import MTP_LOSS_WEIGHT, mtp_loss, sft_loss
+
+B = losses.LOG_RATIO_BOUND
+N = 8
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+usual = st.floats(-30, 0, width=32)
+logprob = st.one_of(
+    usual, st.floats(-(2.0**127), 0, width=32), st.sampled_from([-np.inf, -0.0, -89.0, -120.0, -9999.0])
+)
+logprobs = st.lists(logprob, min_size=N, max_size=N)
+advantage = st.one_of(st.floats(-4, 4, width=32), st.sampled_from([0.0, 1.0, -1.0]))
+advantages = st.lists(advantage, min_size=N, max_size=N)
+dual = st.sampled_from([None, 1.5, 3.0])
+dtype = st.sampled_from(sorted(DTYPES))
+ALGORITHMS = {
+    "grpo": {"advantage": "grpo", "normalisation": "sequence_mean"},
+    "dr_grpo": {"advantage": "dr_grpo", "normalisation": "dr_grpo", "kl_coef": 0.0},
+    "dapo": {"normalisation": "token_mean", "clip_high": 0.28, "clip_dual": 3.0, "kl_coef": 0.0},
+    "truncated": {"truncated_importance_cap": 2.0},
+}
+
+
+def tensor(values, name: str = "fp32") -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).to(DTYPES[name])
+
+
+def exact(values: torch.Tensor) -> np.ndarray:
+    return values.detach().double().numpy()
+
+
+# ---- the formulas in float64
+
+
+def oracle_log_ratio(a: np.ndarray, b: np.ndarray, bound: float = B) -> tuple[np.ndarray, np.ndarray]:
+    """Bounded difference, and where it depends on its inputs at all."""
+    nothing = np.isneginf(a) & np.isneginf(b)
+    with np.errstate(invalid="ignore"):
+        return np.clip(np.where(nothing, 0.0, a - b), -bound, bound), ~nothing
+
+
+def oracle_surrogate(new, old, A, low, high, c) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value, gradient, and how far the ratio is from where a clip begins (there the gradient jumps)."""
+    d, depends = oracle_log_ratio(new, old)
+    r = np.exp(d)
+    objective = np.minimum(r * A, np.clip(r, 1 - low, 1 + high) * A)
+    free = np.where(A > 0, r < 1 + high, r > 1 - low) & depends
+    edges = [1 - low, 1 + high]
+    if c is not None:
+        objective = np.where(A < 0, np.maximum(objective, c * A), objective)
+        free &= (A >= 0) | (r < c)
+        edges.append(c)
+    return -objective, -A * r * free, np.min([np.abs(r / edge - 1) for edge in edges], axis=0)
+
+
+def oracle_k3(new, reference) -> tuple[np.ndarray, np.ndarray]:
+    d, depends = oracle_log_ratio(reference, new)
+    return np.expm1(d) - d, -np.expm1(d) * depends
+
+
+def close(found: torch.Tensor, expected: np.ndarray, rtol: float, atol: np.ndarray | float = 1e-30) -> None:
+    assert torch.isfinite(found).all()
+    error = np.abs(exact(found) - expected)
+    assert (error <= rtol * np.abs(expected) + atol).all(), (exact(found), expected)
+
+
+# ---- one token
+
+
+@given(logprobs, logprobs, advantages, dual, dtype)
+def test_surrogate(new, old, A, c, name):
+    x, y, A = tensor(new, name).requires_grad_(), tensor(old, name), tensor(A)
+    value, binds = losses.clipped_surrogate(x, y, A, 0.2, 0.28, c)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    expected, slope, distance = oracle_surrogate(exact(x), exact(y), exact(A), 0.2, 0.28, c)
+    close(value, expected, rtol=1e-5)
+    clear = distance > 1e-5
+    assert torch.isfinite(gradient).all()
+    close(gradient[torch.from_numpy(clear)], slope[clear], rtol=1e-5 if name == "fp32" else 2**-8)
+    assert (gradient[binds] == 0).all()
+
+
+@given(logprobs, logprobs, dtype)
+def test_k3(new, reference, name):
+    x, y = tensor(new, name).requires_grad_(), tensor(reference, name)
+    value = losses.kl_k3(x, y)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    expected, slope = oracle_k3(exact(x), exact(y))
+    d = np.abs(oracle_log_ratio(exact(x), exact(y))[0])
+    close(value, expected, rtol=1e-5, atol=2e-7 * d + 1e-30)
+    close(gradient, slope, rtol=1e-5 if name == "fp32" else 2**-8, atol=2e-7)  # autograd takes 1 from exp(d)
+    assert value.max() <= np.exp(B)
+
+
+@given(logprobs, logprobs, st.floats(0.5, 100, width=32))
+def test_truncated_importance(old, behaviour, cap):
+    x, y = tensor(old), tensor(behaviour)
+    close(
+        losses.truncated_importance(x, y, cap), np.minimum(np.exp(oracle_log_ratio(exact(x), exact(y))[0]), cap), 1e-5
+    )
+
+
+def test_the_tokens_of_the_reports():
+    """Reference - policy 89, 120 and 29.9; a ratio of exp(120) at advantages 0, 1 and -1."""
+    policy = tensor([-89.0, -120.0, -29.9]).requires_grad_()
+    value = losses.kl_k3(policy, torch.zeros(3))
+    (gradient,) = torch.autograd.grad(value.sum(), policy)
+    assert value.tolist() == pytest.approx([np.exp(20) - 21] * 3, rel=1e-6)
+    assert gradient.tolist() == pytest.approx([1 - np.exp(20)] * 3, rel=1e-6), "the token is pulled back"
+    policy = torch.zeros(3).requires_grad_()
+    for c, worst, slope in ((None, np.exp(20), np.exp(20)), (3.0, 3.0, 0.0)):
+        value, binds = losses.clipped_surrogate(policy, tensor([-120.0] * 3), tensor([0.0, 1.0, -1.0]), 0.2, 0.2, c)
+        (gradient,) = torch.autograd.grad(value.sum(), policy)
+        assert value.tolist() == pytest.approx([0.0, -1.2, worst])
+        assert gradient.tolist() == pytest.approx([0.0, 0.0, slope])
+        assert binds.tolist() == [False, True, c is not None]
+    assert losses.truncated_importance(torch.zeros(1), tensor([-np.inf]), 2.0).tolist() == [2.0]
+
+
+def test_a_nan_is_not_hidden():
+    bad = tensor([np.nan]).requires_grad_()
+    for value in (
+        losses.kl_k3(bad, torch.zeros(1)),
+        losses.clipped_surrogate(bad, torch.zeros(1), tensor([-1.0]), 0.2, 0.2, 3.0)[0],
+        losses.weighted_sum(bad, torch.ones(1)),
+        losses.reverse_kl_loss(bad, torch.zeros(1))[0],
+    ):
+        assert torch.isnan(value).all()
+
+
+# ---- below the bounds nothing has changed
+
+
+@given(st.integers(0, 2**31), st.floats(0.01, 6))
+def test_below_the_bounds_every_bit_is_that_of_the_plain_formula(seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda: torch.randn(64, generator=generator) * spread / 2  # noqa: E731
+    new = -draw().abs()
+    old, reference, A = new + draw().clamp(-9, 9), new + draw().clamp(-9, 9), draw()
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        ratio = torch.exp(x - old)
+        gap = reference - x
+        weight = torch.exp(old - reference).clamp(max=2.0).detach()
+        surrogate = -torch.minimum(ratio * A, ratio.clamp(0.8, 1.2) * A) * weight
+        return surrogate + 0.05 * (torch.expm1(gap) - gap)
+
+    def ours(x: torch.Tensor) -> torch.Tensor:
+        return losses.grpo_token_loss(
+            x, old_logprobs=old, advantages=A, clip_low=0.2, clip_high=0.2, kl_coef=0.05,
+            reference_logprobs=reference, importance=losses.truncated_importance(old, reference, 2.0),
+        )[0]  # fmt: skip
+
+    def plain_distillation(x: torch.Tensor) -> torch.Tensor:
+        return x * (x.detach() - reference)
+
+    pairs = (
+        (plain, ours),
+        (plain_distillation, lambda x: losses.reverse_kl_loss(x, reference)[0]),
+        (lambda x: (x * A).sum(), lambda x: losses.weighted_sum(x, A)),
+    )
+    for formula, function in pairs:
+        results = []
+        for each in (formula, function):
+            x = new.clone().requires_grad_()
+            value = each(x)
+            results.append((value.detach(), torch.autograd.grad(value.sum(), x)[0]))
+        assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+# ---- whole losses, as the stages take them
+
+
+def scores_of(x: torch.Tensor, mtp: tuple = (), weights: tuple = ()) -> TokenScores:
+    return TokenScores(x[None], torch.zeros(1, len(x)), tuple(m[None] for m in mtp), tuple(w[None] for w in weights))
+
+
+def batch_of(**arrays) -> SimpleNamespace:
+    return SimpleNamespace(**{name: torch.as_tensor(np.asarray(array))[None] for name, array in arrays.items()})
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@settings(max_examples=60)
+@given(
+    new=logprobs, old=logprobs, reference=logprobs, behaviour=logprobs,
+    rewards=st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4), steps=st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_every_algorithms_loss(algorithm, new, old, reference, behaviour, rewards, steps):
+    """Two sequences of 2 and 4 trained tokens, then two tokens of padding: value and gradient of the step's loss."""
+    config = GRPOConfig(minibatches=steps, **{"kl_coef": 0.01} | ALGORITHMS[algorithm])
+    lengths = [2, 4]
+    weights = token_weights(lengths, config.normalisation, max_new_tokens=16)
+    gains = group_advantages(np.array(rewards), config.advantage, config.deviation_floor)[:2]
+    w, A = (np.repeat(np.append(values, 0.0), [*lengths, 2]).astype(np.float32) for values in (weights, gains))
+    mask = w > 0
+    x = tensor(new).requires_grad_()
+    fields = {"old_logprobs": old, "reference_logprobs": reference, "behaviour_logprobs": behaviour}
+    fields = {name: np.where(mask, np.float32(values), np.float32(0)) for name, values in fields.items()}
+    result = grpo_loss(config)(
+        scores_of(x),
+        batch_of(loss_mask=mask, token_weight=w, advantages=A, **fields),  # pyright: ignore
+    )
+    (gradient,) = torch.autograd.grad(result.loss, x)
+
+    new64 = exact(x)
+    old64, reference64, behaviour64 = (values.astype(np.float64) for values in fields.values())
+    old64 = new64 if steps == 1 else old64
+    value, slope, distance = oracle_surrogate(
+        new64, old64, A.astype(np.float64), config.clip_low, config.clip_high, config.clip_dual
+    )
+    if config.truncated_importance_cap:
+        factor = np.minimum(np.exp(oracle_log_ratio(old64, behaviour64)[0]), config.truncated_importance_cap)
+        value, slope = value * factor, slope * factor
+    if config.kl_coef:
+        kl, kl_slope = oracle_k3(new64, reference64)
+        value, slope = value + config.kl_coef * kl, slope + config.kl_coef * kl_slope
+    terms = np.where(mask, value * w.astype(np.float64), 0.0)
+    assert torch.isfinite(result.loss)
+    assert abs(float(result.loss) - terms.sum()) <= 1e-5 * np.abs(terms).sum() + 1e-6
+    assert torch.isfinite(gradient).all()
+    clear = (distance > 1e-5) | ~mask
+    close(gradient[torch.from_numpy(clear)], np.where(mask, slope * w, 0.0)[clear], rtol=1e-4, atol=1e-6)
+    assert np.isfinite(float(result.sums["kl"]))
+
+
+@given(logprobs, logprobs, st.lists(st.floats(0, 1, width=32), min_size=N, max_size=N))
+def test_distillation(student, teacher, weights):
+    w = np.float32(weights)
+    x = tensor(student).requires_grad_()
+    y = np.where(w > 0, np.float32(teacher), np.float32(0))
+    result = distill_loss(
+        scores_of(x),
+        batch_of(loss_mask=w > 0, token_weight=w, reference_logprobs=y, behaviour_logprobs=y),  # pyright: ignore
+    )
+    (gradient,) = torch.autograd.grad(result.loss, x)
+    gap, _ = oracle_log_ratio(exact(x), y.astype(np.float64), losses.TEACHER_GAP_BOUND)
+    terms = np.where(w > 0, w * np.maximum(exact(x), losses.LOGPROB_FLOOR) * gap, 0.0)
+    assert abs(float(result.loss) - terms.sum()) <= 1e-5 * np.abs(terms).sum() + 1e-30
+    close(gradient, np.where(w > 0, w * gap, 0.0), rtol=1e-6)
+    assert np.isfinite(float(result.sums["kl"]))
+
+
+@given(logprobs, logprobs, st.lists(st.floats(0, 1, width=32), min_size=N, max_size=N))
+def test_next_token_loss_with_mtp(own, further, weights):
+    w = tensor(weights)
+    x, m = tensor(own).requires_grad_(), tensor(further).requires_grad_()
+    batch = batch_of(token_weight=w, loss_mask=w > 0)
+    result = sft_loss(scores_of(x, (m, m), (w, w)), batch)  # pyright: ignore
+    slopes = torch.autograd.grad(result.loss, (x, m))
+    floored = [np.maximum(exact(values), losses.LOGPROB_FLOOR) for values in (x, m)]
+    terms = -exact(w) * (floored[0] + MTP_LOSS_WEIGHT * floored[1])
+    assert abs(float(result.loss) - terms.sum()) <= 1e-5 * np.abs(terms).sum() + 1e-30
+    for slope, factor in zip(slopes, (1.0, MTP_LOSS_WEIGHT), strict=True):
+        close(slope, -exact(w) * factor, rtol=1e-6, atol=1e-44)
+    assert mtp_loss(scores_of(x)) == 0.0
+
+
+finite = st.one_of(st.floats(-50, 50, width=32), st.floats(-(2.0**127), 2.0**127, width=32))
+
+
+@given(st.lists(st.tuples(finite, finite), min_size=1, max_size=6))
+def test_reward_model_loss(pairs):
+    chosen, rejected = np.float32(pairs).T
+    with np.errstate(over="raise", invalid="raise"):
+        loss, gradient = bradley_terry(chosen, rejected)
+    difference = torch.tensor(chosen, dtype=torch.float64) - torch.tensor(rejected, dtype=torch.float64)
+    difference.requires_grad_()
+    expected = -torch.nn.functional.logsigmoid(difference).mean()
+    (slope,) = torch.autograd.grad(expected, difference)
+    assert np.isfinite(loss) and loss == pytest.approx(float(expected), rel=1e-12, abs=1e-300)
+    np.testing.assert_allclose(gradient, slope.numpy(), rtol=1e-10, atol=1e-300)
+    values = torch.from_numpy(np.float32(chosen)).requires_grad_()
+    w = np.float32(gradient)
+    step = value_loss(TokenValues(values[None]), batch_of(loss_mask=w != 0, token_weight=w))  # pyright: ignore
+    (found,) = torch.autograd.grad(step.loss, values)
+    close(found, w.astype(np.float64), rtol=0.0)
+
+
+# ---- advantages
+
+reward = st.one_of(
+    st.sampled_from([0.0, 1.0, 2.0]),
+    st.floats(-10, 10),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.sampled_from([np.nan, np.inf, -np.inf, 1.0 + 1e-7]),
+)
+
+
+@given(st.lists(reward, min_size=1, max_size=16), st.sampled_from(["grpo", "dr_grpo"]), st.sampled_from([0.0, 1e-4]))
+def test_advantages_of_any_rewards(rewards, kind, floor):
+    rewards = np.array(rewards)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        found = group_advantages(rewards, kind, floor)
+    good = np.array([np.isfinite(r) and abs(r) <= REWARD_BOUND for r in rewards])
+    if good.sum() < min(2, len(rewards)):
+        good[:] = False
+    assert (usable_rewards(rewards) == good).all() and (np.isfinite(found) == good).all()
+    if not good.any():
+        return
+    rest = rewards[good]
+    centred = rest - np.mean(rest)
+    if kind == "grpo":
+        deviation = np.sqrt(np.mean((rest - np.mean(rest)) ** 2))
+        centred = np.zeros_like(rest) if deviation < 1e-8 else centred / max(deviation, floor)
+        assert np.abs(found[good]).max() <= np.sqrt(len(rest)) * (1 + 1e-9)
+    np.testing.assert_allclose(found[good], centred, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(found[good], group_advantages(rest, kind, floor))
+
+
+def test_scores_that_differ_by_rounding_give_hardly_any_advantage():
+    scores = np.array([0.5, 0.5, 0.5, 0.5 + 1e-7])
+    assert np.abs(group_advantages(scores)).max() == pytest.approx(np.sqrt(3), rel=1e-6)
+    assert np.abs(group_advantages(scores, deviation_floor=1e-4)).max() == pytest.approx(0.75e-3, rel=1e-6)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=2, max_size=64))
+def test_verdicts_of_rules_keep_their_advantages_to_the_bit(rewards):
+    np.testing.assert_array_equal(
+        group_advantages(np.array(rewards), deviation_floor=GRPOConfig().deviation_floor),
+        group_advantages(np.array(rewards)),
+    )

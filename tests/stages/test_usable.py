@@ -1,0 +1,108 @@
+"""Completions without a usable reward: left out of their group, counted and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from megatron_r1.config.schema import GRPOConfig
+from megatron_r1.data.packing import RowLayout, pack
+from megatron_r1.errors import DivergedError
+from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.grpo import step_metrics, to_sequences
+from megatron_r1.stages.usable import left_out, left_out_note
+from megatron_r1.types import Completion, Problem, Reward, RolloutGroup, StepResult
+
+NAN = math.nan
+CONFIG = GRPOConfig()
+
+
+def group(name: str, rewards: list[float], teacher: bool = False) -> RolloutGroup:
+    """Completion i has i + 2 tokens."""
+    completions = tuple(
+        Completion(
+            token_ids=np.arange(i + 2, dtype=np.int32) + 5,
+            logprobs=np.full(i + 2, -0.5, np.float32),
+            finish_reason="stop",
+            weight_version=0,
+            teacher_logprobs=np.full(i + 2, -0.7, np.float32) if teacher else None,
+        )
+        for i in range(len(rewards))
+    )
+    given = tuple(Reward(total=total, parts={"accuracy": 1.0, "helpful": total}) for total in rewards)
+    problem = Problem(id=name, domain="math", messages=())
+    return RolloutGroup(problem=problem, prompt_ids=np.array([1, 2], np.int32), completions=completions, rewards=given)
+
+
+def without(whole: RolloutGroup, *places: int) -> RolloutGroup:
+    kept = [i for i in range(len(whole.completions)) if i not in places]
+    pick = lambda items: tuple(items[i] for i in kept)  # noqa: E731
+    return dataclasses.replace(whole, completions=pick(whole.completions), rewards=pick(whole.rewards))
+
+
+@pytest.mark.parametrize("normalisation", ["sequence_mean", "token_mean", "dr_grpo"])
+@pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf, 1e30])
+@pytest.mark.filterwarnings("error")
+def test_the_step_is_that_of_the_groups_without_them(normalisation, bad):
+    """Every rank's rows too, array by array: a rank has nothing else to divide the work by."""
+    config = dataclasses.replace(CONFIG, normalisation=normalisation)
+    first, second = group("a", [1.0, bad, 0.0, 0.0]), group("b", [2.0, 1.0])
+    layout = RowLayout(tokens_per_microbatch=16)
+    found, expected = (
+        pack(to_sequences(groups, config, max_new_tokens=8), layout, num_ranks=2)
+        for groups in ([first, second], [without(first, 1), second])
+    )
+    for rank in range(2):
+        assert len(found[rank]) == len(expected[rank])
+        for row, other in zip(found[rank], expected[rank], strict=True):
+            for field in dataclasses.fields(row):
+                np.testing.assert_array_equal(getattr(row, field.name), getattr(other, field.name))
+            assert np.isfinite(row.advantages).all()
+    assert left_out([first, second], config) == (1, 0)
+
+
+def test_a_group_of_which_fewer_than_two_remain_is_left_out_whole():
+    first, second = group("a", [1.0, NAN]), group("b", [2.0, 1.0])
+    found, expected = (to_sequences(groups, CONFIG, max_new_tokens=8) for groups in ([first, second], [second]))
+    assert [sequence.advantage for sequence in found] == [sequence.advantage for sequence in expected] == [1.0, -1.0]
+    assert left_out([first, second], CONFIG) == (2, 1)
+    assert to_sequences([first], CONFIG, max_new_tokens=8) == []
+
+
+def test_the_log_names_the_problem_and_the_part():
+    groups = [group("gsm8k/7", [1.0, NAN, 0.0]), group("b", [1.0, 0.0]), group("c", [math.inf, 0.0])]
+    assert left_out_note(groups, CONFIG) == (
+        "3 completion(s) left out, 1 group(s) of them whole, because a reward is not a finite number: "
+        "gsm8k/7 (helpful nan), c (helpful inf)"
+    )
+    assert left_out_note(groups[1:2], CONFIG) is None
+
+
+def test_metrics_count_them_and_average_the_others():
+    groups = [group("a", [1.0, NAN, 0.0]), group("b", [1.0, 1.0]), group("c", [NAN, 0.5])]
+    token_metrics = {"kl": 0.1, "entropy": 0.2, "clip_fraction": 0.0, "mismatch": 0.01}
+    taken = StepResult(loss=1.0, grad_norm=2.0, learning_rate=1e-3, metrics=token_metrics)
+    skipped = StepResult(loss=0.0, grad_norm=0.0, learning_rate=2e-3, metrics={}, skipped=True)
+    metrics = step_metrics([taken, skipped], groups, CONFIG)
+    assert (metrics["completions_left_out"], metrics["groups_left_out"]) == (3, 1)
+    assert metrics["reward_mean"] == metrics["helpful"] == pytest.approx(3.5 / 5)
+    assert metrics["zero_advantage_groups"] == 2, "b, and c's one score"
+    assert (metrics["loss"], metrics["grad_norm"], metrics["kl"], metrics["skipped_steps"]) == (1.0, 2.0, 0.1, 1)
+    assert metrics["completion_tokens"] == 2 + 3 + 4 + 2 + 3 + 2 + 3, "all that was sampled"
+
+
+def test_a_teachers_loss_needs_no_rewards():
+    scored = group("a", [NAN, 1.0], teacher=True)
+    assert [sequence.advantage for sequence in to_sequences([scored], CONFIG, max_new_tokens=8)] == [0.0, 0.0]
+    assert left_out([scored], CONFIG) == (0, 0)
+
+
+def test_a_run_whose_rewards_are_all_broken_stops_and_says_why():
+    skips = SkippedSteps(1, field="grpo.max_skipped_steps")
+    nothing = StepResult(loss=0.0, grad_norm=0.0, learning_rate=1e-3, metrics={}, skipped=True)
+    skips.check(nothing, 0)
+    with pytest.raises(DivergedError, match=r"step 2: 2 optimizer steps in a row had no gradient, .* reward models"):
+        skips.check(nothing, 1)

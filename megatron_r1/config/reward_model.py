@@ -3,6 +3,7 @@ appendix B.2: 66k pairs, batches of 256, learning rate 6e-6, one epoch, at most 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -97,7 +98,8 @@ def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> 
     if config.model.train_mtp:
         faults.append("model.train_mtp is True; a reward model predicts no tokens: leave it out")
     faults += bound_faults(config, AT_LEAST, ("train.collective_timeout_seconds",))
-    faults += parallel_faults(config.parallel, shape)
+    # A reward model has no MTP layers, whatever its base has.
+    faults += parallel_faults(config.parallel, shape and dataclasses.replace(shape, num_mtp_layers=0))
     faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)
     # A token is added that stands for the value's place.
     faults += row_faults(config.train, config.data.max_tokens + 1, "data.max_tokens + 1")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_r1.config.pipeline_layout import layout_stages
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.errors import ConfigError
@@ -109,7 +110,12 @@ def _shape_faults(parallel: ParallelConfig, shape: ModelShape) -> list[str]:
         "feed-forward size": shape.ffn_size,
     }
     must_divide("tensor", parallel.tensor, split_by_tensor)
-    if not parallel.pipeline_layout:
+    if parallel.pipeline_layout:
+        try:
+            layout_stages(shape, parallel)
+        except ConfigError as error:
+            faults += error.faults
+    else:
         stages = parallel.pipeline * parallel.virtual_pipeline
         if shape.num_layers % stages:
             faults.append(

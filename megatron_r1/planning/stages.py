@@ -7,9 +7,9 @@ read. Left out: stages for MTP alone (this project builds MTP layers beside the 
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass
 
+from megatron_r1.config.pipeline_layout import layout_stages
 from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import ConfigError
@@ -73,29 +73,8 @@ def even_layout(shape: ModelShape, stages: int) -> str:
 
 
 def _from_layout(shape: ModelShape, parallel: ParallelConfig) -> list[Chunk]:
-    text = parallel.pipeline_layout
-    stages = _unroll(text).split("|")
-    expected = parallel.pipeline * parallel.virtual_pipeline
-    if len(stages) != expected:
-        raise ConfigError(
-            f"parallel.pipeline_layout is {text!r}, {len(stages)} stages; pipeline * virtual_pipeline is {expected}"
-        )
-    faults = [
-        f"parallel.pipeline_layout is {text!r}; it has {found} {what}, the model has {wanted}"
-        for what, letter, wanted in (
-            ("embedding (E)", "E", 1),
-            ("decoder layers (t)", "t", shape.num_layers),
-            ("MTP layers (m)", "m", shape.num_mtp_layers),
-            ("loss (L)", "L", 1),
-        )
-        if (found := sum(stage.count(letter) for stage in stages)) != wanted
-    ]
-    if not faults and ("E" not in stages[0] or "L" not in stages[-1] or any("m" in stage for stage in stages[:-1])):
-        faults = [f"parallel.pipeline_layout is {text!r}; E must be in its first stage, m and L in its last"]
-    if faults:
-        raise ConfigError(faults)
     chunks, first = [], 0
-    for stage in stages:
+    for stage in layout_stages(shape, parallel):
         count = stage.count("t")
         chunks.append(
             Chunk(
@@ -105,14 +84,3 @@ def _from_layout(shape: ModelShape, parallel: ParallelConfig) -> list[Chunk]:
         )  # fmt: skip
         first += count
     return chunks
-
-
-def _unroll(text: str) -> str:
-    """`(ab|)*2` -> `ab|ab|`, `t*3` -> `ttt`, as Megatron does."""
-    plain = text.replace(",", "")
-    for pattern in (r"\(([^)]+)\)\*(\d+)", r"(.)\*(\d+)"):
-        plain = re.sub(pattern, lambda match: match.group(1) * int(match.group(2)), plain)
-    unknown = sorted(set(plain) - set("Etm|L"))
-    if unknown:
-        raise ConfigError(f"parallel.pipeline_layout is {text!r}; it may have E, t, m, L, | and repeats, not {unknown}")
-    return plain

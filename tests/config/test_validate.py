@@ -168,6 +168,18 @@ ALONE = [
     ),
     ({"parallel.world_size": 3, "parallel.pipeline": 3}, ["number of layers 4", "parallel.pipeline_layout"]),
     (
+        {"parallel.world_size": 2, "parallel.pipeline": 2, "parallel.pipeline_layout": "Ett|tL"},
+        ["'Ett|tL'", "it has 3 decoder layers (t), the model has 4"],
+    ),
+    (
+        {"parallel.world_size": 3, "parallel.pipeline": 3, "parallel.pipeline_layout": "Ett|ttL"},
+        ["2 stages; pipeline * virtual_pipeline is 3"],
+    ),
+    (
+        {"parallel.world_size": 2, "parallel.pipeline": 2, "parallel.pipeline_layout": "Ett|ttx"},
+        ["E, t, m, L", "not ['x']"],
+    ),
+    (
         {"parallel.world_size": 3, "parallel.expert": 3},
         ["parallel.expert is 3", "number of experts 8", "1, 2, 4, 8"],
     ),

@@ -2,8 +2,9 @@
 
 Both come from Megatron's own spec functions. Into the local spec go parts of ours, because Megatron's cannot do
 what the recipe needs: core attention (MLA, packed sequences, context parallel), RMSNorm (sequence parallel) and MLA's
-down projections (gradients under tensor parallelism). Latent attention without query compression is ours in both
-(mla.py says why), and so is a router that chooses otherwise than Megatron's (router.py).
+down projections (gradients under tensor parallelism). Ours in both are latent attention without query compression
+(mla.py says why), a router that chooses otherwise than Megatron's (router.py), and the recomputation of
+multi-token-prediction layers (mtp.py).
 """
 
 # Megatron's annotations are narrower than what it takes.
@@ -28,6 +29,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_r1.config.shape import ModelShape, MoEShape
 from megatron_r1.model.attention import SDPACoreAttention
 from megatron_r1.model.mla import LocalMLASelfAttention, SpecifiedMLASelfAttention
+from megatron_r1.model.mtp import RecomputedMTPLayer
 from megatron_r1.model.norm import RMSNorm
 from megatron_r1.model.router import SpecifiedRouter, megatron_routes_alike
 
@@ -55,13 +57,14 @@ def mtp_spec(
     last_layer = get_gpt_decoder_layer_specs(config, transformer_engine, "RMSNorm")[-1]
     last_layer = _own_parts(last_layer, config, shape, transformer_engine=transformer_engine)
     spec = get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=transformer_engine, vp_stage=vp_stage)
-    if spec is None or transformer_engine:
-        return spec
+    if spec is None:
+        return None
+    norms = {} if transformer_engine else {"enorm": RMSNorm, "hnorm": RMSNorm, "layer_norm": RMSNorm}
     layers = [
         ModuleSpec(
-            module=layer.module,
+            module=RecomputedMTPLayer,
             params=layer.params,
-            submodules=dataclasses.replace(layer.submodules, enorm=RMSNorm, hnorm=RMSNorm, layer_norm=RMSNorm),
+            submodules=dataclasses.replace(layer.submodules, **norms),
         )
         for layer in spec.layer_specs
     ]

@@ -163,7 +163,8 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
         collector = Collector(
             rollout=config.rollout, data=config.data, tokenizer=tokenizer, sync=sync, engines=engines, scorer=scorer
         )
-        bench = Bench(config, policy, collector, engines[0], sync, source, row_layout(config, tokenizer.pad_id))
+        layout = row_layout(config, tokenizer.pad_id, vocab_size=shape.vocab_size)
+        bench = Bench(config, policy, collector, engines[0], sync, source, layout)
         try:
             for repeat in range(repeats + 1):  # the first warms up and is thrown away
                 bench.one_repeat(stream.take(config.grpo.prompts_per_step), repeat)
@@ -227,7 +228,7 @@ class Bench:
         loss = grpo_loss(dataclasses.replace(grpo, minibatches=1))
         self.timed("bare train", lambda: self.bare_train(rows))
         result = self.timed("train", lambda: self.policy.step(rows, loss))
-        self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], groups)))
+        self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], groups, grpo)))
         report = self.timed("sync", lambda: self.sync.push(repeat + 1))
         self.sync_bytes = report.num_bytes
         self.timed("bare sync", self.bare_copy)

@@ -69,13 +69,16 @@ class AnswerEncoder:
 
 
 def answer_encoder(template: Template, tokenizer: Tokenizer) -> AnswerEncoder:
-    """The encoder of a model's folder. ConfigError if `template` is "chat" and the folder has no chat template."""
+    """The encoder of a model's folder. ConfigError if `template` is "chat" and the folder has no chat template;
+    DataError if the model has no row for the token that ends an answer."""
     special = [token.content for token in tokenizer.inner.added_tokens_decoder.values() if token.special]
     texts = sorted(set(special) - set(TAGS), key=len, reverse=True)
+    end_id = _chat_end_id(tokenizer) if template == "chat" else tokenizer.eos_id
+    tokenizer.check_row(end_id)
     return AnswerEncoder(
         template=template,
         tokenizer=tokenizer,
-        end_id=_chat_end_id(tokenizer) if template == "chat" else tokenizer.eos_id,
+        end_id=end_id,
         control_text=re.compile("|".join(map(re.escape, texts))) if texts else None,
         thought_form=thought_form(template, tokenizer),
     )

@@ -33,7 +33,8 @@ class RowLayout:
     parallelism over C ranks needs 2 * C). `row_multiple`: the row's length is a multiple of it (sequence
     parallelism over T tensor ranks needs T * C). `full_rows` gives every row exactly `tokens_per_microbatch`,
     for kernels that want one shape; otherwise rows end at the first allowed length. `rows_multiple`: every
-    rank gets a multiple of so many rows (Megatron's interleaved pipeline needs the pipeline size).
+    rank gets a multiple of so many rows (Megatron's interleaved pipeline needs the pipeline size). `vocab_size`:
+    rows of the model's embedding, which every token must have one of (0: not checked).
     """
 
     tokens_per_microbatch: int
@@ -42,6 +43,7 @@ class RowLayout:
     pad_id: int = 0
     full_rows: bool = False
     rows_multiple: int = 1
+    vocab_size: int = 0
 
     @property
     def multiple(self) -> int:
@@ -65,8 +67,8 @@ def pack(
     """Rows by data-parallel rank: `num_ranks` lists of equally many rows, every sequence in exactly one row.
 
     Rows at the same place of different ranks have similar lengths. Where there are fewer rows than places, a
-    row of weight 0 fills up. DataError for a sequence that no row can hold, or whose first token would be
-    trained on.
+    row of weight 0 fills up. DataError for a sequence that no row can hold, whose first token would be trained
+    on, or with a token that the model does not have.
     """
     return [[_lay_out(sequences, indices, layout) for indices in rows] for rows in _plan(sequences, layout, num_ranks)]
 
@@ -122,6 +124,12 @@ def _check_sequence(index: int, sequence: TrainingSequence, layout: RowLayout) -
             f"sequence {index}: {length} tokens ({layout.segment_length(length)} after padding to a "
             f"multiple of {layout.segment_multiple}); a row holds 1 to {layout.tokens_per_microbatch}; raise "
             "train.tokens_per_microbatch or shorten rollout.sampling.max_new_tokens"
+        )
+    largest, smallest = int(sequence.token_ids.max()), int(sequence.token_ids.min())
+    if layout.vocab_size and not 0 <= smallest <= largest < layout.vocab_size:
+        raise DataError(
+            f"sequence {index}: token {largest if smallest >= 0 else smallest} is not in the model's vocabulary of "
+            f"{layout.vocab_size} rows (config.json, vocab_size); tokenise again with the model's own tokenizer"
         )
     if sequence.loss_mask[0]:
         raise DataError(f"sequence {index}: loss_mask[0] is True; no position predicts the first token of a sequence")

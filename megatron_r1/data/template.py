@@ -90,7 +90,8 @@ def encode_prompt(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRoom:
-    """Whether a problem's prompt leaves room for an answer. DataError for one that the template cannot hold at all."""
+    """Whether a problem's prompt leaves room for an answer. DataError for one that the template cannot hold at all,
+    or that has a token that the model does not."""
 
     template: Template
     tokenizer: Tokenizer
@@ -101,7 +102,7 @@ class PromptRoom:
         room = self.max_model_len - self.max_new_tokens
         text = render_prompt(problem, self.template, self.tokenizer)
         # No tokenizer makes more tokens than bytes, but for a few special ones; most prompts need not be encoded.
-        if len(text.encode()) + SPECIAL_TOKENS <= room:
+        if self.tokenizer.every_token_has_a_row and len(text.encode()) + SPECIAL_TOKENS <= room:
             return True
         return len(self.tokenizer.encode(text, start=self.template != "chat")) <= room
 

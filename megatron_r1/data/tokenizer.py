@@ -58,14 +58,31 @@ class Tokenizer:
     """Ids run from 0 to vocab_size - 1; the model's embedding may have more rows."""
     thinking: Thinking = "on"
     """What the chat template is told about thoughts."""
+    rows: int | None = None
+    """Rows of the embedding of the model in the folder (config.json's vocab_size); None: there is no model."""
 
     def encode(self, text: str, *, start: bool = False) -> np.ndarray:
         """Token ids i32[T] of `text`. `start` puts the start-of-text token in front where the folder wants
-        one."""
+        one. DataError for a token that the model's embedding has no row for."""
         ids = self.inner.encode(text, add_special_tokens=False)
         if start and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
+        if ids:
+            self.check_row(max(ids))
         return np.asarray(ids, dtype=np.int32)
+
+    @property
+    def every_token_has_a_row(self) -> bool:
+        return self.rows is None or self.vocab_size <= self.rows
+
+    def check_row(self, token: int) -> None:
+        """DataError if the model's embedding has no row for `token`."""
+        if self.rows is not None and token >= self.rows:
+            raise DataError(
+                f"{self.folder}: the tokenizer writes token {token}, {self.inner.convert_ids_to_tokens(token)!r}, but "
+                f"the model's embedding has {self.rows} rows (config.json, vocab_size); use the tokenizer that came "
+                "with the model, or enlarge the model with transformers' resize_token_embeddings"
+            )
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """The text of a completion: end and padding tokens at its end are dropped, every other token is kept.
@@ -97,8 +114,8 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path | str, *, thinking: Thinking = "on") -> Tokenizer:
-    """Load `folder`'s tokenizer.json. Raises ConfigError (missing folder or file) or DataError (unreadable
-    one)."""
+    """Load `folder`'s tokenizer.json. Raises ConfigError (missing folder or file) or DataError (unreadable one, or one
+    whose end-of-sequence token the model in the folder does not have)."""
     from transformers import PreTrainedTokenizerFast  # half a second; only runs that tokenize pay for it
 
     folder = Path(folder)
@@ -121,16 +138,23 @@ def load_tokenizer(folder: Path | str, *, thinking: Thinking = "on") -> Tokenize
         )
     wants_start = bool(settings.get("add_bos_token", False)) and inner.bos_token_id is not None
     turn_end = turn_end_id(inner) if inner.chat_template else None
-    return Tokenizer(
+    rows = _read_json(folder / "config.json").get("vocab_size")
+    pad_id = inner.pad_token_id
+    if pad_id is None or (isinstance(rows, int) and pad_id >= rows):  # a padding token is often added, without a row
+        pad_id = eos_ids[0]
+    tokenizer = Tokenizer(
         inner=inner,
         thinking=thinking,
         folder=folder,
         eos_id=eos_ids[0],
         eos_ids=eos_ids if turn_end is None else tuple(dict.fromkeys((*eos_ids, turn_end))),
-        pad_id=inner.pad_token_id if inner.pad_token_id is not None else eos_ids[0],
+        pad_id=pad_id,
         bos_id=inner.bos_token_id if wants_start else None,
         vocab_size=len(inner),
+        rows=rows if isinstance(rows, int) else None,
     )
+    tokenizer.check_row(tokenizer.eos_id)
+    return tokenizer
 
 
 def character_tokenizer(folder: Path | str, *, phrases: Sequence[str] = ()) -> Tokenizer:

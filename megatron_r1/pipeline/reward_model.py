@@ -56,7 +56,7 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
         say(f"left out: {split.too_long:,} pairs of more than data.max_tokens = {config.data.max_tokens:,}")
     if split.same:
         say(f"left out: {split.same:,} pairs whose responses do not differ in what is judged, the {config.data.part}")
-    layout = row_layout(config, tokenizer.pad_id)
+    layout = row_layout(config, tokenizer.pad_id, vocab_size=shape.vocab_size)
     policy = build_policy(
         config,
         dataclasses.replace(shape, reward_head=True, num_mtp_layers=0),

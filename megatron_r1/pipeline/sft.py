@@ -59,7 +59,7 @@ def _run(config: SFTRunConfig, shape: ModelShape, device: torch.device, watch: W
         fields = ", ".join(f"{name} ({number:,})" for name, number in sorted(count.not_read.items()))
         say(f"{file}: {count.kept:,} examples{left_out}{f'; fields that are not read: {fields}' if fields else ''}")
     reader = ExampleReader(store, config.data)
-    layout = row_layout(config, tokenizer.pad_id)
+    layout = row_layout(config, tokenizer.pad_id, vocab_size=shape.vocab_size)
     policy = build_policy(
         config,
         shape,

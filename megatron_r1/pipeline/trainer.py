@@ -21,7 +21,7 @@ from megatron_r1.weights.export import save_hf_folder
 EXPORT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def row_layout(config: TrainerStage, pad_id: int) -> RowLayout:
+def row_layout(config: TrainerStage, pad_id: int, *, vocab_size: int) -> RowLayout:
     parallel = config.parallel
     fp8_rows = FP8_ROWS * parallel.tensor * parallel.context if config.train.dtype == "fp8" else 1
     return RowLayout(
@@ -30,6 +30,7 @@ def row_layout(config: TrainerStage, pad_id: int) -> RowLayout:
         segment_multiple=parallel.segment_multiple,
         pad_id=pad_id,
         rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
+        vocab_size=vocab_size,
     )
 
 

@@ -76,7 +76,7 @@ def _run(
         say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
     if split.num_overlapping:
         say(f"{split.num_overlapping} of {len(split)} problems ask what a held-out one asks and are passed over")
-    layout = row_layout(config, tokenizer.pad_id)
+    layout = row_layout(config, tokenizer.pad_id, vocab_size=shape.vocab_size)
     seconds: dict[str, float] = {}
     model = _start_model(config, shape, device, tokenizer, split, layout, watch, say)
     if model is not config.model:

@@ -157,3 +157,12 @@ def test_every_trained_token_appears_once_with_its_label_and_weight(shapes, rank
     for index, array in restored.items():
         want = np.where(sequences[index].loss_mask, -sequences[index].token_ids, 0)
         assert array.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize(("tokens", "says"), [([1, 7, 8, 2], "token 8"), ([1, -1, 3], "token -1")])
+def test_a_token_outside_the_vocabulary_is_refused(tokens, says):
+    """Wherever it came from: a split embedding would look up nothing and train on a logprob of -inf."""
+    layout = RowLayout(tokens_per_microbatch=16, vocab_size=8)
+    assert pack([sequence([0, 7, 3], prompt=1)], layout)
+    with pytest.raises(DataError, match=rf"sequence 1: {says} is not in the model's vocabulary of 8 rows"):
+        pack([sequence([0, 7, 3], prompt=1), sequence(tokens, prompt=1)], layout)

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from megatron_r1.data.template import encode_prompt, render_prompt
+from megatron_r1.data.answers import answer_encoder
+from megatron_r1.data.preferences import JudgedEncoder
+from megatron_r1.data.template import PromptRoom, encode_prompt, render_prompt
 from megatron_r1.data.tokenizer import TAGS, character_tokenizer, load_tokenizer
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import Problem
@@ -109,3 +111,46 @@ def test_chat_template_asks_for_tags_and_leaves_think_to_the_model(tokenizer):
         assert render_prompt(problem("hi"), "chat", tokenizer).startswith("[system]Think about")
     finally:
         tokenizer.inner.chat_template = None
+
+
+@pytest.fixture
+def small_model(tmp_path):
+    """A tokenizer with one token more than its model has: "<tool>" is token 103."""
+    character_tokenizer(tmp_path, phrases=("<tool>",))
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 103}))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.rows == 103 and loaded.vocab_size == 104 and not loaded.every_token_has_a_row
+    return loaded
+
+
+def test_a_token_without_a_row_is_refused_where_text_becomes_tokens(small_model):
+    """SFT and distillation, preference pairs, and the problems of GRPO when they are read, though they are short."""
+    says = "writes token 103, '<tool>', but the model's embedding has 103 rows"
+    good, bad = ({"role": "user", "content": text} for text in ("1 + 2?", "<tool> 2?"))
+    encoder = answer_encoder("plain", small_model)
+    judged = JudgedEncoder(template="plain", tokenizer=small_model, part="response")
+    room = PromptRoom(template="plain", tokenizer=small_model, max_new_tokens=4, max_model_len=512)
+    answer = {"role": "assistant", "content": "3"}
+    assert len(encoder.encode((good, answer), where="a")[0]) and len(judged.encode((good,), "3", where="a"))
+    assert room(problem("1 + 2?"))
+    for call in (
+        lambda: encoder.encode((bad, answer), where="a"),
+        lambda: encoder.encode((good, answer | {"content": "<tool>"}), where="a"),
+        lambda: judged.encode((good,), "<tool>", where="a"),
+        lambda: room(problem("<tool>")),
+        lambda: encode_prompt(
+            problem("<tool>"), template="plain", tokenizer=small_model, max_new_tokens=3, max_model_len=9
+        ),
+    ):
+        with pytest.raises(DataError, match=says):
+            call()
+
+
+def test_an_end_token_without_a_row_is_refused_and_padding_without_one_is_not_used(small_model):
+    settings = json.loads((small_model.folder / "tokenizer_config.json").read_text())
+    (small_model.folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<tool>"}))
+    loaded = load_tokenizer(small_model.folder)
+    assert (loaded.inner.pad_token_id, loaded.pad_id) == (103, loaded.eos_id)
+    (small_model.folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<tool>"}))
+    with pytest.raises(DataError, match=r"token 103, '<tool>', but the model's embedding has 103 rows"):
+        load_tokenizer(small_model.folder)

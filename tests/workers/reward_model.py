@@ -76,7 +76,7 @@ def measure(folder: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
     )
     stored = np.load(folder / "pairs.npz")
     sequences = [_valued(stored[str(i)]) for i in range(len(stored))]
-    layout = row_layout(config, 0)
+    layout = row_layout(config, 0, vocab_size=load_shape(folder).vocab_size)
     values = values_of(policy, sequences, layout)
     result = train_pairs(policy, sequences, layout)
     # Gradients are kept until the next step begins; without clipping the optimizer leaves them as they are.

@@ -1,6 +1,7 @@
 """Worker: one model under several layouts of the same number of ranks; what each computes goes to a file.
 
-usage: layouts.py STORE FOLDER NAMES; FOLDER holds the Hugging Face model and sequences.npz. For each named layout
+usage: layouts.py STORE FOLDER NAMES; FOLDER holds the Hugging Face model and sequences.npz. A name is a layout, or one
+with -mtp behind it: MTP layers are trained too. For each
 FOLDER/NAME.npz gets logits (packed and unpacked), logprobs, the GRPO loss and its gradients under Hugging Face names,
 and the exported weights' largest difference from the folder's.
 """
@@ -43,6 +44,14 @@ LAYOUTS = {
     "cp2": {"context": 2},
     "tp2ep2": {"tensor": 2, "sequence": True, "expert": 2},
     "tp2pp2ep2": {"tensor": 2, "sequence": True, "pipeline": 2, "expert": 2},
+    "cp2ep2": {"context": 2, "expert": 2},
+    "cp2tp2": {"context": 2, "tensor": 2, "sequence": True, "expert_tensor": 2},
+    "cp2pp2": {"context": 2, "pipeline": 2},
+    "cp2tp2ep2": {"context": 2, "tensor": 2, "sequence": True, "expert": 2},
+    "cp2pp2ep2": {"context": 2, "pipeline": 2, "expert": 2},
+    "tp2nosp": {"tensor": 2},
+    "tp2pp2": {"tensor": 2, "pipeline": 2, "sequence": True},
+    "cp2tp2dense": {"context": 2, "tensor": 2},
 }
 GRPO = GRPOConfig(minibatches=2, kl_coef=0.05, clip_low=0.2, clip_high=0.3)
 
@@ -50,13 +59,14 @@ GRPO = GRPOConfig(minibatches=2, kl_coef=0.05, clip_low=0.2, clip_high=0.3)
 def main(store: str, folder: Path, names: list[str]) -> None:
     shape = load_shape(folder)
     for number, name in enumerate(names):
-        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[name])
+        layout, _, mtp = name.partition("-")
+        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[layout])
         topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
         policy = Policy(
             shape,
             parallel=parallel,
             train=TrainConfig(dtype="fp32", logprob_chunk_tokens=32),
-            model=ModelConfig(path=folder),
+            model=ModelConfig(path=folder, train_mtp=bool(mtp)),
             optimizer=OptimizerConfig(distributed=False),
             total_steps=1,
             device=torch.device("cpu"),
@@ -72,8 +82,8 @@ def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str,
     sequences = load_sequences(folder)
     layout = RowLayout(
         tokens_per_microbatch=128,
-        row_multiple=parallel.tensor,
-        segment_multiple=2 * parallel.context if parallel.context > 1 else 1,
+        row_multiple=parallel.row_multiple,
+        segment_multiple=parallel.segment_multiple,
         rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
     )
     rank, ranks = topology.data_parallel()
@@ -126,7 +136,7 @@ def full(policy: Policy, tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarr
     dist.all_gather_object(held, sorted(local))
     everywhere = {name for names in held for name in names}
     table = [entry for entry in policy.table if entry.name in everywhere]
-    stream = WeightStream(local, table, policy.shape, dtype=torch.float32, bucket_bytes=1 << 16)
+    stream = WeightStream(local, table, policy.shape, dtype=torch.float32, bucket_bytes=1 << 16, include_mtp=True)
     return {name: value.numpy().copy() for name, value in stream}
 
 

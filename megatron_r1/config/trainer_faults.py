@@ -104,11 +104,11 @@ def _shape_faults(parallel: ParallelConfig, shape: ModelShape) -> list[str]:
             laws = " and ".join(f"the {what} {size}" for what, size in wrong.items())
             faults.append(f"parallel.{field} is {value}; it must divide {laws}: use {', '.join(divisors)}")
 
-    split_by_tensor = {
-        "number of attention heads": shape.num_heads,
-        "number of key-value heads": shape.num_kv_heads,
-        "feed-forward size": shape.ffn_size,
-    }
+    split_by_tensor = {"number of attention heads": shape.num_heads, "feed-forward size": shape.ffn_size}
+    if parallel.tensor % shape.num_kv_heads:  # else ranks share a key-value head
+        split_by_tensor["number of key-value heads"] = shape.num_kv_heads
+    elif shape.mla is None:
+        split_by_tensor["rows of the keys' and values' projections"] = 2 * shape.num_kv_heads * shape.head_dim
     must_divide("tensor", parallel.tensor, split_by_tensor)
     if parallel.pipeline_layout:
         try:

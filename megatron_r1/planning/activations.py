@@ -88,7 +88,9 @@ def _attention(shape: ModelShape, inventory: Inventory, tp: int, split: int, seg
     heads = shape.num_heads / tp
     total = a * h / split  # the input of the first projections
     if mla is None:
-        d, groups = shape.head_dim, shape.num_kv_heads / tp
+        d, groups = shape.head_dim, max(1.0, shape.num_kv_heads / tp)
+        if tp > shape.num_kv_heads:  # keys and values are views of all ranks' gathered projections
+            total += a * d * (shape.num_heads + 2 * shape.num_kv_heads)
         norms = heads * inventory.norm(d) + groups * inventory.norm(d) if shape.qk_norm else 0.0
         rotary = 0.0 if inventory.fused else 4 * a * d
         # q, k, v and the output, which is also the next projection's input. LOCAL keeps the joint qkv behind v.

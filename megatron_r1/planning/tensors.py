@@ -102,13 +102,14 @@ def _mtp(shape: ModelShape, parallel: ParallelConfig, at: str) -> Iterator[Param
 def _attention(shape: ModelShape, tp: int) -> Iterator[tuple[str, int]]:
     h, heads, mla = shape.hidden_size, shape.num_heads // tp, shape.mla
     if mla is None:
-        groups, d = shape.num_kv_heads // tp, shape.head_dim
+        d = shape.head_dim
+        rows = (shape.num_heads + 2 * shape.num_kv_heads) * d // tp
         yield "linear_proj.weight", heads * d * h
         if shape.output_bias:
             yield "linear_proj.bias", h
-        yield "linear_qkv.weight", (heads + 2 * groups) * d * h
+        yield "linear_qkv.weight", rows * h
         if shape.qkv_bias:
-            yield "linear_qkv.bias", (heads + 2 * groups) * d
+            yield "linear_qkv.bias", rows
         if shape.qk_norm:
             yield "q_layernorm.weight", d
             yield "k_layernorm.weight", d

@@ -20,6 +20,8 @@ def shard(entry: Entry, shape: ModelShape, read: Reader, index: int, count: int)
     """Shard `index` of `count` of the parameter. Raises ValueError if the split does not divide."""
     if entry.kind == "vocabulary":
         return _shard_vocabulary(entry, read, index, count)
+    if entry.kind == "qkv" and count > shape.num_kv_heads:
+        return _shard_of_group(entry, shape, read, index, count)
     if entry.partition is None or count == 1:
         parts = [read(name, -1, 0, 0) for name in entry.hf]
     else:
@@ -42,6 +44,8 @@ def unshard(entry: Entry, shape: ModelShape, shards: Sequence[torch.Tensor]) -> 
         ]
     if entry.kind == "plain":
         return [shards[0] if len(shards) == 1 else torch.cat(list(shards), dim=entry.partition or 0)]
+    if entry.kind == "qkv" and len(shards) > shape.num_kv_heads:  # a shard is a part of a query group
+        shards = [torch.cat(list(shards))]
     split = _split_qkv if entry.kind == "qkv" else _split_gated
     pieces = [split(piece, shape) for piece in shards]
     return [torch.cat(list(part)) for part in zip(*pieces, strict=True)]
@@ -74,6 +78,21 @@ def _interleave_qkv(parts: Sequence[torch.Tensor], shape: ModelShape) -> torch.T
     groups = parts[1].shape[0] // width
     grouped = [part.reshape(groups, -1, *tail) for part in parts]
     return torch.cat(grouped, dim=1).reshape(-1, *tail)
+
+
+def _shard_of_group(entry: Entry, shape: ModelShape, read: Reader, index: int, count: int) -> torch.Tensor:
+    """Rows of one query group, cut wherever they fall: with more ranks than groups Megatron splits the interleaved rows
+    evenly, and gathers the activations. A rank then computes its own queries with its group's key and value."""
+    ranks, rest = divmod(count, shape.num_kv_heads)
+    if rest:
+        raise ValueError(f"{entry.name}: {count} shards are no multiple of {shape.num_kv_heads} key-value heads")
+    group, part = divmod(index, ranks)
+    sizes = [full[0] // shape.num_kv_heads for full in entry.hf_shapes]
+    parts = [read(name, 0, group * size, (group + 1) * size) for name, size in zip(entry.hf, sizes, strict=True)]
+    size, rest = divmod(sum(sizes), ranks)
+    if rest:
+        raise ValueError(f"{entry.name}: {sum(sizes)} rows of a query group do not divide into {ranks} shards")
+    return torch.cat(parts)[part * size : (part + 1) * size]
 
 
 def _split_qkv(qkv: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:

@@ -311,8 +311,8 @@ def test_a_broken_rule_is_named_with_value_and_law(sound, fields, words):
             ["parallel.expert is 2", "llama has no experts: use 1"],
         ),
         (
-            {"parallel.world_size": 6, "parallel.tensor": 6},
-            ["parallel.tensor is 6", "number of key-value heads 2", "1, 2"],
+            {"parallel.world_size": 3, "parallel.tensor": 3},
+            ["parallel.tensor is 3", "number of key-value heads 2", "1, 2"],
         ),
     ],
 )

@@ -17,8 +17,13 @@ FAST = {V3: {1: ["one"], 2: ["tp2", "ep2", "pp2", "vpp2", "cp2", "tp2ep2"], 4: [
 SLOW = {
     V3: {1: ["one"], 2: ["cp2ep2"], 4: ["cp2tp2", "cp2pp2", "cp2tp2ep2", "cp2pp2ep2"]},
     V3 + MTP: {1: ["one-mtp"], 2: ["cp2-mtp", "cp2ep2-mtp"], 4: ["tp2pp2ep2-mtp", "cp2tp2-mtp", "cp2pp2ep2-mtp"]},
+    # Two key-value heads: with TP4 two ranks share one.
     **{
-        dense: {1: ["one"], 2: ["tp2nosp", "tp2", "pp2", "cp2"], 4: ["tp2pp2", "cp2tp2dense", "cp2pp2"]}
+        dense: {
+            1: ["one"],
+            2: ["tp2nosp", "tp2", "pp2", "cp2"],
+            4: ["tp2pp2", "cp2tp2dense", "cp2pp2", "tp4", "tp4nosp"],
+        }
         for dense in ("qwen2", "qwen3", "llama")
     },
 }

@@ -52,6 +52,8 @@ LAYOUTS = {
     "tp2nosp": {"tensor": 2},
     "tp2pp2": {"tensor": 2, "pipeline": 2, "sequence": True},
     "cp2tp2dense": {"context": 2, "tensor": 2},
+    "tp4": {"tensor": 4, "sequence": True},
+    "tp4nosp": {"tensor": 4},
 }
 GRPO = GRPOConfig(minibatches=2, kl_coef=0.05, clip_low=0.2, clip_high=0.3)
 

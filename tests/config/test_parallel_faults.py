@@ -1,4 +1,4 @@
-"""A pipeline layout that does not hold the model is refused before anything is built."""
+"""A layout that cannot hold the model is refused before anything is built."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from megatron_r1.config.trainer_faults import parallel_faults
 from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
 
 V3 = load_shape(PACKAGED_SHAPES["DeepSeek-V3-Base"])
+QWEN = load_shape(PACKAGED_SHAPES["Qwen2.5-7B"])
 
 
 def layout(text: str, pipeline: int = 2) -> ParallelConfig:
@@ -50,3 +51,19 @@ def test_a_reward_model_has_no_place_for_mtp():
     assert parallel_faults(RECIPES["r1_671b"]().helpful.parallel, value) == []  # pyright: ignore
     (fault,) = parallel_faults(layout("Et*30|t*31mL"), value)
     assert "it has 1 MTP layers (m), the model has 0: write 'Et*30|t*31L'" in fault
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "tensor", "says"),
+    [
+        (16, 2, 2, None),
+        (16, 2, 8, None),  # four ranks share each key-value head
+        (12, 2, 4, None),
+        (28, 4, 8, "it must divide the number of attention heads 28"),
+        (12, 4, 6, "it must divide the number of key-value heads 4: use 1, 2, 4"),
+    ],
+)
+def test_tensor_parallel_ranks_may_share_a_key_value_head(heads, groups, tensor, says):
+    shape = dataclasses.replace(QWEN, num_heads=heads, num_kv_heads=groups, ffn_size=48 * 14)
+    faults = parallel_faults(ParallelConfig(world_size=tensor, tensor=tensor), shape)
+    assert (not faults) if says is None else says in faults[0]

@@ -19,6 +19,7 @@ from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
     checkpoint_faults,
+    mtp_faults,
     optimizer_faults,
     parallel_faults,
     row_faults,
@@ -85,7 +86,7 @@ def validate_sft(config: SFTRunConfig, *, folder: bool = True) -> ModelShape:
     except ConfigError as error:
         faults += error.faults
     if shape is not None:
-        faults += weight_faults(config.model, shape)
+        faults += weight_faults(config.model, shape) + mtp_faults(config.model, shape)
         if config.data.max_tokens > shape.max_positions:
             faults.append(
                 f"data.max_tokens is {config.data.max_tokens}; the model has max_position_embeddings = "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from megatron_r1.config.pipeline_layout import layout_stages
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.errors import ConfigError
+
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file: the format's own limit."""
 
 
 def has_module(name: str) -> bool:
@@ -65,6 +69,41 @@ def weight_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
             "must agree in everything but dtype and quantization_config"
         )
     return faults
+
+
+def mtp_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
+    """Whether the first weights include the MTP layers of config.json: transformers leaves them out when it saves."""
+    folder = model.load_from or model.path
+    names = _tensor_names(folder)
+    if not shape.num_mtp_layers or model.initialise == "random" or names is None:
+        return []
+    missing = [
+        layer
+        for layer in range(shape.num_layers, shape.num_layers + shape.num_mtp_layers)
+        if f"model.layers.{layer}.eh_proj.weight" not in names
+    ]
+    if not missing:
+        return []
+    field = "model.path" if model.load_from is None else "model.load_from"
+    return [
+        f"{field}: config.json has num_nextn_predict_layers = {shape.num_mtp_layers}, and {folder} holds no weights of "
+        f"model.layers.{missing[0]} (transformers leaves multi-token-prediction layers out when it saves); take the "
+        f"publisher's folder, or set num_nextn_predict_layers to {shape.num_mtp_layers - len(missing)} in its "
+        "config.json"
+    ]
+
+
+def _tensor_names(folder: Path) -> set[str] | None:
+    """Names in a Hugging Face folder's index or single file; None where neither can be read (loading says why)."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    try:
+        if index.exists():
+            return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        with single.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return set(json.loads(file.read(size))) if size <= MAX_HEADER_BYTES else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def parallel_faults(parallel: ParallelConfig, shape: ModelShape | None) -> list[str]:

@@ -22,6 +22,7 @@ from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
     checkpoint_faults,
+    mtp_faults,
     optimizer_faults,
     parallel_faults,
     row_faults,
@@ -99,7 +100,7 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
     except ConfigError as error:
         faults += error.faults
     if shape is not None:
-        faults += weight_faults(config.model, shape)
+        faults += weight_faults(config.model, shape) + mtp_faults(config.model, shape)
     faults += bound_faults(config, AT_LEAST, ABOVE_ZERO)
     faults += parallel_faults(config.parallel, shape)
     faults += train_faults(config.train, config.parallel, config.model, shape)

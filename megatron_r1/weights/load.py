@@ -17,25 +17,31 @@ from megatron_r1.weights.local import LocalTensor
 from megatron_r1.weights.reader import CheckpointReader, read_tensor
 from megatron_r1.weights.transforms import shard
 
+MTP_REMEDY = (
+    ", whose num_nextn_predict_layers counts a layer that is not there (transformers leaves it out when it saves): "
+    "take the publisher's folder, or lower the number"
+)
+
 
 def load_weights(tensors: Mapping[str, LocalTensor], folder: Path) -> int:
     """Copy the folder's weights into this rank's tensors (cast to their dtype). Returns bytes read.
 
     Raises CheckpointError naming the tensor if one is missing or has another shape than config.json promises.
-    MTP layers and a reward head that the folder lacks keep their initial values.
+    A reward head that the folder lacks keeps its initial values.
     """
     shape = load_shape(folder)
     reader = open_checkpoint(folder, shape)
     try:
         for name, local in tensors.items():
             entry = local.entry
-            if name.startswith(("mtp.", "reward_head.")) and not all(hf in reader.tensors for hf in entry.hf):
+            if name.startswith("reward_head.") and not all(hf in reader.tensors for hf in entry.hf):
                 continue
             for hf_name, expected in zip(entry.hf, entry.hf_shapes, strict=True):
                 info = reader.tensors.get(hf_name)
                 if info is None:
                     raise CheckpointError(
                         f"{folder}: tensor {hf_name} is missing; the folder does not match its config.json"
+                        + (MTP_REMEDY if name.startswith("mtp.") else "")
                     )
                 if info.shape != expected:
                     raise CheckpointError(

@@ -478,3 +478,35 @@ def test_ranks_that_cannot_tell_sampling_from_grading_wait_for_both(sound):
     assert deadlines.by_phase(1)["checkpoint"] == deadlines.save
     unbounded = with_fields(sound(), {"deadlines.rollout": 100.0, "deadlines.evaluate": 0.0}).deadlines
     assert unbounded.by_phase(1)["evaluate"] == 0.0
+
+
+def write_weights(folder: Path, names: list[str], *, index: bool) -> None:
+    """An index of these names; or a file that ends after its header."""
+    if index:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "a")}))
+        return
+    header = json.dumps({name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_mtp_layers_that_are_not_in_the_folder_are_missed_before_the_start(sound, index):
+    """As transformers saves DeepSeek-V3: config.json still counts the layer. It was trained from random numbers."""
+    names = ["model.layers.3.self_attn.o_proj.weight", "model.norm.weight"]
+    config = sound(model=MOE | {"num_nextn_predict_layers": 1})
+    assert faults_of(config) == [], "a folder without weights is somebody else's to refuse"
+    write_weights(config.model.path, names, index=index)
+    (fault,) = faults_of(config)
+    assert fault.startswith("model.path: config.json has num_nextn_predict_layers = 1")
+    assert "no weights of model.layers.4 " in fault and "set num_nextn_predict_layers to 0" in fault
+    assert faults_of(with_fields(config, {"model.initialise": "random"})) == []
+    assert faults_of(sound(model=MOE)) == [], "config.json was changed as the sentence says"
+    write_weights(config.model.path, [*names, "model.layers.4.eh_proj.weight"], index=index)
+    assert faults_of(sound(model=MOE | {"num_nextn_predict_layers": 1})) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}'])
+def test_an_index_that_cannot_be_read_is_left_to_loading(sound, content):
+    config = sound(model=MOE | {"num_nextn_predict_layers": 1})
+    (config.model.path / "model.safetensors.index.json").write_text(content)
+    assert faults_of(config) == []

@@ -166,6 +166,13 @@ def test_a_step_with_nothing_to_train_on_changes_nothing_and_counts(results, ran
     assert results[ranks]["rested"]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_mtp_layer_that_the_folder_lacks_is_refused(results, ranks):
+    """It would be trained, drafted with and exported as random numbers."""
+    said = str(results[ranks]["missing_mtp"])
+    assert "tensor model.layers.4.enorm.weight is missing" in said and "num_nextn_predict_layers" in said
+
+
 def test_the_oracle_process_is_not_patched():
     """Workers patch torch for Megatron; the process that computes the expected values must not."""
     assert "megatron_r1.policy.platform" not in sys.modules

@@ -16,10 +16,12 @@ configure_process(threads=1, cpu=True)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from megatron_r1.config import GRPOConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack  # noqa: E402
+from megatron_r1.errors import CheckpointError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import to_device  # noqa: E402
 from megatron_r1.policy.policy import LossOutput, Policy  # noqa: E402
@@ -73,6 +75,7 @@ def main(store: str, root: Path) -> None:
     found |= mtp_scores(root, parallel)
     found |= reference_round_trip(root, parallel)
     found |= broken_gradient(root, parallel)
+    found |= missing_mtp(root, parallel)
     if dist.get_rank() == 0:
         np.savez(root / f"found{ranks}.npz", **found)
     dist.barrier()
@@ -161,6 +164,20 @@ def broken_gradient(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarra
         "unchanged": np.array(same),
         "next_step_works": np.array(not again.skipped and np.isfinite(again.loss)),
     }
+
+
+def missing_mtp(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
+    """What is said of a folder that lacks the MTP layer of its config.json."""
+    folder = root / f"bare-{dist.get_world_size()}-{dist.get_rank()}"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((root / "config.json").read_bytes())
+    kept = {name: tensor for name, tensor in load_file(root / "model.safetensors").items() if ".layers.4." not in name}
+    save_file(kept, folder / "model.safetensors")
+    try:
+        build(folder, parallel)
+    except CheckpointError as error:
+        return {"missing_mtp": np.array(str(error))}
+    raise AssertionError("a layer that is not there was loaded")
 
 
 if __name__ == "__main__":

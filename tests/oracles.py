@@ -87,7 +87,6 @@ def save_model(name: str, folder: Path, *, mtp_layers: int = 0) -> object:
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     if mtp_layers:
-        config["num_nextn_predict_layers"] = mtp_layers
         weights = load_file(folder / "model.safetensors")
         last, hidden = config["num_hidden_layers"] - 1, config["hidden_size"]
         for layer in range(last + 1, last + 1 + mtp_layers):
@@ -101,8 +100,8 @@ def save_model(name: str, folder: Path, *, mtp_layers: int = 0) -> object:
             weights[f"{prefix}.embed_tokens.weight"] = weights["model.embed_tokens.weight"].clone()
             weights[f"{prefix}.shared_head.head.weight"] = weights["lm_head.weight"].clone()
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    if config["model_type"] == "deepseek_v3":
-        config |= {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+    if config["model_type"] == "deepseek_v3":  # transformers writes neither the router's form nor the layers it has not
+        config |= {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": mtp_layers}
     (folder / "config.json").write_text(json.dumps(config))
     return model
 

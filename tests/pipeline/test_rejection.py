@@ -232,6 +232,7 @@ def test_malformed_other_data_is_found_before_sampling(model, files, tmp_path):
     assert not (tmp_path / "run" / "logs").exists()
 
 
+@pytest.mark.slow
 def test_instructions_are_graded_as_they_are_in_grpo(model, tmp_path):
     """The model says 7, 8 or 9: what has no comma is right, and kept."""
     row = {"key": 1, "prompt": "Say 7.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}

@@ -6,6 +6,7 @@ Packed rows too, so that the positions of every segment meet the scaled rope.
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -36,14 +37,20 @@ MODELS = {
         ["tp2", "ep2", "pp2"],
     ),
 }  # fmt: skip
-CASES = [(model, layout) for model, (_, _, layouts) in MODELS.items() for layout in layouts]
+CASES = [
+    pytest.param(model, layout, marks=[pytest.mark.slow] if model != "groups" else [])
+    for model, (_, _, layouts) in MODELS.items()
+    for layout in layouts
+]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[str, Results]:
-    """By model: what every layout computed, and as "oracle" the oracle's values."""
-    found = {}
-    for name, (architecture, change, layouts) in MODELS.items():
+def results(tmp_path_factory):
+    """Of a model: what every layout computed, and as "oracle" the oracle's values; made when first asked for."""
+
+    @cache
+    def of(name: str) -> Results:
+        architecture, change, layouts = MODELS[name]
         folder = tmp_path_factory.mktemp(architecture)
         config = config_of(architecture, change | {"vocab_size": VOCAB})
         model = make_model(config)
@@ -52,21 +59,23 @@ def results(tmp_path_factory) -> dict[str, Results]:
         oracle = oracle_values(model, random_sequences(LENGTHS), folder)
         launches = {2: [str(folder), ",".join(layouts)]}
         failures = run_launches("layouts.py", launches, timeout_seconds=300)
-        found[name] = Results(folder, {2: layouts}, failures)
-        found[name]["oracle"] = oracle
-    return found
+        found = Results(folder, {2: layouts}, failures)
+        found["oracle"] = oracle
+        return found
+
+    return of
 
 
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_logits_equal_transformers(results, model, layout):
-    for i, expected in enumerate(results[model]["oracle"]["logits"]):
-        np.testing.assert_allclose(results[model][layout][f"logits_{i}"], expected, atol=1e-5, rtol=1e-5)
+    for i, expected in enumerate(results(model)["oracle"]["logits"]):
+        np.testing.assert_allclose(results(model)[layout][f"logits_{i}"], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_gradients_equal_transformers_autograd(results, model, layout):
-    expected = hf_gradients(results[model]["oracle"]["gradients"])
-    found = results[model][layout]
+    expected = hf_gradients(results(model)["oracle"]["gradients"])
+    found = results(model)[layout]
     computed = {key.split(":")[1]: value for key, value in found.items() if key.startswith("gradient:")}
     assert set(expected) == set(computed) - {key for key in computed if "e_score_correction_bias" in key}
     for name, gradient in expected.items():
@@ -76,4 +85,4 @@ def test_gradients_equal_transformers_autograd(results, model, layout):
 
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_exported_weights_are_the_folders_bit_for_bit(results, model, layout):
-    assert results[model][layout]["export_difference"] == 0.0
+    assert results(model)[layout]["export_difference"] == 0.0

@@ -48,6 +48,7 @@ def mapped_by(engine: Engine) -> list[str]:
     return [region.path for each in processes for region in each.memory_maps() if "mr1-weights-" in region.path]
 
 
+@pytest.mark.slow
 def test_both_workers_serve_what_was_pushed(pair, source, folders, oracles):
     sync = WeightSync(pair.config, source=source, engines=(pair,), model_path=folders[0])
     ids = prompt(100, 7)
@@ -63,6 +64,7 @@ def test_both_workers_serve_what_was_pushed(pair, source, folders, oracles):
     assert mapped_by(pair) == []
 
 
+@pytest.mark.slow
 def test_a_worker_holds_its_shard_of_one_layer_beside_the_model(pair, source, folders):
     """vLLM's own reload holds a layer's tensors unsharded, on every worker."""
     sync = WeightSync(pair.config, source=source, engines=(pair,), model_path=folders[0])
@@ -74,6 +76,7 @@ def test_a_worker_holds_its_shard_of_one_layer_beside_the_model(pair, source, fo
     assert held and layer / 2 < max(held) < 0.7 * layer, (held, layer)
 
 
+@pytest.mark.slow
 def test_a_server_sleeps_and_is_woken_in_the_order_of_a_step(pair, source, folders, oracles):
     """On a CPU no memory moves; the routes, their order and what they refuse are vLLM's own."""
     sync = WeightSync(pair.config, source=source, engines=(pair,), model_path=folders[0])
@@ -93,6 +96,7 @@ def test_a_server_sleeps_and_is_woken_in_the_order_of_a_step(pair, source, folde
     sync.close()
 
 
+@pytest.mark.slow
 def test_tensors_above_a_bucket_and_many_buckets(pair, source, folders, oracles):
     bucket = 30_000  # the embedding has 128 x 64 x 4 = 32,768
     control = ControlPlane((pair,))
@@ -110,6 +114,7 @@ def test_tensors_above_a_bucket_and_many_buckets(pair, source, folders, oracles)
     np.testing.assert_allclose(pair.client.score(ids), oracles[2].logprobs(ids), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_source_that_fails_in_the_middle_leaves_the_server_able_to_serve(pair, source, folders, oracles):
     sync = WeightSync(pair.config, source=source, engines=(pair,), model_path=folders[0])
     source.show(folders[1])
@@ -134,6 +139,7 @@ def test_a_source_that_fails_in_the_middle_leaves_the_server_able_to_serve(pair,
     sync.close()
 
 
+@pytest.mark.slow
 def test_a_refusal_by_the_server_reaches_the_trainer(pair, source, folders, tmp_path):
     unchecked = WeightSync(pair.config, source=source, engines=(pair,), model_path=tmp_path)
     source.tensors["model.layers.2.self_attn.o_proj.weight"] = torch.zeros(64, 127)

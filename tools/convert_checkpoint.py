@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         command.add_argument("--workers", type=_count, default=2, help="processes, each of about 150 MB of memory")
         if target == "hf":
+            command.add_argument(
+                "--scale-format", choices=("auto", "float32", "ue8m0"), default="auto",
+                help="of scales that --precision fp8 makes: ue8m0 are powers of two, as DeepSeek-V3.1's (auto: as the "
+                "source's config.json says)",
+            )  # fmt: skip
             command.add_argument("--file-gb", type=_gigabytes, default=2.0, help="largest safetensors file in GB")
         command.add_argument("--resume", action="store_true", help="go on with what an earlier try left")
         command.add_argument(
@@ -134,6 +139,7 @@ def _tolerance(text: str) -> float:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from megatron_r1.config.model_folder import mtp_left_out
     from megatron_r1.weights.convert import convert
     from megatron_r1.weights.folders import check_kind
     from megatron_r1.weights.plan import ConvertOptions
@@ -148,7 +154,7 @@ def _convert(options: argparse.Namespace) -> int:
         sync=not options.no_sync,
     )
     if options.to == "hf":
-        settings = replace(settings, file_bytes=int(options.file_gb * 1e9))
+        settings = replace(settings, file_bytes=int(options.file_gb * 1e9), scale_format=options.scale_format)
     with _bar(f"{options.source.name} -> {options.target.name}") as progress:
         done = convert(options.source, options.target, settings, progress=progress)
     rate = done.source_bytes / max(done.seconds, 1e-9) / 1e9
@@ -157,6 +163,8 @@ def _convert(options: argparse.Namespace) -> int:
         f"{done.written_bytes / 1e9:.2f} GB written in {done.seconds:.1f} s ({rate:.2f} GB/s); names, shapes and "
         "dtypes are checked"
     )
+    if left_out := mtp_left_out(options.source):
+        _say(left_out)
     for name in done.skipped:
         _say(f"left out, every loader computes it: {name}")
     for name, count in done.nonfinite.items():

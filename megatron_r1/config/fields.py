@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 ARCHITECTURES = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe")
 
+MODEL_TYPES = {"kimi_k2": "deepseek_v3"}
+"""Other names of an architecture: Kimi-K2's folders bring DeepSeek-V3's classes under their own model_type."""
+
 ALIASES = {
     "deepseek_v3": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "qwen3_moe": {"num_local_experts": "num_experts"},

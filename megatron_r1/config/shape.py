@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config.fields import ALIASES, ARCHITECTURES, DEFAULTS, limited_fields
+from megatron_r1.config.fields import ALIASES, ARCHITECTURES, DEFAULTS, MODEL_TYPES, limited_fields
+from megatron_r1.config.model_folder import folder_faults, hf_files, lacks_layers
 from megatron_r1.config.reader import Reader, short
 from megatron_r1.config.rope import RopeShape, read_rope
 from megatron_r1.errors import ConfigError
 
-__all__ = ["ARCHITECTURES", "MLAShape", "MoEShape", "ModelShape", "RopeShape", "load_shape", "shape_from_config"]
+__all__ = [
+    "ARCHITECTURES",
+    "MLAShape",
+    "MoEShape",
+    "ModelShape",
+    "RopeShape",
+    "hf_files",
+    "load_shape",
+    "shape_from_config",
+]
 
 LATENT_NORM_EPS = 1e-6
 """Of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps is: DeepseekV3RMSNorm's own default in transformers and
@@ -86,15 +96,10 @@ class ModelShape:
         return self.moe is not None and layer not in self.moe.dense_layers
 
 
-def hf_files(folder: Path) -> Path:
-    """Where a model folder keeps config.json and the tokenizer: itself, or hf/ in a torch_dist checkpoint."""
-    inside = folder / "hf"
-    return inside if not (folder / "config.json").exists() and (inside / "config.json").exists() else folder
-
-
 def load_shape(path: Path) -> ModelShape:
     """Read the config.json of a model folder (or that file itself). Raises ConfigError naming the file and the
-    field."""
+    field. A folder whose weights lack every tensor of its MTP layers has a shape without them
+    (model_folder.mtp_left_out has the word to say)."""
     file = hf_files(path) / "config.json" if path.is_dir() else path
     if not file.exists():
         raise ConfigError(f"model.path: {file} does not exist; it must be a Hugging Face folder with a config.json")
@@ -106,15 +111,23 @@ def load_shape(path: Path) -> ModelShape:
         raise ConfigError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: holds a {type(raw).__name__}; it must be a JSON object")
-    return shape_from_config(raw, str(file))
+    shape = shape_from_config(raw, str(file))
+    if not path.is_dir():
+        return shape
+    if faults := folder_faults(path):
+        raise ConfigError(faults)
+    if shape.num_mtp_layers and lacks_layers(path, shape.num_layers, shape.num_mtp_layers):
+        return replace(shape, num_mtp_layers=0)
+    return shape
 
 
 def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelShape:
     """A ModelShape from a parsed config.json."""
-    architecture = raw.get("model_type")
+    given = raw.get("model_type")
+    architecture = MODEL_TYPES.get(given, given) if isinstance(given, str) else None
     if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ConfigError(f"{source}: model_type is {architecture!r}; supported are {known}")
+        known = ", ".join((*ARCHITECTURES, *MODEL_TYPES))
+        raise ConfigError(f"{source}: model_type is {short(given)}; supported are {known}")
     read = Reader(_with_published_names(raw, architecture, source), source, DEFAULTS[architecture])
     _refuse_unsupported(read, architecture)
     num_heads = read.integer("num_attention_heads")
@@ -233,7 +246,7 @@ def _refuse_groups(read: Reader, experts: int, top_k: int) -> None:
 
 
 def _fp8_block(read: Reader) -> int | None:
-    """The one quantisation that is read: DeepSeek's e4m3 with a float32 `weight_scale_inv` for each square block."""
+    """The one quantisation that is read: DeepSeek's e4m3 with a `weight_scale_inv` for each square block."""
     found = read.raw.get("quantization_config")
     if found is None:
         return None
@@ -242,10 +255,12 @@ def _fp8_block(read: Reader) -> int | None:
     sizes = block if isinstance(block, list) else []
     side = sizes[0] if len(sizes) == 2 and sizes[0] == sizes[1] else None
     known = fields.get("quant_method") == "fp8" and fields.get("fmt", "e4m3") == "e4m3"
+    known = known and fields.get("scale_fmt") in (None, "float", "ue8m0")
     if not known or isinstance(side, bool) or not isinstance(side, int) or not 0 < side < 2**31:
         read.refuse(
-            f"quantization_config is {short(found)}; only quant_method fp8, fmt e4m3 with a square weight_block_size "
-            "(DeepSeek's format) is read; dequantise the folder to bf16 with the tool that made it"
+            f"quantization_config is {short(found)}; only quant_method fp8, fmt e4m3, scale_fmt ue8m0 or none, with a "
+            "square weight_block_size (DeepSeek's format) is read; dequantise the folder to bf16 with the tool that "
+            "made it"
         )
     return side
 

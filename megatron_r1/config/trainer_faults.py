@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.config.pipeline_layout import layout_stages
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
@@ -198,7 +199,9 @@ def train_faults(
             "(of 2 * context, and with sequence parallelism of tensor * context)"
         )
     if model.train_mtp and shape is not None and not shape.num_mtp_layers:
-        faults.append("model.train_mtp is True, but config.json has no num_nextn_predict_layers")
+        left_out = mtp_left_out(model.path)
+        why = f"{left_out}; take the published folder, or leave train_mtp out" if left_out else ""
+        faults.append(f"model.train_mtp is True, but {why or 'config.json has no num_nextn_predict_layers'}")
     return faults
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_r1.config.model_folder import power_of_two_scales
 from megatron_r1.config.schema import ModelConfig, RolloutConfig, RunConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.data.packing import RowLayout
@@ -192,7 +193,8 @@ def _source(config: RunConfig, policy: Policy) -> WeightSource:
         return stream
     block = load_shape(rollout.fp8_folder).fp8_block
     assert block is not None  # validation has looked
-    return QuantisedSource(stream, read_shapes(rollout.fp8_folder), block=block)
+    scales = power_of_two_scales(rollout.fp8_folder)
+    return QuantisedSource(stream, read_shapes(rollout.fp8_folder), block=block, power_of_two=scales)
 
 
 def put_to_sleep(engines: Sequence[Engine], rollout: RolloutConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.config.rejection import RejectionConfig
 from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.config.schema import OptimizerConfig, RunConfig, TrainerStage
@@ -85,8 +86,10 @@ def _model_and_trainer(config: TrainerStage, optimizer: OptimizerConfig, shape: 
     used = " ".join(f"{name}{size}" for name, size in layout.items() if size > 1) or "one rank"
     fp32, distributed = config.train.dtype == "fp32", optimizer.distributed
     rank_bytes = bytes_per_rank(shape, parallel, fp32=fp32, distributed_optimizer=distributed)
+    left_out = mtp_left_out(config.model.path)
     return [
         describe_model(config.name, shape),
+        *([left_out] if left_out else []),
         f"trainer: {parallel.world_size} rank(s), {used}, data parallel {parallel.data}, {config.train.dtype}; "
         f"{rank_bytes / 2**30:.3g} GiB a rank for weights, gradients and optimizer",
     ]

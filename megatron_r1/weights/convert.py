@@ -115,7 +115,15 @@ def _write_rest(
     """Write what is no tensor. Returns the names of all files that the folder now should have."""
     folder = unfinished.folder
     inner = "hf/" if options.target == "torch_dist" else ""
-    copy_side_files(source, folder / inner, side, dtype=_config_dtype(plan, tensors), fp8_block=plan.fp8_block)
+    copy_side_files(
+        source,
+        folder / inner,
+        side,
+        dtype=_config_dtype(plan, tensors),
+        fp8_block=plan.fp8_block,
+        power_of_two=plan.power_of_two,
+        mtp=plan.mtp,
+    )
     manifest = manifest_json(Manifest(plan.aliases, tensors), kind=options.target, architecture=plan.shape.architecture)
     unfinished.write_json(folder / MANIFEST, manifest)
     return {MANIFEST, *plan.sink.files(), *(inner + name for name in ("config.json", *side))}
@@ -128,6 +136,7 @@ def _fingerprint(source: Path, plan: Plan, options: ConvertOptions, side: dict[s
     config = hashlib.sha256((hf_files(source) / "config.json").read_bytes()).hexdigest()
     digest = hashlib.sha256(json.dumps([state, config, plan.names]).encode()).hexdigest()
     found: dict[str, Any] = {"source": digest, "target": options.target, "precision": options.precision}
+    found |= {"scales": "ue8m0" if plan.power_of_two else "float32"}
     found |= {"tasks": len(plan.sink.tasks())}
     return found | ({"file": options.file_bytes} if options.target == "hf" else {})
 

@@ -19,11 +19,15 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from megatron_r1.config.model_folder import without_mtp
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.local import LocalTensor
 from megatron_r1.weights.table import Entry
 from megatron_r1.weights.transforms import shard_shape, unshard
+
+_NOT_COPIED = ("model", "pytorch_model", "megatron_r1", "config.json")
+_PROGRAMS_AND_WEIGHTS = (".py", ".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack", ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class WeightStream:
         self._rank = dist.get_rank()
         self._entries = [entry for entry in table if include_mtp or not entry.name.startswith("mtp.")]
         self._include_aliases = include_mtp
+        self.has_mtp = any(entry.name.startswith("mtp.") for entry in self._entries)
         pieces = self._plan()
         self._buckets = _buckets(self._entries, pieces, bucket_bytes, dtype.itemsize)
 
@@ -167,7 +172,8 @@ def save_hf_folder(
 ) -> None:
     """Write the stream as a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
 
-    Everything but weights (config.json, tokenizer, chat template, generation config) is copied from `source`. The
+    Everything but weights and programs (config.json, tokenizer, chat template, generation config) is copied from
+    `source`; config.json loses auto_map, and its MTP layers if the stream has none. The
     folder appears under its name only when it is whole: it is written beside it and renamed. `extra` goes to
     megatron_r1.json inside the folder (step, lineage); `config_changes` replace fields of config.json. Raises
     FileExistsError if the target exists and is not empty, CheckpointError if it cannot be written (then nothing is
@@ -212,11 +218,12 @@ def _save(
     total = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
     _write_json(partial / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     for file in source.iterdir():
-        if file.is_file() and not file.name.startswith(("model", "pytorch_model", "megatron_r1")):
+        if file.is_file() and not file.name.startswith(_NOT_COPIED) and file.suffix not in _PROGRAMS_AND_WEIGHTS:
             shutil.copy2(file, partial / file.name)
-    if config_changes:
-        fields = json.loads((partial / "config.json").read_text(encoding="utf-8"))
-        _write_json(partial / "config.json", fields | dict(config_changes))
+    fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    fields.pop("auto_map", None)  # names programs, which are left behind
+    fields = fields if stream.has_mtp else without_mtp(fields)
+    _write_json(partial / "config.json", fields | dict(config_changes))
     _write_json(partial / "megatron_r1.json", dict(extra))
     if target.exists():
         target.rmdir()

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from megatron_r1.config.model_folder import SCALE_FORMAT_NOTE, without_mtp
 from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.files import read_json
@@ -21,7 +22,7 @@ from megatron_r1.weights.torch_dist_metadata import METADATA, is_torch_dist
 from megatron_r1.weights.torch_dist_reader import TorchDistFolder
 
 _SIDE_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".md", ".tiktoken", ".bpe")
-_NOT_SIDE = ("model.safetensors", "pytorch_model", "megatron_r1_")
+_NOT_SIDE = ("model.safetensors", "pytorch_model", "megatron_r1_", "adapter_")
 _TEMPLATES = "additional_chat_templates"
 _SAVE_ROOT = "latest_checkpointed_iteration.txt"
 
@@ -100,23 +101,33 @@ def _is_side_file(file: Path) -> bool:
 
 
 def copy_side_files(
-    source: Path, target: Path, files: Mapping[str, Path], *, dtype: torch.dtype | None, fp8_block: int | None
+    source: Path,
+    target: Path,
+    files: Mapping[str, Path],
+    *,
+    dtype: torch.dtype | None,
+    fp8_block: int | None,
+    power_of_two: bool,
+    mtp: bool,
 ) -> None:
-    """Copy `side_files`, and config.json with the dtype that the weights now have. `fp8_block` is the block size of the
-    written weights, None if they are not FP8."""
+    """Copy `side_files`, and config.json as the written weights now are: their dtype, `fp8_block`, the block size (None
+    if they are not FP8), whether the scales of their FP8 form are powers of two, whether there are MTP layers."""
     target.mkdir(parents=True, exist_ok=True)
     for name, file in files.items():
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target / name)
     config = read_json(hf_files(source) / "config.json")
     config.pop("auto_map", None)  # names programs, which are left behind
+    config.pop(SCALE_FORMAT_NOTE, None)
     if fp8_block is None:
         config.pop("quantization_config", None)
+        config |= {SCALE_FORMAT_NOTE: "ue8m0"} if power_of_two else {}
     elif "quantization_config" not in config:
         config["quantization_config"] = {
             "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
             "weight_block_size": [fp8_block, fp8_block],
-        }  # fmt: skip
+        } | ({"scale_fmt": "ue8m0"} if power_of_two else {})  # fmt: skip
+    config = config if mtp else without_mtp(config)
     if dtype is not None:
         field = "dtype" if "dtype" in config else "torch_dtype"
         config[field] = str(dtype).removeprefix("torch.")

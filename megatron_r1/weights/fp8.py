@@ -1,7 +1,8 @@
-"""DeepSeek's FP8 weights: e4m3 numbers, and one float32 scale for each square block. Pure tensor functions, on CPUs.
+"""DeepSeek's FP8 weights: e4m3 numbers, and one scale for each square block. Pure tensor functions, on CPUs.
 
 A block's weights are `fp8 * weight_scale_inv`. The blocks start at the tensor's corner; those at the right and lower
-edge may be smaller. Format: the config.json and inference code of DeepSeek-V3 (arXiv 2412.19437, section 3.3).
+edge may be smaller. Format: the config.json and inference code of DeepSeek-V3 (arXiv 2412.19437, section 3.3). Scales
+are float32, of DeepSeek-V3.1 (scale_fmt "ue8m0") powers of two, which some folders store as e8m0, their exponent alone.
 """
 
 from __future__ import annotations
@@ -47,12 +48,26 @@ def dequantise(
     return out
 
 
-def quantise(weight_RC: torch.Tensor, *, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+def block_scales(amax: torch.Tensor, *, power_of_two: bool) -> torch.Tensor:
+    """f32 scales of blocks whose largest magnitudes are `amax` (f32): amax / 448, or with `power_of_two` the smallest
+    power of two that is not below it (scale_fmt "ue8m0"). 1 where amax / 448 would be no normal float32. Any device."""
+    scales = amax / FP8_MAX
+    if power_of_two:
+        mantissa, exponent = torch.frexp(amax.double() / FP8_MAX)  # amax / 448 = mantissa * 2**exponent, in [.5, 1)
+        rounded = torch.ldexp(torch.ones_like(mantissa), exponent - (mantissa == 0.5).int()).float()
+        rounded = torch.where(torch.isfinite(amax), rounded, scales)
+    else:
+        rounded = scales
+    return torch.where(scales >= torch.finfo(torch.float32).tiny, rounded, 1.0)
+
+
+def quantise(weight_RC: torch.Tensor, *, block: int, power_of_two: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """(e4m3[R, C], f32 scales) of a float weight whose first row starts a block. A block of zeros has scale 1, and so
     has one of numbers so small that their scale would be no normal float32: they become zeros.
 
-    Each block's largest magnitude becomes 448. Error of a weight: at most 2**-4 of its magnitude, or half of e4m3's
-    smallest step (scale * 2**-10) if that is larger. NaN and infinite weights make their block's other weights useless.
+    Each block's largest magnitude becomes 448, with `power_of_two` more than 224. Error of a weight: at most 2**-4 of
+    its magnitude, or half of e4m3's smallest step (scale * 2**-10) if that is larger. NaN and infinite weights make
+    their block's other weights useless.
     """
     from megatron_r1.weights.fp8_kernels import block_amax
 
@@ -63,8 +78,8 @@ def quantise(weight_RC: torch.Tensor, *, block: int) -> tuple[torch.Tensor, torc
     for index in range(scales.shape[0]):
         tile = weight_RC[index * block : (index + 1) * block].float()
         amax = torch.from_numpy(block_amax(tile.contiguous().numpy(), block))
-        scales[index] = torch.where(amax / FP8_MAX >= torch.finfo(torch.float32).tiny, amax / FP8_MAX, 1.0)
-        codes[index * block : (index + 1) * block].copy_(tile.div_(scales[index][column_block]))
+        scales[index] = block_scales(amax, power_of_two=power_of_two)
+        codes[index * block : (index + 1) * block].copy_(tile.div(scales[index][column_block]))
     return codes, scales
 
 

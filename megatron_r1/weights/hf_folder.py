@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megatron_r1.config.model_folder import INDEX, SINGLE
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.files import OpenFiles, is_plain_name, parse_object, read_json
 from megatron_r1.weights.pieces import integers
 from megatron_r1.weights.reader import TensorInfo, read_exactly
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """safetensors' names of dtypes."""

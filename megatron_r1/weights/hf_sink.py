@@ -44,8 +44,11 @@ class OutputTensor:
 class HFSink:
     """Plans the files of at most `file_bytes` each (a larger tensor has a file of its own)."""
 
-    def __init__(self, folder: Path, tensors: Sequence[OutputTensor], *, file_bytes: int, fp8_block: int) -> None:
+    def __init__(
+        self, folder: Path, tensors: Sequence[OutputTensor], *, file_bytes: int, fp8_block: int, power_of_two: bool
+    ) -> None:
         self.folder, self._block, self._tensors = folder, fp8_block, tuple(tensors)
+        self._power_of_two = power_of_two
         files: list[list[OutputTensor]] = [[]]
         size = 0
         for tensor in tensors:
@@ -169,7 +172,7 @@ class HFSink:
         scales_digest = TensorDigest(torch.float32, scale_shape(tensor.shape[0], tensor.shape[1], self._block))
         for start, stop in row_ranges(source.num_rows, source.row_bytes, self._block):
             piece = buffer.read(reader, tensor.name, start, stop)
-            codes, scales = quantise(piece, block=self._block)
+            codes, scales = quantise(piece, block=self._block, power_of_two=self._power_of_two)
             codes_digest.count_nonfinite(piece)
             codes_digest.add(byte_view(codes))
             scales_digest.add(byte_view(scales))

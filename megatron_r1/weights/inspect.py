@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.weights.folders import open_checkpoint, open_raw, read_shape
 from megatron_r1.weights.inventory import take_inventory
 from megatron_r1.weights.manifest import read_manifest
@@ -33,6 +34,7 @@ def describe(folder: Path) -> str:
         f"  {sum(file.stat().st_size for file in files) / 1e9:.3f} GB in {len(files)} files; largest tensor {largest} "
         f"{list(unique[largest].shape)}, {unique[largest].num_bytes / 1e6:,.1f} MB",
     ]
+    left_out = mtp_left_out(folder)
     if shape.num_mtp_layers:
         present = any(entry.name.startswith("mtp.") for entry in inventory.entries)
         lines.append(
@@ -40,6 +42,8 @@ def describe(folder: Path) -> str:
             + "present" * present
             + "absent" * (not present)
         )
+    elif left_out:
+        lines.append(f"  {left_out}")
     if shape.fp8_block:
         lines.append(f"  FP8 (e4m3) linear weights with a scale for each {shape.fp8_block} x {shape.fp8_block} block")
     manifest = read_manifest(folder)

@@ -139,6 +139,8 @@ def nonfinite(values: torch.Tensor) -> int:
     """How many numbers are NaN or infinite. One pass if there are none."""
     if not values.dtype.is_floating_point or not values.numel():
         return 0
+    if values.dtype == torch.float8_e8m0fnu:  # no sign: all bits ones is the one NaN
+        return int((values.view(torch.uint8) == 0xFF).sum())
     if values.dtype.itemsize == 1:  # e4m3: NaN only; torch has no minimum of it
         magnitude = values.view(torch.uint8) & 0x7F
         return int((magnitude == 0x7F).sum()) if int(magnitude.amax()) == 0x7F else 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from megatron_r1.config.model_folder import power_of_two_scales
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.folders import open_checkpoint, open_raw
@@ -23,6 +24,7 @@ FP8_BLOCK = 128
 
 Target = Literal["torch_dist", "hf"]
 Precision = Literal["keep", "bf16", "fp32", "fp8"]
+ScaleFormat = Literal["auto", "float32", "ue8m0"]
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
 
 
@@ -30,7 +32,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
 class ConvertOptions:
     """`precision` "keep" writes what is stored (for torch_dist: FP8 becomes bf16, which every model loads).
     `file_bytes` is for Hugging Face folders. Without `sync` nothing waits for the disk: a power cut may damage what
-    was written lately, as it may with cp."""
+    was written lately, as it may with cp. `scale_format` is that of scales which are made here: ue8m0 are powers of
+    two, "auto" what the source's config.json says of the model's FP8 form."""
 
     target: Target
     precision: Precision = "keep"
@@ -39,6 +42,7 @@ class ConvertOptions:
     resume: bool = False
     allow_nonfinite: bool = False
     sync: bool = True
+    scale_format: ScaleFormat = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class Plan:
     source_bytes: int
     dtype: torch.dtype | None
     fp8_block: int | None
+    power_of_two: bool
+    mtp: bool
     aliases: dict[str, str]
     skipped: tuple[str, ...]
 
@@ -75,16 +81,39 @@ def make_plan(source: Path, partial: Path, shape: ModelShape, options: ConvertOp
         raise CheckpointError(
             f"{source}: is not FP8; a torch_dist checkpoint keeps FP8 weights but is not quantised: quantise on export"
         )
+    power_of_two = power_of_two_scales(source)
+    if options.scale_format != "auto":
+        if keep_fp8 or options.precision != "fp8":
+            raise CheckpointError(
+                f"{source}: scale_format is {options.scale_format}, but no scales are made here; it is of --precision "
+                "fp8 from a folder that is not FP8"
+            )
+        power_of_two = options.scale_format == "ue8m0"
     reader = open_raw(source, shape) if keep_fp8 else computing
     dtype = None if keep_fp8 or options.precision == "keep" else _DTYPES[options.precision]
     make = _plan_hf if options.target == "hf" else _plan_torch_dist
+    options = replace(options, scale_format="ue8m0" if power_of_two else "float32")
     sink, names = make(partial, reader, shape, inventory, dtype, keep_fp8, options)
     block = (shape.fp8_block or FP8_BLOCK) if keep_fp8 or dtype == FP8 else None
     source_bytes = sum(reader.tensors[name].num_bytes for name in names)
     if reader is not computing:
         computing.close()
     aliases = {alias: entry.hf[0] for entry in inventory.entries for alias in inventory.aliases[entry.name]}
-    return Plan(sink, reader, keep_fp8, shape, tuple(names), source_bytes, dtype, block, aliases, inventory.skipped)
+    mtp = any(entry.name.startswith("mtp.") for entry in inventory.entries)
+    return Plan(
+        sink,
+        reader,
+        keep_fp8,
+        shape,
+        tuple(names),
+        source_bytes,
+        dtype,
+        block,
+        power_of_two,
+        mtp,
+        aliases,
+        inventory.skipped,
+    )
 
 
 def _plan_hf(
@@ -111,7 +140,13 @@ def _plan_hf(
             if keep_fp8 and name + SCALE_SUFFIX in reader.tensors:
                 scales = reader.tensors[name + SCALE_SUFFIX]
                 tensors.append(OutputTensor(name + SCALE_SUFFIX, scales.dtype, scales.shape))
-    sink = HFSink(partial, tensors, file_bytes=options.file_bytes, fp8_block=shape.fp8_block or FP8_BLOCK)
+    sink = HFSink(
+        partial,
+        tensors,
+        file_bytes=options.file_bytes,
+        fp8_block=shape.fp8_block or FP8_BLOCK,
+        power_of_two=options.scale_format == "ue8m0",
+    )
     return sink, [tensor.name for tensor in tensors]
 
 

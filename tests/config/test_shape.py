@@ -376,3 +376,10 @@ def test_a_config_that_is_nested_without_end_or_is_no_file(tmp_path):
     os.mkfifo(file)
     with pytest.raises(ConfigError, match=r"config\.json: is not a file"):
         load_shape(tmp_path)
+
+
+def test_kimi_k2_is_deepseek_v3_under_another_name():
+    """Its published config.json names DeepseekV3ForCausalLM, and vLLM reads it as such."""
+    assert shape_from_config(DEEPSEEK | {"model_type": "kimi_k2"}) == shape_from_config(DEEPSEEK)
+    with pytest.raises(ConfigError, match="kimi_k2"):
+        shape_from_config(DEEPSEEK | {"model_type": ["kimi_k2"]})

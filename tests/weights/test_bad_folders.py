@@ -13,9 +13,14 @@ from make_checkpoint import make_checkpoint
 from oracles import save_model
 from safetensors.torch import load_file, save_file
 
+from megatron_r1.config import ModelConfig, ParallelConfig, TrainConfig
+from megatron_r1.config.model_folder import mtp_left_out
+from megatron_r1.config.shape import load_shape
+from megatron_r1.config.trainer_faults import train_faults
 from megatron_r1.errors import CheckpointError, ConfigError
 from megatron_r1.weights.convert import ConvertOptions, convert
 from megatron_r1.weights.fp8 import FP8
+from megatron_r1.weights.inspect import describe
 from megatron_r1.weights.manifest import MANIFEST
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
@@ -62,7 +67,7 @@ def change(folder, **tensors):
     save_file(stored, file)
 
 
-def refused(source, tmp_path, *words, error=CheckpointError):
+def refused(source, tmp_path, *words, error: type[Exception] = CheckpointError):
     """Converting raises an error with all words, and leaves nothing that looks like a checkpoint."""
     with pytest.raises(error) as caught:
         convert(source, tmp_path / "out", TO_MEGATRON)
@@ -344,3 +349,75 @@ def test_odd_options_are_refused(hf, tmp_path, words):
         convert_checkpoint.main(["hf-to-megatron", str(hf), str(tmp_path / "out"), "--file-gb", "1"])
     with pytest.raises(CheckpointError, match="file_bytes is 0; it must be at least 1"):
         convert(hf, tmp_path / "out", ConvertOptions(target="hf", file_bytes=0))
+
+
+# ---- what lies beside the weights
+
+
+def promise_mtp(folder, layers):
+    config = json.loads((folder / "config.json").read_text()) | {"num_nextn_predict_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_folder_saved_by_transformers_has_no_mtp_layers(hf, sharded, tmp_path, capsys):
+    """Loader, converter, planner and inspect agree, say so, and what is written promises none."""
+    for folder in (hf, sharded):
+        promise_mtp(folder, 0)
+        assert load_shape(folder).num_mtp_layers == 0 and mtp_left_out(folder) is None
+        promise_mtp(folder, 2)
+        assert load_shape(folder).num_mtp_layers == 0
+        assert "model.layers.4.* to model.layers.5.* are not among the weights" in (mtp_left_out(folder) or "")
+        assert "the model goes without" in describe(folder)
+        target = tmp_path / f"{folder.name}-converted"
+        assert convert_checkpoint.main(["hf-to-megatron", str(folder), str(target), "--workers", "1"]) == 0
+        assert "the model goes without" in capsys.readouterr().out
+        assert json.loads((target / "hf" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    faults = train_faults(TrainConfig(), ParallelConfig(), ModelConfig(path=hf, train_mtp=True), load_shape(hf))
+    assert any("train_mtp is True" in fault and "model.layers.4.*" in fault for fault in faults), faults
+
+
+def test_tensors_that_the_index_forgets_are_there_all_the_same(tmp_path):
+    save_model("deepseek_v3", tmp_path / "hf", mtp_layers=1)
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "model-1.safetensors")
+    names = [name for name in load_file(tmp_path / "hf" / "model-1.safetensors") if ".layers.4." not in name]
+    index = {"weight_map": dict.fromkeys(names, "model-1.safetensors")}
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load_shape(tmp_path / "hf").num_mtp_layers == 1
+    convert(tmp_path / "hf", tmp_path / "out", TO_MEGATRON)
+    assert json.loads((tmp_path / "out" / "hf" / "config.json").read_text())["num_nextn_predict_layers"] == 1
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_the_weights(hf, tmp_path, name):
+    (hf / name).write_bytes(b"{}")
+    refused(hf, tmp_path, hf, name, "merge it", error=ConfigError)
+    with pytest.raises(ConfigError, match=name):
+        load_shape(hf)
+
+
+def test_one_file_and_an_index_of_others(hf, sharded, tmp_path):
+    """transformers would take the file, vLLM the index."""
+    shutil.copy(hf / "model.safetensors", sharded)
+    refused(sharded, tmp_path, sharded, "model.safetensors.index.json", "model-00001", "remove", error=ConfigError)
+    names = load_file(hf / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (hf / "model.safetensors.index.json").write_text(json.dumps(index))
+    convert(hf, tmp_path / "out", TO_MEGATRON)
+
+
+def test_remote_code_is_passed_over_as_transformers_does(hf, tmp_path):
+    """A folder as DeepSeek publishes it: the classes that auto_map names are not asked for."""
+    from transformers import AutoModelForCausalLM
+
+    before = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).state_dict()
+    auto_map = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}
+    config = json.loads((hf / "config.json").read_text()) | {"auto_map": auto_map}
+    (hf / "config.json").write_text(json.dumps(config))
+    for name in ("configuration_x.py", "modeling_x.py"):
+        (hf / name).write_text("raise SystemExit('run')")
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, trust_remote_code=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    convert(hf, tmp_path / "megatron", TO_MEGATRON)
+    convert(tmp_path / "megatron", tmp_path / "back", ConvertOptions(target="hf", workers=1))
+    stored, back = load_file(hf / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert stored.keys() == back.keys() and all(torch.equal(back[name], stored[name]) for name in stored)

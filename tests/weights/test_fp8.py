@@ -1,5 +1,7 @@
 """FP8 block (de)quantisation against torch's own e4m3 numbers and float64 arithmetic."""
 
+import math
+
 import pytest
 import torch
 
@@ -90,3 +92,47 @@ def test_quantising_what_was_fp8_gives_it_back():
     codes.view(torch.uint8)[::128, ::128] = 0x7E  # 448 in every block
     assert torch.equal(quantise(dequantised(codes, scales), block=128)[1], scales)
     assert torch.equal(quantise(dequantised(codes, scales), block=128)[0].float(), codes.float())
+
+
+def test_powers_of_two_by_hand():
+    """448 has scale 1 exactly, 450 scale 2; 224.5 / 448 rounds up to 1; the codes are those of float64 division."""
+    weight = torch.zeros(128, 4 * 128)
+    for column, (largest, second) in enumerate([(448.0, 3.0), (450.0, -3.0), (224.5, 0.3), (0.011, 0.002)]):
+        weight[0, column * 128], weight[1, column * 128] = largest, second
+    codes, scales = quantise(weight, block=128, power_of_two=True)
+    assert scales.tolist() == [[1.0, 2.0, 1.0, 2.0**-15]]  # .011 / 448 is 2**-15.31
+    exact = weight.double() / scales.double().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    assert torch.equal(codes.float(), exact.float().to(FP8).float())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_powers_of_two_are_the_smallest_that_hold_their_block(seed):
+    """Against float64 logarithms and torch's own e8m0 numbers, over all of float32's magnitudes."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(130, 700, generator=generator) * torch.rand(130, 700, generator=generator).mul(6).exp()
+    weight *= 10.0 ** float(torch.randint(-30, 30, (), generator=generator))
+    codes, scales = quantise(weight, block=128, power_of_two=True)
+    assert torch.equal(scales.to(torch.float8_e8m0fnu).float(), scales)
+    for row in range(scales.shape[0]):
+        for column in range(scales.shape[1]):
+            tile = weight[row * 128 : (row + 1) * 128, column * 128 : (column + 1) * 128].double()
+            largest = float(tile.abs().max())
+            assert scales[row, column] == 2.0 ** math.ceil(math.log2(largest / 448))
+            code = codes[row * 128 : (row + 1) * 128, column * 128 : (column + 1) * 128].double()
+            error = (code * float(scales[row, column]) - tile).abs()
+            assert (error <= (tile.abs() * 2.0**-4).clamp_min(float(scales[row, column]) * 2.0**-10) * (1 + 1e-6)).all()
+
+
+def test_powers_of_two_survive_quantising_again():
+    codes, scales = random_codes(256, 256), torch.tensor([[2.0**-7, 2.0**-9], [2.0**-3, 2.0**-8]])
+    codes.view(torch.uint8)[::128, ::128] = 0x7E  # 448 in every block
+    again = quantise(dequantised(codes, scales), block=128, power_of_two=True)
+    assert torch.equal(again[1], scales) and torch.equal(again[0].float(), codes.float())
+
+
+def test_nan_and_infinity_of_a_block_stay_visible():
+    for bad in (torch.nan, torch.inf):
+        weight = torch.ones(128, 128)
+        weight[3, 4] = bad
+        scales = quantise(weight, block=128, power_of_two=True)[1]
+        assert torch.equal(scales.isnan(), quantise(weight, block=128)[1].isnan())

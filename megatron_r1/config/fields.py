@@ -70,6 +70,10 @@ _LIMITED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_sliding_window": ((False,), "attention is to all that came before"),
     "layer_types": ((_FULL,), "attention is to all that came before; each entry of the list is held to it"),
     "partial_rotary_factor": ((1.0,), "all of a head is rotated"),
+    "transformers_weights": (
+        ("model.safetensors", "model.safetensors.index.json"),
+        "transformers alone would load another file",
+    ),
 }
 _LIMITED_BY_ARCHITECTURE: dict[str, dict[str, tuple[tuple[Any, ...], str]]] = {
     "deepseek_v3": {

@@ -35,16 +35,23 @@ def folder_faults(folder: Path) -> list[str]:
     faults = []
     if found:
         faults.append(
-            f"{folder}: holds an adapter ({', '.join(found)}), which transformers would load and vLLM would not; merge "
-            "it into the weights (peft's merge_and_unload), or move its files elsewhere"
+            f"{folder}: holds an adapter ({', '.join(found)}), which transformers (with peft) would load and vLLM "
+            "would not; merge it into the weights (peft's merge_and_unload), or move its files elsewhere"
         )
-    if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+    if not (folder / SINGLE).is_file():
+        return faults
+    if (folder / INDEX).is_file():
         others = sorted({file for file in _weight_map(folder).values() if isinstance(file, str) and file != SINGLE})
         if others:
             faults.append(
                 f"{folder}: holds {SINGLE} and {INDEX}, which names {others[0]} and others; transformers would load "
                 f"the first and vLLM the second: remove {SINGLE}, or {INDEX} with its files"
             )
+    elif others := sorted(path.name for path in folder.glob("*.safetensors") if path.name not in (SINGLE, *found)):
+        faults.append(
+            f"{folder}: holds {SINGLE} and, without an index, {', '.join(others)}; transformers would load the first "
+            "alone and vLLM all: move the others elsewhere"
+        )
     return faults
 
 

@@ -405,6 +405,20 @@ def test_one_file_and_an_index_of_others(hf, sharded, tmp_path):
     convert(hf, tmp_path / "out", TO_MEGATRON)
 
 
+def test_other_safetensors_files_without_an_index(hf, sharded, tmp_path):
+    """vLLM would load them all; beside an index neither library does."""
+    shutil.copy(hf / "model.safetensors", hf / "consolidated.safetensors")
+    refused(hf, tmp_path, hf, "consolidated.safetensors", "vLLM all", error=ConfigError)
+    shutil.copy(hf / "model.safetensors", sharded / "consolidated.safetensors")
+    convert(sharded, tmp_path / "out", TO_MEGATRON)
+
+
+def test_a_config_that_names_another_file_of_weights(hf, tmp_path):
+    config = json.loads((hf / "config.json").read_text()) | {"transformers_weights": "other.safetensors"}
+    (hf / "config.json").write_text(json.dumps(config))
+    refused(hf, tmp_path, "transformers_weights", "other.safetensors", error=ConfigError)
+
+
 def test_remote_code_is_passed_over_as_transformers_does(hf, tmp_path):
     """A folder as DeepSeek publishes it: the classes that auto_map names are not asked for."""
     from transformers import AutoModelForCausalLM

@@ -15,6 +15,7 @@ from megatron_r1.config import deadlines
 from megatron_r1.config.colocation import colocation_faults
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
+from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DeadlineConfig, RolloutConfig, RunConfig
 from megatron_r1.config.server_faults import server_faults
@@ -157,9 +158,8 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
     else:
         faults += server_faults(rollout, shape)
     if rollout.draft_tokens and shape is not None and not shape.num_mtp_layers:
-        faults.append(
-            f"rollout.draft_tokens is {rollout.draft_tokens}, but config.json has no num_nextn_predict_layers: use 0"
-        )
+        why = mtp_left_out(config.model.path) or "config.json has no num_nextn_predict_layers"
+        faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}, but {why}: use 0")
     if rollout.draft_tokens and rollout.device == "cpu":
         faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}; drafting is offered on GPUs only: use 0")
     if sampling.max_new_tokens >= rollout.max_model_len:
@@ -202,7 +202,13 @@ def _fp8_rollout_faults(rollout: RolloutConfig, folder: Path, shape: ModelShape 
             f"rollout.fp8_folder: {folder} is not FP8; make it: tools/convert_checkpoint.py hf-to-hf SRC DST "
             "--precision fp8"
         ]
-    if shape is not None and dataclasses.replace(found, fp8_block=None) != dataclasses.replace(shape, fp8_block=None):
+    if shape is None:
+        return server_faults(rollout, found, fp8_block=found.fp8_block)
+    # MTP layers that the trainer lacks may lie there: nothing is drafted then (draft_tokens are refused).
+    mtp_layers = min(found.num_mtp_layers, shape.num_mtp_layers)
+    if dataclasses.replace(found, fp8_block=None, num_mtp_layers=mtp_layers) != dataclasses.replace(
+        shape, fp8_block=None
+    ):
         return [f"rollout.fp8_folder: {folder} holds another model than model.path; their config.json must agree"]
     return server_faults(rollout, found, fp8_block=found.fp8_block)
 

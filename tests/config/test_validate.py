@@ -470,6 +470,10 @@ def test_fp8_rollouts_start_from_an_fp8_folder_of_the_same_model(sound, tmp_path
     write({"quantization_config": quantised, "vocab_size": 101})
     (fault,) = faults_of(config)
     assert "holds another model than model.path" in fault
+    write(
+        {"quantization_config": quantised, "num_nextn_predict_layers": 1}
+    )  # the published one, beside a re-saved base
+    assert faults_of(config) == []
 
 
 def test_ranks_that_cannot_tell_sampling_from_grading_wait_for_both(sound):

@@ -34,6 +34,8 @@ CHECK = """
 import importlib.metadata as metadata, torch, megatron.core, transformer_engine.pytorch
 for name in ("torch", "megatron-core", "transformer-engine", "vllm"):
     print(f"carry_gpu: {name} {metadata.version(name)}")
+if torch.version.cuda is None:
+    raise SystemExit("carry_gpu: this torch is built for CPUs; pack again without --have")
 print(f"carry_gpu: {torch.cuda.device_count()} GPUs")
 """
 
@@ -49,7 +51,7 @@ def main() -> int:
     pack.add_argument("parcel", type=Path)
     pack.add_argument("--vllm", choices=["0.32", "0.33"], default="0.32", help="which lock file (default 0.32)")
     pack.add_argument("--have", type=Path, help="pip freeze of the other machine")
-    pack.add_argument("--piece-mib", type=int, default=0, help="cut the parcel into pieces of this size")
+    pack.add_argument("--piece-mib", type=positive, default=0, help="cut the parcel into pieces of this size")
     install = commands.add_parser("install", help="where there is none")
     install.add_argument("parcel", type=Path)
     install.add_argument("target", type=Path, help="where the checkout goes")
@@ -74,7 +76,8 @@ def pack_all(options: argparse.Namespace) -> None:
 
     if sys.version_info[:2] != (3, 12):
         raise CarryError("the lock files are for Python 3.12: start this with python3.12")
-    if options.parcel.exists() and any(options.parcel.iterdir()):
+    options.parcel.mkdir(parents=True, exist_ok=True)
+    if any(options.parcel.iterdir()):
         raise CarryError(f"{options.parcel} is not empty: remove it, or name another folder")
     lock = install_gpu.LOCKS[options.vllm]
     torch = install_gpu.version_in(lock, "torch")
@@ -105,6 +108,8 @@ def install_all(parcel: Path, target: Path) -> None:
         raise CarryError(f"{target} is not empty: remove it, or name another folder")
     if sys.version_info[:2] != (3, 12):
         raise CarryError("the wheels are for Python 3.12: start this with python3.12")
+    if sys.prefix != sys.base_prefix:
+        raise CarryError(f"this is a virtual environment's python: start it with {sys.base_prefix}/bin/python3.12")
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.absolute().parent) as scratch:
         content = Path(scratch)
@@ -127,13 +132,21 @@ def make_venv(folder: Path, *, system_site_packages: bool) -> Path:
     return folder / "bin" / "python"
 
 
+def positive(word: str) -> int:
+    if (number := int(word)) < 1:
+        raise ValueError(word)
+    return number
+
+
 def parse_pins(text: str) -> dict[str, str]:
-    """name: version of `name==version` lines; names as PyPI compares them, versions without a local part (+cu130)."""
+    """name: version of `name==version` lines; names as PyPI compares them. A local part of CUDA 13 (+cu130) is left
+    out; another one (+cpu) is another build, and stays."""
     found = {}
     for line in text.splitlines():
         name, _, version = line.split("#")[0].split(";")[0].strip().partition("==")
         if version:
-            found[re.sub(r"[-_.]+", "-", name).lower()] = version.partition("+")[0]
+            public, _, local = version.partition("+")
+            found[re.sub(r"[-_.]+", "-", name).lower()] = public if local.startswith("cu13") else version
     return found
 
 
@@ -175,7 +188,10 @@ def open_parcel(parcel: Path, content: Path) -> None:
     """Unpack into `content`. CarryError that names the pieces which are missing or damaged."""
     if not (parcel / LIST).is_file():
         raise CarryError(f"{parcel / LIST} is missing: it is sent with the pieces")
-    pieces = json.loads((parcel / LIST).read_text(encoding="utf-8"))
+    try:
+        pieces = json.loads((parcel / LIST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CarryError(f"{parcel / LIST} is damaged ({error}): send it again") from error
     bad = [piece["name"] for piece in pieces if not is_whole(parcel / piece["name"], piece)]
     if bad:
         raise CarryError(f"missing or damaged: {', '.join(bad)}; send them again")

@@ -37,7 +37,7 @@ def read_rope(read: Reader) -> RopeShape:
         read.refuse(f"rope_parameters or rope_scaling is {short(given)}; it must be an object")
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
-    if kind not in ROPE_FIELDS:
+    if not isinstance(kind, str) or kind not in ROPE_FIELDS:
         *others, last = ROPE_FIELDS
         read.refuse(f"rope type is {short(kind)}; supported are {', '.join(others)} and {last}")
     theta = given.get("rope_theta", read.raw.get("rope_theta"))

@@ -36,6 +36,8 @@ def group_advantages(
         if usable_G.any():
             advantages_G[usable_G] = group_advantages(rewards_G[usable_G], kind, deviation_floor)
         return advantages_G
+    if np.ptp(rewards_G) == 0:  # the mean of large equal numbers may be another one
+        return np.zeros_like(rewards_G)
     centred_G = rewards_G - rewards_G.mean()
     if kind == "dr_grpo":
         return centred_G

@@ -47,6 +47,8 @@ class ServerSetup:
     cache_bytes: int = 2
     colocated: bool = False
     sleep_level: int = 0
+    deepest_sleep: int = 2
+    """1 with drafting: its layers are not in a sync, so the server must keep them."""
     moved: bool = False
     """The configuration's share the trainer's GPUs; these have their own."""
     bucket_bytes: int = 512 << 20
@@ -171,6 +173,7 @@ def _servers(rollout: RolloutConfig) -> ServerSetup:
         expert_parallel=rollout.expert_parallel,
         cache_bytes=1 if rollout.kv_cache_dtype == "fp8" else 2,
         colocated=rollout.sync == "ipc",
+        deepest_sleep=1 if rollout.draft_tokens else 2,
         sleep_level=rollout.sleep_level,
         bucket_bytes=rollout.sync_bucket_mib << 20,
     )
@@ -295,11 +298,12 @@ def _room_for(moment: Moment, trainer: TrainerSetup, servers: ServerSetup, have:
     share = servers.memory_fraction - (moment.needed / GIB - have) / have
     whole = moment.name == "sampling" or not servers.sleep_level
     smaller = f"rollout.memory_fraction {math.floor(share * 100) / 100}" if whole and share > MIN_FRACTION else ""
+    sleep = f"rollout.sleep_level {servers.deepest_sleep}"
     if moment.name == "training":
-        ways = ["rollout.sleep_level 2"] if servers.sleep_level == 0 else []
+        ways = [sleep] if servers.sleep_level == 0 else []
         ways += [smaller, "a smaller train.tokens_per_microbatch", "more GPUs"]
     else:
-        asleep = "" if servers.sleep_level or moment.name == "sampling" else "rollout.sleep_level 2"
+        asleep = "" if servers.sleep_level or moment.name == "sampling" else sleep
         ways = [offload, asleep, smaller] if offload or asleep or smaller else ["more GPUs"]
     *first, last = [way for way in ways if way]
     return f"use {', '.join(first)} or {last}" if first else f"use {last}"

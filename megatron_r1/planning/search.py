@@ -67,7 +67,7 @@ def in_turns(
     in the configuration or, where that leaves no room, with all that can."""
     if gpus > gpu.per_node:
         return []
-    for offload, level in ((trainer.offload, servers.sleep_level), (EVERYTHING, 2)):
+    for offload, level in ((trainer.offload, servers.sleep_level), (EVERYTHING, servers.deepest_sleep)):
         turns = dataclasses.replace(trainer, offload=offload)
         training = [
             setup

@@ -209,7 +209,9 @@ class Scorer:
 
     def _reward(self, parts: Mapping[str, float]) -> Reward:
         ordered = {name: parts[name] for name in self._weights if name in parts}
-        return Reward(total=sum(self._weights[name] * part for name, part in ordered.items()), parts=ordered)
+        # 0 * NaN is NaN: a part that is recorded only has no part in the total.
+        weighted = [(self._weights[name], part) for name, part in ordered.items()]
+        return Reward(total=sum(weight * part for weight, part in weighted if weight), parts=ordered)
 
 
 def _is_lost(graded: Future[Verdict]) -> bool:

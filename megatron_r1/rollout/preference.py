@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import PreferenceConfig
@@ -66,10 +69,11 @@ class RewardModelServer:
         """The model's value of a prompt and judged response, as it is. EngineError if the server fails."""
         # Without its activation, which would squash the value into (0, 1).
         body = {"input": [list(map(int, token_ids))], "task": "classify", "use_activation": False}
+        body["encoding_format"] = "base64"  # JSON has no NaN and no infinity, for which the server would answer 500
         body["model"] = str(self.config.model)
         answer = self.engine.client.work("/pooling", body)
         try:
-            (value,) = answer["data"][0]["data"]
+            (value,) = np.frombuffer(base64.b64decode(answer["data"][0]["data"]), dtype="<f4")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise EngineError(f"{self.engine.name}: expected one value, got {answer!r:.300}") from error
         return float(value)

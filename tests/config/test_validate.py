@@ -8,6 +8,7 @@ import pytest
 
 from megatron_r1.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, validate
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
+from megatron_r1.config.shape import load_shape
 from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.chain import check_all
@@ -494,19 +495,25 @@ def write_weights(folder: Path, names: list[str], *, index: bool) -> None:
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_mtp_layers_that_are_not_in_the_folder_are_missed_before_the_start(sound, index):
-    """As transformers saves DeepSeek-V3: config.json still counts the layer. It was trained from random numbers."""
-    names = ["model.layers.3.self_attn.o_proj.weight", "model.norm.weight"]
-    config = sound(model=MOE | {"num_nextn_predict_layers": 1})
+def test_mtp_layers_of_which_some_are_missing_are_missed_before_the_start(sound, index):
+    """A layer that is not there was trained from random numbers."""
+    names = ["model.layers.3.self_attn.o_proj.weight", "model.layers.4.eh_proj.weight", "model.norm.weight"]
+    config = sound(model=MOE | {"num_nextn_predict_layers": 2})
     assert faults_of(config) == [], "a folder without weights is somebody else's to refuse"
     write_weights(config.model.path, names, index=index)
     (fault,) = faults_of(config)
-    assert fault.startswith("model.path: config.json has num_nextn_predict_layers = 1")
-    assert "no weights of model.layers.4 " in fault and "set num_nextn_predict_layers to 0" in fault
+    assert fault.startswith("model.path: config.json has num_nextn_predict_layers = 2")
+    assert "no weights of model.layers.5 " in fault and "set num_nextn_predict_layers to 1" in fault
     assert faults_of(with_fields(config, {"model.initialise": "random"})) == []
-    assert faults_of(sound(model=MOE)) == [], "config.json was changed as the sentence says"
-    write_weights(config.model.path, [*names, "model.layers.4.eh_proj.weight"], index=index)
-    assert faults_of(sound(model=MOE | {"num_nextn_predict_layers": 1})) == []
+    assert faults_of(sound(model=MOE | {"num_nextn_predict_layers": 1})) == [], "as the sentence says"
+
+
+def test_a_model_that_was_saved_without_its_mtp_layers_goes_without(sound):
+    """As transformers saves DeepSeek-V3: config.json still counts the layer."""
+    config = sound(model=MOE | {"num_nextn_predict_layers": 1})
+    write_weights(config.model.path, ["model.layers.3.self_attn.o_proj.weight", "model.norm.weight"], index=False)
+    assert load_shape(config.model.path).num_mtp_layers == 0
+    assert faults_of(config) == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}'])

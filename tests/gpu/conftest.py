@@ -23,8 +23,9 @@ from megatron_r1.config.trainer_faults import has_module
 ROOT = Path(__file__).parents[2]
 ON_CPU = os.environ.get("GPU_TESTS_ON_CPU") == "1"
 ORDER = ("test_step.py", "test_weight_sync.py", "test_fp8_training.py", "test_head.py", "test_throughput.py")
-PAGE = ROOT / ("build/gpu_results_of_a_cpu.md" if ON_CPU else "docs/gpu_results.md")
 REPORT = Report()
+MISSING: list[str] = []
+"""Tests that were not asked for, such as by -k."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,15 +44,23 @@ def pytest_runtest_makereport(item: pytest.Item):
     return result
 
 
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    MISSING.extend(item.name for item in items if item.path.parent == Path(__file__).parent)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A part of the tests, or of them what had run when they were stopped, does not replace the whole page."""
     if not (torch.cuda.is_available() or ON_CPU) or not REPORT.outcomes:
         return
-    PAGE.parent.mkdir(exist_ok=True)
+    whole = not MISSING and len(REPORT.outcomes) >= session.testscollected
+    place = "build/gpu_results_of_a_cpu.md" if ON_CPU else "docs/gpu_results.md"
+    page = ROOT / (place if whole or ON_CPU else "build/gpu_results_of_a_part.md")
+    page.parent.mkdir(exist_ok=True)
     command = f"pytest {' '.join(session.config.invocation_params.args)}"
-    PAGE.write_text(
+    page.write_text(
         REPORT.markdown(command=command, commit=commit_of(ROOT), machine=describe_machine()), encoding="utf-8"
     )
-    print(f"\nwrote {PAGE}")
+    print(f"\nwrote {page}")
 
 
 @pytest.fixture(scope="session")

@@ -167,11 +167,12 @@ def broken_gradient(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarra
 
 
 def missing_mtp(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
-    """What is said of a folder that lacks the MTP layer of its config.json."""
+    """What is said of a folder that lacks a part of the MTP layer of its config.json."""
     folder = root / f"bare-{dist.get_world_size()}-{dist.get_rank()}"
     folder.mkdir()
     (folder / "config.json").write_bytes((root / "config.json").read_bytes())
-    kept = {name: tensor for name, tensor in load_file(root / "model.safetensors").items() if ".layers.4." not in name}
+    whole = load_file(root / "model.safetensors")
+    kept = {name: tensor for name, tensor in whole.items() if "layers.4.enorm" not in name}
     save_file(kept, folder / "model.safetensors")
     try:
         build(folder, parallel)

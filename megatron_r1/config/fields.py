@@ -70,13 +70,23 @@ _LIMITED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_sliding_window": ((False,), "attention is to all that came before"),
     "layer_types": ((_FULL,), "attention is to all that came before; each entry of the list is held to it"),
     "partial_rotary_factor": ((1.0,), "all of a head is rotated"),
+    "is_causal": ((True,), "attention is to all that came before"),
     "transformers_weights": (
         ("model.safetensors", "model.safetensors.index.json"),
         "transformers alone would load another file",
     ),
 }
+_CHUNKS = {"dual_chunk_attention_config": ((None,), "vLLM alone reads it, and attends otherwise")}
 _LIMITED_BY_ARCHITECTURE: dict[str, dict[str, tuple[tuple[Any, ...], str]]] = {
+    "llama": {
+        "bias": ((False,), "vLLM alone reads it: use attention_bias"),
+        "logit_scale": ((1.0,), "vLLM alone reads it"),
+    },
+    "qwen2": {**_CHUNKS, "qk_norm": ((False,), "vLLM alone reads it")},
+    "qwen3": _CHUNKS,
+    "qwen3_moe": {**_CHUNKS, "shared_expert_intermediate_size": ((0,), "vLLM alone reads it")},
     "deepseek_v3": {
+        "index_topk": ((None,), "the sparse attention of DeepSeek-V3.2"),
         "rope_interleave": ((True,), "Megatron-Core and vLLM pair neighbours"),
         "scoring_func": (("sigmoid",), "DeepSeek-V3's router"),
         "topk_method": (("noaux_tc",), "DeepSeek-V3's router"),

@@ -20,7 +20,8 @@ SCALE_FORMAT_NOTE = "fp8_scale_fmt"
 """Field of a converted folder's config.json: the quantization_config.scale_fmt that its FP8 form had."""
 
 MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_layers")
-_MOST_HEADER_BYTES = 100_000_000
+MOST_HEADER_BYTES = 100_000_000
+"""Of a safetensors file: the format's own limit."""
 
 
 def hf_files(folder: Path) -> Path:
@@ -53,6 +54,12 @@ def folder_faults(folder: Path) -> list[str]:
             "alone and vLLM all: move the others elsewhere"
         )
     return faults
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Those that the index of a Hugging Face folder names, or its single file; none where neither can be read (whoever
+    reads the weights says why)."""
+    return set(_weight_map(folder) if (folder / INDEX).is_file() else _names(folder / SINGLE))
 
 
 def lacks_layers(folder: Path, first: int, number: int) -> bool:
@@ -120,7 +127,7 @@ def _names(file: Path) -> Iterable[str]:
     try:
         with open(file, "rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(length)) if length <= _MOST_HEADER_BYTES else {}
+            header = json.loads(opened.read(length)) if length <= MOST_HEADER_BYTES else {}
     except (OSError, ValueError, RecursionError, struct.error):
         return ()
     return header if isinstance(header, dict) else ()

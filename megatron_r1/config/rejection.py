@@ -16,6 +16,7 @@ from megatron_r1.config.colocation import sleep_faults
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.judge import JudgeConfig, judge_faults
 from megatron_r1.config.languages import reward_faults
+from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.server_faults import server_faults
@@ -185,11 +186,7 @@ def _sampling_faults(config: RejectionConfig, shape: ModelShape | None) -> list[
             f"rollout.sampling.max_new_tokens is {sampling.max_new_tokens}; it must be 1 or more and leave room for a "
             f"prompt in rollout.max_model_len = {rollout.max_model_len}"
         )
-    if shape is not None and rollout.max_model_len > shape.max_positions:
-        faults.append(
-            f"rollout.max_model_len is {rollout.max_model_len}; the model has max_position_embeddings = "
-            f"{shape.max_positions}"
-        )
+    faults += length_faults("rollout.max_model_len", rollout.max_model_len, shape, served=True)
     if rollout.devices and len(rollout.devices) != rollout.num_engines:
         faults.append(
             f"rollout.devices has {len(rollout.devices)} entries; give one for each of rollout.num_engines = "

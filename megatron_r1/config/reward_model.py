@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_r1.config.colocation import offload_faults
+from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
@@ -90,11 +91,7 @@ def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> 
         faults += error.faults
     if shape is not None:
         faults += weight_faults(config.model, shape)
-        if config.data.max_tokens > shape.max_positions:
-            faults.append(
-                f"data.max_tokens is {config.data.max_tokens}; the model has max_position_embeddings = "
-                f"{shape.max_positions}"
-            )
+        faults += length_faults("data.max_tokens", config.data.max_tokens, shape, served=False)
     if config.model.train_mtp:
         faults.append("model.train_mtp is True; a reward model predicts no tokens: leave it out")
     faults += bound_faults(config, AT_LEAST, ("train.collective_timeout_seconds",))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_r1.config.colocation import offload_faults
+from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DeadlineConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.sft_data import SFTDataConfig, sft_data_faults
@@ -87,11 +88,7 @@ def validate_sft(config: SFTRunConfig, *, folder: bool = True) -> ModelShape:
         faults += error.faults
     if shape is not None:
         faults += weight_faults(config.model, shape) + mtp_faults(config.model, shape)
-        if config.data.max_tokens > shape.max_positions:
-            faults.append(
-                f"data.max_tokens is {config.data.max_tokens}; the model has max_position_embeddings = "
-                f"{shape.max_positions}"
-            )
+        faults += length_faults("data.max_tokens", config.data.max_tokens, shape, served=False)
     faults += bound_faults(config, AT_LEAST, ("train.collective_timeout_seconds",))
     faults += parallel_faults(config.parallel, shape)
     faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)

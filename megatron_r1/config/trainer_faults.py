@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_r1.config.model_folder import mtp_left_out
+from megatron_r1.config.model_folder import mtp_left_out, tensor_names
 from megatron_r1.config.pipeline_layout import layout_stages
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.errors import ConfigError
-
-MAX_HEADER_BYTES = 100_000_000
-"""Of a safetensors file: the format's own limit."""
 
 
 def has_module(name: str) -> bool:
@@ -73,10 +69,11 @@ def weight_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
 
 
 def mtp_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
-    """Whether the first weights include the MTP layers of config.json: transformers leaves them out when it saves."""
+    """Whether the first weights include every MTP layer of `shape`, which has none where all are missing from
+    model.path (load_shape): those of model.load_from may be, or some of them."""
     folder = model.load_from or model.path
-    names = _tensor_names(folder)
-    if not shape.num_mtp_layers or model.initialise == "random" or names is None:
+    names = tensor_names(folder)
+    if not shape.num_mtp_layers or model.initialise == "random" or not names:
         return []
     missing = [
         layer
@@ -92,19 +89,6 @@ def mtp_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
         f"publisher's folder, or set num_nextn_predict_layers to {shape.num_mtp_layers - len(missing)} in its "
         "config.json"
     ]
-
-
-def _tensor_names(folder: Path) -> set[str] | None:
-    """Names in a Hugging Face folder's index or single file; None where neither can be read (loading says why)."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    try:
-        if index.exists():
-            return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        with single.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            return set(json.loads(file.read(size))) if size <= MAX_HEADER_BYTES else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
 
 
 def parallel_faults(parallel: ParallelConfig, shape: ModelShape | None) -> list[str]:

@@ -15,10 +15,11 @@ from megatron_r1.config import deadlines
 from megatron_r1.config.colocation import colocation_faults
 from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
+from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DeadlineConfig, RolloutConfig, RunConfig
-from megatron_r1.config.server_faults import server_faults
+from megatron_r1.config.server_faults import served_otherwise, server_faults
 from megatron_r1.config.shape import ModelShape, hf_files, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
@@ -147,11 +148,7 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
             f"rollout.devices has {len(rollout.devices)} entries; give one for each of rollout.num_engines = "
             f"{rollout.num_engines} servers, such as 4,5,6,7, or none"
         )
-    if shape is not None and rollout.max_model_len > shape.max_positions:
-        faults.append(
-            f"rollout.max_model_len is {rollout.max_model_len}; the model has max_position_embeddings = "
-            f"{shape.max_positions}"
-        )
+    faults += length_faults("rollout.max_model_len", rollout.max_model_len, shape, served=True)
     faults += colocation_faults(rollout, config.train)
     if rollout.fp8_folder is not None:
         faults += _fp8_rollout_faults(rollout, rollout.fp8_folder, shape)
@@ -309,12 +306,9 @@ def _reward_model_faults(folder: Path, longest: int, field: str) -> list[str]:
         return [fault.replace("model.path", field, 1) for fault in error.faults]
     if not shape.reward_head:
         return [f"{field}: {folder} has no reward head; it must be the model of a reward model stage"]
-    if shape.max_positions < longest:
-        return [
-            f"{field}: {folder} has max_position_embeddings = {shape.max_positions}; its server takes texts of "
-            f"rollout.max_model_len = {longest}"
-        ]
-    return []
+    faults = length_faults("its server's longest text", longest, shape, served=True) + served_otherwise(shape)
+    asked = f"{field}: {folder}, whose server takes texts of rollout.max_model_len = {longest}"
+    return [f"{asked}: {fault.removeprefix('model.path: ')}" for fault in faults]
 
 
 def _tokenizer(folder: Path) -> bytes | None:

@@ -99,7 +99,7 @@ def train_grpo(
         policy.refresh_reference()
     loss = distill_loss if loop.teach is not None else grpo_loss(config)
     timer = PhaseTimer(around=loop.watch)
-    told = None
+    told, checked = None, False
     for step in range(first_step, config.steps):
         with timer.phase("rollout"):
             early = step < config.preference_from_step
@@ -120,10 +120,12 @@ def train_grpo(
                 to_sequences(part, config, max_new_tokens) for part in split_minibatches(groups, config.minibatches)
             ]
             minibatches = [pack_rank(part, layout, rank=rank, num_ranks=ranks) for part in parts]
-        if step == first_step:
+        first = next((place for place, part in enumerate(parts) if part), None)
+        if not checked and first is not None:
+            checked = True
             with timer.phase("check"):
                 try:
-                    check_mismatch(policy, minibatches[0], bound=config.mismatch_bound, decode=loop.decode)
+                    check_mismatch(policy, minibatches[first], bound=config.mismatch_bound, decode=loop.decode)
                 except MismatchError as error:
                     if not first_step:
                         raise
@@ -140,8 +142,10 @@ def train_grpo(
         with timer.phase("sync"):
             loop.push(step + 1)
         metrics = step_metrics(results, groups, config)
-        if step > first_step and not told and (told := disagreement(step, metrics["mismatch"], config.mismatch_bound)):
-            loop.warn(told)
+        if step > first_step and first is not None and not told:
+            told = disagreement(step, metrics["mismatch"], config.mismatch_bound)
+            if told:
+                loop.warn(told)
         if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
             with timer.phase("evaluate"):
                 metrics["eval_accuracy"] = loop.evaluate()
@@ -271,7 +275,7 @@ def grpo_loss(config: GRPOConfig) -> LossFunction:
 
 def step_metrics(results: Sequence[StepResult], groups: Sequence[RolloutGroup], config: GRPOConfig) -> dict[str, Any]:
     """One step's row of metrics.jsonl, but for its timing. Token metrics of several minibatches are averaged, except
-    `mismatch`, which only the first minibatch measures (later ones differ because the policy has moved). Means of
+    `mismatch`, which only the first that is trained measures (later ones differ because the policy has moved). Means of
     rewards are over those that are usable."""
     usable = [usable_places(group) for group in groups]
     rewards = [
@@ -295,7 +299,7 @@ def step_metrics(results: Sequence[StepResult], groups: Sequence[RolloutGroup], 
         "reward_mean": _mean([reward.total for reward in rewards]),
         **mean_parts(rewards),
         **averaged,
-        "mismatch": results[0].metrics.get("mismatch", 0.0),
+        "mismatch": next((result.metrics["mismatch"] for result in results if result.metrics), math.nan),
         "grad_norm": _mean([result.grad_norm for result in results if result.metrics]),
         "lr": results[-1].learning_rate,
         "skipped_steps": sum(result.skipped for result in results),

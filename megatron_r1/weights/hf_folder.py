@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_r1.config.model_folder import INDEX, SINGLE
+from megatron_r1.config.model_folder import INDEX, MOST_HEADER_BYTES, SINGLE
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.files import OpenFiles, is_plain_name, parse_object, read_json
 from megatron_r1.weights.pieces import integers
@@ -29,9 +29,6 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """safetensors' names of dtypes."""
-
-_MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,7 @@ def read_header(path: Path) -> dict[str, Location]:
     with open(path, "rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+        if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
             raise CheckpointError(f"{path}: truncated or not a safetensors file ({size:,} bytes)")
         text = file.read(length)
     header = parse_object(text, f"{path}: not a safetensors header")

@@ -234,6 +234,10 @@ def test_what_cannot_be_a_reward_model_is_refused(make_run, base, tmp_path):
     short = folder(tmp_path / "short", **JUDGE, max_position_embeddings=256)
     (fault,) = faults_of(validate, make_run({"model": short}))
     assert "max_position_embeddings = 256" in fault and "rollout.max_model_len = 512" in fault
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}
+    scaled = folder(tmp_path / "scaled", **JUDGE, rope_scaling=yarn)
+    (fault,) = faults_of(validate, make_run({"model": scaled}))
+    assert "rollout.max_model_len = 512" in fault and "reaches 256 positions" in fault
     broken = folder(tmp_path / "broken", **JUDGE | {"num_labels": 2})
     (fault,) = faults_of(validate, make_run({"model": broken}))
     assert "num_labels is 2" in fault

@@ -321,6 +321,8 @@ def test_a_config_saved_by_transformers_means_the_same(raw, tmp_path):
         ("hidden_act", "gelu"),
         ("mlp_bias", True),
         ("use_sliding_window", True),
+        ("is_causal", False),
+        ("logit_scale", 0.5),
         ("partial_rotary_factor", 0.5),
         ("quantization_config", {"quant_method": "fp8"}),
         ("num_key_value_heads", 3),

@@ -40,3 +40,7 @@ def test_they_are_counted_and_a_minibatch_of_which_nothing_is_left_is_skipped(fo
         math.isfinite(row[key]) for row in (first, second, third) for key in ("loss", "kl", "grad_norm", "mismatch")
     )
     assert int(np.load(folder / "found.npz")["taken"]) == 6, "the skipped one counts in the schedule"
+
+
+def test_the_gate_waits_for_the_first_minibatch_that_is_trained(folder):
+    assert "rollout and trainer disagree" in str(np.load(folder / "found.npz")["gate"])

@@ -24,6 +24,7 @@ import torch.distributed as dist  # noqa: E402
 from megatron_r1.config import GRPOConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout  # noqa: E402
+from megatron_r1.errors import MismatchError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.stages.collector import Rollout  # noqa: E402
@@ -99,7 +100,7 @@ class Prepared:
         )
 
 
-def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]], store: str):
+def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]], store: str, **changes: float):
     topology.initialise(parallel, seed=1, cpu=True, store_path=store)
     policy = Policy(
         load_shape(folder),
@@ -124,7 +125,7 @@ def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]]
         warn=lambda text: None,
         decode=str,
     )
-    config = dataclasses.replace(CONFIG, steps=len(groups))
+    config = dataclasses.replace(CONFIG, steps=len(groups), **changes)
     train_grpo(policy, config, RowLayout(tokens_per_microbatch=64), loop, max_new_tokens=32, seed=0)
     stream = policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 20)
     weights = {name: tensor.numpy().copy() for name, tensor in stream}
@@ -141,9 +142,17 @@ def main(store: str, folder: Path) -> None:
     broken_weights, _, _ = run(folder, parallel, groups[:2], f"{store}-0")
     clean_weights, _, _ = run(folder, parallel, clean[:2], f"{store}-1")
     _, rows, taken = run(folder, parallel, groups, f"{store}-2")
+    # The first minibatch has nothing to check; random logprobs are no trainer's.
+    try:
+        run(folder, parallel, [groups[2][::-1]], f"{store}-3", mismatch_bound=0.0)
+        gate = "passed"
+    except MismatchError as error:
+        gate = str(error)
     if rank == 0:
         found = {f"broken:{name}": value for name, value in broken_weights.items()}
-        np.savez(folder / "found.npz", taken=taken, **found, **{f"clean:{k}": v for k, v in clean_weights.items()})
+        np.savez(
+            folder / "found.npz", taken=taken, gate=gate, **found, **{f"clean:{k}": v for k, v in clean_weights.items()}
+        )
         (folder / "metrics.json").write_text(json.dumps(rows))
 
 

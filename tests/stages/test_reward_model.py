@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from grpo_oracle import hf_gradients
 from oracles import VOCAB, make_model, random_sequences
 from ranks import Results, run_launches
 
@@ -130,7 +131,7 @@ def test_values_equal_transformers(results, name):
 def test_gradients_equal_autograd_of_the_bradley_terry_loss(results, name):
     """Relative to each tensor's largest gradient; every parameter has one, the replicated head too."""
     oracle = results["oracle"][name.partition("-")[0]]
-    expected = split_experts(oracle["gradients"])
+    expected = hf_gradients(oracle["gradients"])
     found = {key.split(":")[1]: value for key, value in results[name].items() if key.startswith("gradient:")}
     assert set(expected) == set(found) and "score.weight" in found
     for key, gradient in expected.items():
@@ -156,23 +157,6 @@ def test_pairs_are_torn_over_rows_and_ranks(results):
     for name, which in (("deepseek_v3-one", 1), ("deepseek_v3-ep2", 0)):
         places = results[name]["places"]
         assert (places[0::2, which] != places[1::2, which]).any(), name
-
-
-def split_experts(gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """transformers 5 stacks experts in memory (gate_up_proj, down_proj); checkpoints have one tensor an expert."""
-    split = {}
-    for name, value in gradients.items():
-        if name.endswith("experts.gate_up_proj"):
-            for e, both in enumerate(value):
-                gate, up = np.split(both, 2)
-                split[name.replace("gate_up_proj", f"{e}.gate_proj.weight")] = gate
-                split[name.replace("gate_up_proj", f"{e}.up_proj.weight")] = up
-        elif name.endswith("experts.down_proj"):
-            for e, down in enumerate(value):
-                split[name.replace("down_proj", f"{e}.down_proj.weight")] = down
-        else:
-            split[name] = value
-    return split
 
 
 # ---- the stage, from pairs to a folder

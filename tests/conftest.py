@@ -24,7 +24,6 @@ LONGEST_FIRST = (
     "policy/test_policy.py",
     "policy/test_checkpoint.py",
     "policy/test_layouts.py",
-    "policy/test_config_layouts.py",
     "model/test_config_fields.py",
     "weights/test_layouts.py",
 )

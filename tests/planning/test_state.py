@@ -118,6 +118,7 @@ def check(cases: list[dict], rows: list[dict]) -> None:
         assert planned(case, row) == expected, (case, row)
 
 
+@pytest.mark.slow
 def test_twenty_random_layouts_hold_the_planned_bytes(tmp_path):
     rng = random.Random(20)
     cases = [random_case(rng) for _ in range(20)]

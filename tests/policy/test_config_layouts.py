@@ -15,7 +15,7 @@ from grpo_oracle import hf_gradients, oracle_values
 from oracles import VOCAB, random_sequences
 from ranks import Results, run_launches
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LENGTHS = [64, 40, 52, 20]
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False}
 MODELS = {
@@ -37,11 +37,7 @@ MODELS = {
         ["tp2", "ep2", "pp2"],
     ),
 }  # fmt: skip
-CASES = [
-    pytest.param(model, layout, marks=[pytest.mark.slow] if model != "groups" else [])
-    for model, (_, _, layouts) in MODELS.items()
-    for layout in layouts
-]
+CASES = [(model, layout) for model, (_, _, layouts) in MODELS.items() for layout in layouts]
 
 
 @pytest.fixture(scope="module")

@@ -39,10 +39,12 @@ def test_deterministic_mode_tells_every_library():
     assert configured(True) == [None, True, ["0", ":4096:8", "Ring"]]
 
 
+@pytest.mark.slow
 def test_other_runs_are_told_nothing():
     assert configured(False) == [None, False, [None, None, None]]
 
 
+@pytest.mark.slow
 def test_a_deterministic_choice_of_the_site_stays():
     assert configured(True, NCCL_ALGO="Ring,CollnetDirect", CUBLAS_WORKSPACE_CONFIG=":16:8") == [
         None,
@@ -51,6 +53,7 @@ def test_a_deterministic_choice_of_the_site_stays():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"), [("NCCL_ALGO", "Tree"), ("NCCL_ALGO", "Ring,Tree"), ("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1")]
 )

@@ -8,7 +8,7 @@ import pytest
 from ranks import Results, run_launches
 from recipe_stages import representatives, small_layout, training_stages
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STANDS_FOR = representatives()
 RUN = sorted(set(STANDS_FOR.values()))
 LAUNCHES = {

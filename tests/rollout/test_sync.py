@@ -147,6 +147,7 @@ def save_tied_llama(folder: Path, seed: int, tokenizer: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_tied_head_follows_its_embedding(config: RolloutConfig, folders: list[Path], tmp_path: Path) -> None:
     """vLLM's head has a packed copy of the embedding on CPU, which a push of the embedding must renew."""
     models = [save_tied_llama(tmp_path / f"model-{seed}", seed, folders[0]) for seed in (20, 21)]
@@ -220,6 +221,7 @@ def second_rank(store: str, config: RolloutConfig, folder: Path, pushes: int) ->
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_trainer_ranks_gather_and_one_sends(
     engine: Engine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles, tmp_path: Path
 ) -> None:

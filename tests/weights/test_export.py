@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from oracles import save_model
 from ranks import run_ranks
 from safetensors.torch import load_file
 
 
+@pytest.mark.slow
 def test_an_export_that_does_not_fit_leaves_nothing_and_says_why(tmp_path):
     root = tmp_path / "model"
     save_model("qwen3", root)

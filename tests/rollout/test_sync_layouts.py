@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,39 @@ import pytest
 from oracles import save_model
 from ranks import run_ranks
 
-pytestmark = pytest.mark.timeout(1800)  # the fixture starts five engines
-LAYOUTS = ["one", "tp2", "ep2", "pp2"]
+pytestmark = pytest.mark.timeout(1800)  # every layout starts an engine
+GROUPS = {"fast": ["one", "tp2"], "slow": ["one", "ep2", "pp2"]}
+"""Pushed one after the other to one server, so the number of the push is the version. make test runs EP2 in
+pipeline/test_run.py too."""
+CASES = [
+    pytest.param(group, layout, id=f"{group}-{layout}", marks=[pytest.mark.slow] if group == "slow" else [])
+    for group, layouts in GROUPS.items()
+    for layout in layouts
+]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict:
-    root = tmp_path_factory.mktemp("sync") / "model"
-    save_model("deepseek_v3", root, mtp_layers=1)
-    write_tokenizer(root)
-    run_ranks("sync.py", str(root), ",".join(LAYOUTS), ranks=2, timeout_seconds=1000)
-    exported = [root / f"exported_{name}" for name in LAYOUTS]
-    worker = Path(__file__).parents[1] / "workers" / "fresh.py"
-    command = [sys.executable, str(worker), str(root / "fixed.npz"), *map(str, exported)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = {name: dict(np.load(root / f"sync_{name}.npz")) for name in LAYOUTS}
-    for name, folder in zip(LAYOUTS, exported, strict=True):
-        found[name] |= {f"fresh_{i}": array for i, array in enumerate(np.load(folder / "fresh.npz").values())}
-    return found
+def results(tmp_path_factory):
+    """What the layouts of a group found; made when first asked for."""
+
+    @cache
+    def of(group: str) -> dict[str, dict[str, np.ndarray]]:
+        layouts = GROUPS[group]
+        root = tmp_path_factory.mktemp("sync") / "model"
+        save_model("deepseek_v3", root, mtp_layers=1)
+        write_tokenizer(root)
+        run_ranks("sync.py", str(root), ",".join(layouts), ranks=2, timeout_seconds=1000)
+        exported = [root / f"exported_{name}" for name in layouts]
+        worker = Path(__file__).parents[1] / "workers" / "fresh.py"
+        command = [sys.executable, str(worker), str(root / "fixed.npz"), *map(str, exported)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found = {name: dict(np.load(root / f"sync_{name}.npz")) for name in layouts}
+        for name, folder in zip(layouts, exported, strict=True):
+            found[name] |= {f"fresh_{i}": array for i, array in enumerate(np.load(folder / "fresh.npz").values())}
+        return found
+
+    return of
 
 
 def write_tokenizer(folder) -> None:
@@ -41,25 +56,28 @@ def write_tokenizer(folder) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2").save_pretrained(folder)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_synced_server_equals_a_fresh_one(results, layout):
+@pytest.mark.parametrize(("group", "layout"), CASES)
+def test_synced_server_equals_a_fresh_one(results, group, layout):
+    found = results(group)[layout]
     for i in range(6):
-        np.testing.assert_allclose(results[layout][f"synced_{i}"], results[layout][f"fresh_{i}"], atol=1e-4)
+        np.testing.assert_allclose(found[f"synced_{i}"], found[f"fresh_{i}"], atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_synced_server_equals_megatron(results, layout):
+@pytest.mark.parametrize(("group", "layout"), CASES)
+def test_synced_server_equals_megatron(results, group, layout):
+    found = results(group)[layout]
     for i in range(6):
-        np.testing.assert_allclose(results[layout][f"synced_{i}"], results[layout][f"trainer_{i}"], atol=2e-2)
+        np.testing.assert_allclose(found[f"synced_{i}"], found[f"trainer_{i}"], atol=2e-2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_push_changed_what_the_server_says(results, layout):
+@pytest.mark.parametrize(("group", "layout"), CASES)
+def test_the_push_changed_what_the_server_says(results, group, layout):
     """Otherwise the comparisons above would hold for a sync that does nothing."""
-    moved = np.abs(results[layout]["synced_0"] - results["one"]["before_0"]).max()
+    found = results(group)
+    moved = np.abs(found[layout]["synced_0"] - found["one"]["before_0"]).max()
     assert moved > 0.1
 
 
-@pytest.mark.parametrize(("layout", "version"), [("one", 1), ("tp2", 2), ("ep2", 3), ("pp2", 4)])
-def test_completions_carry_the_pushed_version(results, layout, version):
-    assert results[layout]["version"] == version
+@pytest.mark.parametrize(("group", "layout"), CASES)
+def test_completions_carry_the_pushed_version(results, group, layout):
+    assert results(group)[layout]["version"] == GROUPS[group].index(layout) + 1

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tyro
 
+from megatron_r1.config.chosen import with_choices
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.renamed import renamed_faults
 from megatron_r1.config.schema import StageConfig
@@ -37,7 +38,7 @@ USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 nodes RECIPE --slots-per-node N       how many cluster nodes each stage needs
        megatron-r1 preflight | serve RECIPE ...          what slurm/launch.sh calls on a job's nodes
 
-Every field of a recipe can be set, e.g. megatron-r1 run quickstart --grpo.kl-coef 0.001;
+Every field of a recipe can be set, e.g. megatron-r1 run quickstart --algorithm.kl.coef 0.01;
 megatron-r1 run RECIPE --help lists them."""
 
 
@@ -91,8 +92,8 @@ def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
         raise ConfigError(f"name a recipe first: {', '.join(RECIPES)}")
     if words[0] not in RECIPES:
         raise ConfigError(f"no recipe is called {words[0]!r}; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[words[0]]()
-    return tyro.cli(type(recipe), default=recipe, args=list(words[1:]), prog=f"megatron-r1 run {words[0]}")
+    recipe, rest = with_choices(RECIPES[words[0]](), words[1:])
+    return tyro.cli(type(recipe), default=recipe, args=rest, prog=f"megatron-r1 run {words[0]}")
 
 
 def _run(words: list[str]) -> int:

@@ -83,7 +83,8 @@ class TrainingSequence:
     token_ids i32[L]; loss_mask bool[L], True where the token is trained on (False on the prompt);
     token_weight f32[L], the weight of each token's loss in the sum that is the step's loss: all normalisation
     lives here. GRPO adds `advantage` and logprob arrays f32[L] (zero where loss_mask is False):
-    behaviour (the engine that sampled), old (the trainer before this rollout's updates), reference (KL anchor).
+    behaviour (the engine that sampled), old (the trainer before this rollout's updates), reference (KL anchor),
+    teacher (on-policy distillation).
     """
 
     token_ids: np.ndarray
@@ -93,6 +94,7 @@ class TrainingSequence:
     behaviour_logprobs: np.ndarray | None = None
     old_logprobs: np.ndarray | None = None
     reference_logprobs: np.ndarray | None = None
+    teacher_logprobs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -118,6 +120,7 @@ class PackedMicrobatch:
     behaviour_logprobs: np.ndarray
     old_logprobs: np.ndarray
     reference_logprobs: np.ndarray
+    teacher_logprobs: np.ndarray
     sequence_indices: tuple[int, ...]
     """Which input sequence each segment came from (a padding segment has none)."""
 

@@ -9,6 +9,7 @@ import torch
 from oracles import all_logits
 
 CLIP_LOW, CLIP_HIGH, KL = 0.2, 0.3, 0.05
+SEQUENCE_CLIP = 0.05
 
 
 def oracle_values(model, sequences: list[np.ndarray], folder: Path) -> dict:
@@ -16,7 +17,7 @@ def oracle_values(model, sequences: list[np.ndarray], folder: Path) -> dict:
     rng = np.random.default_rng(1)
     stored: dict[str, np.ndarray] = {"count": np.array(len(sequences))}
     logprobs = []
-    loss = torch.zeros(())
+    loss, sequence_loss = torch.zeros(()), torch.zeros(())
     for i, ids in enumerate(sequences):
         tokens = torch.from_numpy(ids.astype(np.int64))
         scores = torch.log_softmax(model(tokens[None]).logits[0, :-1].float(), dim=-1)
@@ -26,20 +27,34 @@ def oracle_values(model, sequences: list[np.ndarray], folder: Path) -> dict:
         old = np.where(mask, own.detach().numpy() + rng.normal(0, 0.25, len(ids)), 0).astype(np.float32)
         reference = np.where(mask, own.detach().numpy() + rng.normal(0, 0.5, len(ids)), 0).astype(np.float32)
         advantage = float(rng.normal())
-        # The formulas of the paper written out, independently of megatron_r1.grpo.
+        # The formulas of the paper written out, independently of megatron_r1.algorithms.
         ratio = torch.exp(own - torch.from_numpy(old))
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantage)
         gap = torch.from_numpy(reference) - own
         token_loss = -surrogate + KL * (torch.exp(gap) - gap - 1)
         loss = loss + (torch.from_numpy(weight) * token_loss).sum()
+        # GSPO, arXiv 2507.18071, eq. 5 and 7.
+        trained = torch.from_numpy(mask)
+        whole = torch.exp((own - torch.from_numpy(old))[trained].mean())
+        clipped = whole.clamp(1 - SEQUENCE_CLIP, 1 + SEQUENCE_CLIP)
+        sequence_loss = sequence_loss - torch.minimum(whole * advantage, clipped * advantage) / len(sequences)
         logprobs.append(np.where(mask, own.detach().numpy(), 0))
         fields = {"token_ids": ids, "loss_mask": mask, "token_weight": weight, "advantage": np.array(advantage)}
         fields |= {"old_logprobs": old, "reference_logprobs": reference, "behaviour_logprobs": old}
         stored |= {f"{i}.{name}": value for name, value in fields.items()}
-    loss.backward()
     np.savez(folder / "sequences.npz", **stored)
-    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    return {"logits": all_logits(model, sequences), "logprobs": logprobs, "gradients": gradients}
+    return {
+        "logits": all_logits(model, sequences),
+        "logprobs": logprobs,
+        "gradients": _gradients(model, loss),
+        "gspo": _gradients(model, sequence_loss),
+    }
+
+
+def _gradients(model, loss: torch.Tensor) -> dict[str, np.ndarray]:
+    model.zero_grad()
+    loss.backward(retain_graph=True)
+    return {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def hf_gradients(gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

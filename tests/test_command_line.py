@@ -52,7 +52,7 @@ def test_a_dry_run_prints_derived_numbers_and_fields_and_writes_nothing(capsys, 
 @pytest.mark.parametrize(
     ("words", "path", "value"),
     [
-        (["--grpo.kl-coef", "0.01"], "grpo.kl_coef", 0.01),
+        (["--algorithm.kl.coef", "0.01"], "algorithm.kl.coef", 0.01),
         (["--seed", "7"], "seed", 7),
         (["--parallel.sequence"], "parallel.sequence", True),
         (["--parallel.no-sequence"], "parallel.sequence", False),
@@ -124,7 +124,7 @@ def test_an_option_of_earlier_versions_is_refused_with_what_to_say_instead(capsy
 def test_the_fields_of_a_recipe_are_listed(capsys):
     status, out, _ = run(capsys, "run", "quickstart", "--help")
     assert status == 0
-    assert "--grpo.kl-coef" in out and "Group Relative Policy Optimization" in out
+    assert "--algorithm.kl.coef" in out and "Group Relative Policy Optimization" in out
 
 
 def test_recipes_are_listed_with_their_purpose(capsys):
@@ -195,10 +195,10 @@ def test_an_empty_folder_is_used_as_it_is(run_dir):
 
 
 def test_run_json_holds_the_resolved_configuration(run_dir):
-    prepare_folder(parse(["quickstart", "--run-dir", str(run_dir), "--grpo.kl-coef", "0.25"])).lock.close()
+    prepare_folder(parse(["quickstart", "--run-dir", str(run_dir), "--algorithm.kl.coef", "0.25"])).lock.close()
     saved = json.loads((run_dir / "run.json").read_text())
     assert saved["name"] == "quickstart"
-    assert saved["config"]["grpo"]["kl_coef"] == 0.25
+    assert saved["config"]["algorithm"]["kl"]["coef"] == 0.25
     assert saved["config"]["run_dir"] == str(run_dir)
 
 

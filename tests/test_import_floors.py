@@ -15,9 +15,11 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 FLOORS = (
     ("types", "errors", "boxed"),
+    ("plugins",),
+    ("algorithms",),
     ("config",),
     ("observe", "planning"),
-    ("data", "rewards", "grpo"),
+    ("data", "rewards"),
     ("model", "weights"),
     ("policy",),
     ("rollout",),
@@ -29,13 +31,15 @@ FLOORS = (
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
-NARROWER = {"recipes": {"config"}}
+NARROWER = {"recipes": {"algorithms", "config"}}
 """Folders that may use less than their floor allows: the command line imports every recipe before torch."""
 
 BORDERS = {"megatron": {"model", "weights", "policy"}, "vllm": {"rollout"}}
 WITHOUT_TORCH = {
     "types",
+    "algorithms",
     "boxed",
+    "plugins",
     "errors",
     "config",
     "observe",
@@ -66,7 +70,7 @@ def imports(source: str, file: str) -> list[tuple[int, str]]:
 
 def faults(source: str, file: str) -> list[str]:
     own = Path(file).parts[0].removesuffix(".py")
-    says_torch = own == "data" and "torch" in (ast.get_docstring(ast.parse(source)) or "").lower()
+    says_torch = own in ("algorithms", "data") and "torch" in (ast.get_docstring(ast.parse(source)) or "").lower()
     found = []
     for line, name in imports(source, file):
         where = f"{file}:{line} imports {name}"
@@ -78,7 +82,7 @@ def faults(source: str, file: str) -> list[str]:
             elif other != own and FLOOR_OF[other] >= FLOOR_OF[own]:
                 found.append(f"{where}: {other} is not below {own}")
             elif other != own and own in NARROWER and other not in NARROWER[own]:
-                found.append(f"{where}: {own} uses {', '.join(NARROWER[own])} only")
+                found.append(f"{where}: {own} uses {', '.join(sorted(NARROWER[own]))} only")
         elif top in BORDERS and own not in BORDERS[top]:
             found.append(f"{where}: only {', '.join(sorted(BORDERS[top]))} may")
         elif top == "torch" and own in WITHOUT_TORCH and not says_torch:
@@ -99,7 +103,7 @@ def test_imports_only_lower_floors(file):
         ("model/a.py", "from megatron_r1 import weights", "weights is not below model"),
         ("planning/a.py", "import megatron_r1.observe.metrics", "observe is not below planning"),
         ("data/a.py", "from ..rewards import math", "rewards is not below data"),
-        ("recipes/a.py", "from megatron_r1.pipeline.zero import run_zero", "recipes uses config only"),
+        ("recipes/a.py", "from megatron_r1.pipeline.zero import run_zero", "recipes uses algorithms, config only"),
         (
             "stages/a.py",
             "def f():\n    from megatron.core import parallel_state",

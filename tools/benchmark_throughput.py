@@ -202,9 +202,13 @@ class Bench:
 
     def one_repeat(self, problems, repeat: int) -> None:
         from megatron_r1.data.packing import pack_rank
-        from megatron_r1.stages.grpo import add_logprobs, grpo_loss, step_metrics, to_sequences
+        from megatron_r1.stages.grpo.loss import policy_loss
+        from megatron_r1.stages.grpo.metrics import step_metrics
+        from megatron_r1.stages.grpo.sampling import Sampled
+        from megatron_r1.stages.grpo.sequences import add_logprobs, to_sequences
 
-        grpo = self.config.grpo
+        grpo, algorithm = self.config.grpo, self.config.algorithm
+        longest = self.config.rollout.sampling.max_new_tokens
         seed = repeat * 100_000
         if repeat % 2:  # whoever goes second would find warmer caches
             self.timed("bare rollout", lambda: self.bare_rollout(problems, seed))
@@ -212,23 +216,21 @@ class Bench:
         if not repeat % 2:
             self.timed("bare rollout", lambda: self.bare_rollout(problems, seed))
         groups = rollout.groups
+        sampled = Sampled(groups=groups, kept=groups)
         self.seconds.setdefault("reward after generation", []).append(rollout.reward_seconds)
+        advantages = [algorithm.advantages(algorithm.rewards(group, longest)) for group in groups]
+        part = list(zip(groups, advantages, strict=True))
         rows = self.timed(
             "packing",
-            lambda: pack_rank(
-                to_sequences(groups, grpo, self.config.rollout.sampling.max_new_tokens),
-                self.layout,
-                rank=0,
-                num_ranks=1,
-            ),
+            lambda: pack_rank(to_sequences(part, algorithm, longest), self.layout, rank=0, num_ranks=1),
         )
         if self.policy._reference is None:
             self.policy.refresh_reference()
-        rows = self.timed("logprob", lambda: add_logprobs(self.policy, [rows], grpo))[0]
-        loss = grpo_loss(dataclasses.replace(grpo, minibatches=1))
+        rows = self.timed("logprob", lambda: add_logprobs(self.policy, [rows], algorithm))[0]
+        loss = policy_loss(algorithm, on_policy=True)
         self.timed("bare train", lambda: self.bare_train(rows))
         result = self.timed("train", lambda: self.policy.step(rows, loss))
-        self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], groups, grpo)))
+        self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm)))
         report = self.timed("sync", lambda: self.sync.push(repeat + 1))
         self.sync_bytes = report.num_bytes
         self.timed("bare sync", self.bare_copy)

@@ -134,14 +134,15 @@ def make_weights(model: Path) -> None:
 def compute(model: Path, device: str, dtype: str) -> dict[str, np.ndarray]:
     """Logprobs f32 of all trained tokens, loss and gradient norm of a step, and the gradient by parameter."""
     policy = build(model, device, dtype, "weights")
-    from megatron_r1.config import GRPOConfig
+    from megatron_r1.algorithms import GRPO
+    from megatron_r1.algorithms.kl import KL
     from megatron_r1.data.packing import RowLayout, pack
-    from megatron_r1.stages.grpo import grpo_loss
+    from megatron_r1.stages.grpo.loss import policy_loss
 
     rows = pack(sequences(policy.shape.vocab_size), RowLayout(tokens_per_microbatch=ROW_TOKENS), num_ranks=1)[0]
     masks = np.concatenate([row.loss_mask[0] for row in rows])
     found = {"logprobs": np.concatenate(policy.logprobs(rows))[masks]}
-    loss = grpo_loss(GRPOConfig(minibatches=2, kl_coef=0.05))
+    loss = policy_loss(GRPO(kl=KL(coef=0.05)), on_policy=False)
     gradients = policy.gradients(rows, loss)
     found |= {f"gradient:{name}": value.float().cpu().numpy() for name, value in gradients.items()}
     result = policy.step(rows, loss)

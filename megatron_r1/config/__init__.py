@@ -1,13 +1,13 @@
 """Typed configuration: frozen dataclasses, one `validate`. Imports no torch.
 
 A recipe is a function that returns a RunConfig; the command line overrides any field by its path
-(`--grpo.kl-coef 0.001`). Defaults are the paper's where the paper states a number
+(`--algorithm.kl.coef 0.01`). Defaults are the paper's where the paper states a number
 (arXiv 2501.12948 v2, section 2.1 and appendix B.4).
 """
 
 from megatron_r1.config.schema import (
     DataConfig,
-    GRPOConfig,
+    GRPOLoopConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -23,7 +23,7 @@ from megatron_r1.config.validate import validate
 
 __all__ = [
     "DataConfig",
-    "GRPOConfig",
+    "GRPOLoopConfig",
     "ModelConfig",
     "ModelShape",
     "OptimizerConfig",

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_r1.algorithms import Algorithm, name_of
+
 PLACE = frozenset(
     {
         "name",
@@ -53,6 +55,10 @@ def same_computation(recorded: Mapping[str, Any], config: object, *, within: str
     """Whether `recorded`, a configuration as plain JSON, computes what `config` does. A field that the record does not
     have, because it is newer than the record, must have its default."""
     assert dataclasses.is_dataclass(config)
+    if isinstance(config, Algorithm):
+        if recorded.get("name") != name_of(config):
+            return False
+        recorded = {name: value for name, value in recorded.items() if name != "name"}
     fields = {field.name: field for field in dataclasses.fields(config)}
     if any(f"{within}{name}" not in PLACE and name not in fields for name in recorded):
         return False
@@ -72,9 +78,10 @@ def same_computation(recorded: Mapping[str, Any], config: object, *, within: str
 
 
 def as_json(value: Any) -> Any:
-    """A field's value as JSON would hold it."""
+    """A field's value as JSON would hold it; an algorithm with its name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        name = {"name": name_of(value)} if isinstance(value, Algorithm) else {}
+        return name | {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [as_json(item) for item in value]
     if isinstance(value, Mapping):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from megatron_r1.algorithms import GRPO, Algorithm
+from megatron_r1.algorithms.on_policy_distill import Teacher
 from megatron_r1.config.sandbox import SandboxConfig
 
 AnswerPlace = Literal["answer", "boxed", "either"]
@@ -265,8 +267,9 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GRPOConfig:
-    """Group Relative Policy Optimization (paper, section 2.1; DeepSeekMath, arXiv 2402.03300)."""
+class GRPOLoopConfig:
+    """The loop of GRPO and its relatives: how much is sampled, in how many optimizer steps it is trained on, what is
+    looked after on the way. What is computed of it is the algorithm's."""
 
     steps: int = 10_400
     """Rollouts; each is followed by `minibatches` optimizer steps."""
@@ -274,26 +277,8 @@ class GRPOConfig:
     group_size: int = 16
     minibatches: int = 1
     """Optimizer steps per rollout (the paper splits 8,192 outputs into 16)."""
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
-    clip_dual: float | None = None
-    """If given, above 1: a token of negative advantage A loses at most clip_dual * |A|, however much likelier it has
-    become since it was sampled, and then has no gradient (dual clip, arXiv 1912.09729; often 3)."""
-    kl_coef: float = 0.001
-    reference_refresh_steps: int = 400
-    """The reference policy becomes the current one every N optimizer steps; 0 keeps the start model."""
-    advantage: Literal["grpo", "dr_grpo"] = "grpo"
-    """grpo divides by the group's standard deviation; dr_grpo does not (arXiv 2503.20783)."""
-    deviation_floor: float = 1e-4
-    """The least standard deviation that a group's rewards are divided by. Scores of a reward model that differ less
-    differ by its rounding; one rule's verdict among 16 answers deviates by 0.24."""
-    normalisation: Literal["sequence_mean", "token_mean", "dr_grpo"] = "sequence_mean"
-    """Paper: mean over tokens of each sequence, then over sequences. token_mean: DAPO. dr_grpo: / max_new_tokens."""
     mismatch_bound: float = 0.05
     """Step 0 stops the run if the mean |logprob(vLLM) - logprob(trainer)| exceeds this."""
-    truncated_importance_cap: float = 0.0
-    """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
     max_skipped_steps: int = 4
     """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
     eval_every: int = 0
@@ -306,18 +291,6 @@ class GRPOConfig:
     """Export a Hugging Face folder every N steps (0: at the end only)."""
     rollouts_logged_per_step: int = 16
     """Completions written to rollouts.jsonl a step; 0 writes none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherConfig:
-    """On-policy distillation (stages/distill.py): a teacher scores the student's own samples, token by token, and the
-    rewards are only recorded. Its server is like the rollout servers but for what is said here."""
-
-    model: Path | None = None
-    """Hugging Face folder with the student's tokenizer; None: no teacher, rewards train."""
-    tensor_parallel: int = 1
-    devices: str = ""
-    """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,14 +360,20 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
-    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    algorithm: Algorithm = field(default_factory=GRPO)
+    """`--algorithm NAME` chooses another with its defaults: a name of algorithms/, or module:Class."""
+    grpo: GRPOLoopConfig = field(default_factory=GRPOLoopConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         """Trainers and rollouts are on one kind of device."""
         return self.rollout.device
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who scores the samples, with an algorithm that needs it."""
+        return getattr(self.algorithm, "teacher", None) if self.algorithm.needs.teacher else None
 
 
 class StageConfig(Protocol):

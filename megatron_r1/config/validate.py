@@ -11,6 +11,7 @@ import math
 import re
 from pathlib import Path
 
+from megatron_r1.algorithms.base import Setting
 from megatron_r1.config import deadlines
 from megatron_r1.config.colocation import colocation_faults
 from megatron_r1.config.gym_tasks import task_faults
@@ -63,11 +64,7 @@ AT_LEAST: dict[str, float] = {
     "rewards.language_weight": 0,
     "grpo.steps": 1,
     "grpo.prompts_per_step": 1,
-    "grpo.kl_coef": 0,
-    "grpo.deviation_floor": 0,
-    "grpo.truncated_importance_cap": 0,
     "grpo.mismatch_bound": 0,
-    "grpo.reference_refresh_steps": 0,
     "grpo.max_skipped_steps": 0,
     "grpo.eval_every": 0,
     "grpo.save_every": 0,
@@ -125,7 +122,7 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
         faults += deadlines.start_faults(config.rollout, config.deadlines, size)
     faults += _data_faults(config)
     faults += _preference_faults(config)
-    faults += _teacher_faults(config)
+    faults += _algorithm_faults(config)
     if folder:
         faults += folder_faults(config)
     if faults or shape is None:
@@ -177,8 +174,8 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
 def _beside_faults(config: RunConfig) -> list[str]:
     """Servers beside those that share the trainer's GPUs: they never sleep, so they need GPUs of their own."""
     beside = {f"rewards.preferences[{i}].devices": each.devices for i, each in enumerate(config.rewards.preferences)}
-    if config.teacher.model is not None:
-        beside["teacher.devices"] = config.teacher.devices
+    if config.teacher is not None:
+        beside["algorithm.teacher.devices"] = config.teacher.devices
     return [
         f"{field} is empty; with rollout.sync ipc that server would share the trainer's GPUs and never sleep: give it "
         "GPUs of its own, such as 7"
@@ -218,10 +215,6 @@ def _grpo_faults(config: RunConfig) -> list[str]:
         faults.append(
             f"grpo.minibatches is {grpo.minibatches}; it must be 1 to prompts_per_step = {grpo.prompts_per_step}"
         )
-    if not 0 < grpo.clip_low <= 1 or not 0 < grpo.clip_high < math.inf:
-        faults.append(f"grpo.clip_low {grpo.clip_low} must be in (0, 1] and grpo.clip_high {grpo.clip_high} above 0")
-    if grpo.clip_dual is not None and not 1 < grpo.clip_dual < math.inf:
-        faults.append(f"grpo.clip_dual is {grpo.clip_dual}; it must be above 1, such as 3, or None")
     if not 0 <= grpo.target_accuracy <= 1:
         faults.append(f"grpo.target_accuracy is {grpo.target_accuracy}; it is a share between 0 and 1")
     if grpo.target_accuracy > 0 and not grpo.eval_every:
@@ -272,29 +265,25 @@ def _preference_faults(config: RunConfig) -> list[str]:
     return faults
 
 
-def _teacher_faults(config: RunConfig) -> list[str]:
-    teacher, faults = config.teacher, []
-    if teacher.model is None:
+def _algorithm_faults(config: RunConfig) -> list[str]:
+    setting = Setting(
+        minibatches=config.grpo.minibatches,
+        max_new_tokens=config.rollout.sampling.max_new_tokens,
+        temperature=config.rollout.sampling.temperature,
+    )
+    faults = config.algorithm.faults(setting)
+    teacher = config.teacher
+    if teacher is None or teacher.model is None:
         return faults
     tokenizer = _tokenizer(teacher.model)
     if tokenizer is None:
-        faults.append(f"teacher.model: {teacher.model}/tokenizer.json does not exist; it must be a Hugging Face folder")
+        faults.append(
+            f"algorithm.teacher.model: {teacher.model}/tokenizer.json does not exist; it must be a Hugging Face folder"
+        )
     elif tokenizer != _tokenizer(config.model.path):
         faults.append(
-            f"teacher.model: {teacher.model} has another tokenizer than model.path {config.model.path}; a student with "
-            "a tokenizer of its own learns from samples (stage distill_set, then SFT)"
-        )
-    if config.grpo.minibatches > 1:
-        faults.append(
-            f"grpo.minibatches is {config.grpo.minibatches}; a teacher's loss is for samples of the present policy: "
-            "use 1"
-        )
-    if config.grpo.kl_coef:
-        faults.append(f"grpo.kl_coef is {config.grpo.kl_coef}; with a teacher there is no reference policy: use 0")
-    if config.rollout.sampling.temperature != 1.0:
-        faults.append(
-            f"rollout.sampling.temperature is {config.rollout.sampling.temperature}; a teacher scores samples of "
-            "temperature 1: use 1.0"
+            f"algorithm.teacher.model: {teacher.model} has another tokenizer than model.path {config.model.path}; a "
+            "student with a tokenizer of its own learns from samples (stage distill_set, then SFT)"
         )
     return faults
 

@@ -9,6 +9,7 @@ device.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
@@ -105,14 +106,19 @@ def unpack(
     return result
 
 
+def with_advantages(row: PackedMicrobatch, advantages: Sequence[float]) -> PackedMicrobatch:
+    """The row with other advantages: one for each sequence that was packed (all ranks)."""
+    replaced = np.zeros_like(row.advantages)
+    for (start, end), index in zip(pairwise(row.cu_seqlens), row.sequence_indices):
+        replaced[0, start:end] = np.where(row.loss_mask[0, start:end], advantages[index], 0.0)
+    return dataclasses.replace(row, advantages=replaced)
+
+
 def split_minibatches(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """`items` (rollout groups, in order) as `count` runs whose sizes differ by at most one. DataError if too
-    few."""
-    if not 1 <= count <= len(items):
-        raise DataError(
-            f"grpo.minibatches: {count} for {len(items)} groups; expected 1 to {len(items)}; "
-            "lower grpo.minibatches or raise grpo.prompts_per_step"
-        )
+    """`items` (rollout groups, in order) as `count` runs whose sizes differ by at most one; some are empty where there
+    are fewer items."""
+    if count < 1:
+        raise ValueError(f"{count} minibatches; there must be at least 1")
     edges = [len(items) * k // count for k in range(count + 1)]
     return [items[start:end] for start, end in pairwise(edges)]
 
@@ -133,7 +139,7 @@ def _check_sequence(index: int, sequence: TrainingSequence, layout: RowLayout) -
         )
     if sequence.loss_mask[0]:
         raise DataError(f"sequence {index}: loss_mask[0] is True; no position predicts the first token of a sequence")
-    for name in ("loss_mask", "token_weight", "behaviour_logprobs", "old_logprobs", "reference_logprobs"):
+    for name in ("loss_mask", "token_weight", *_LOGPROBS):
         array = getattr(sequence, name)
         if array is not None and len(array) != length:
             raise DataError(f"sequence {index}: {name} has {len(array)} entries for {length} tokens")
@@ -220,7 +226,8 @@ def _lay_out(sequences: Sequence[TrainingSequence], indices: Sequence[int], layo
     )
 
 
-_FLOATS = ("advantages", "token_weight", "behaviour_logprobs", "old_logprobs", "reference_logprobs")
+_LOGPROBS = ("behaviour_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs")
+_FLOATS = ("advantages", "token_weight", *_LOGPROBS)
 
 
 def _round_up(value: int, multiple: int) -> int:

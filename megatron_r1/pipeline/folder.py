@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -15,7 +14,7 @@ from typing import IO, Any
 from megatron_r1.config.folder_files import files_of
 from megatron_r1.config.paths import input_paths
 from megatron_r1.config.run_folder import LOCK, is_held
-from megatron_r1.config.same import same_computation
+from megatron_r1.config.same import as_json, same_computation
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import plain_json, write_json
@@ -109,4 +108,4 @@ def _inputs(config: StageConfig) -> dict[str, list[list[Any]]]:
 
 def config_as_json(config: StageConfig) -> dict[str, Any]:
     """The resolved configuration as plain JSON."""
-    return plain_json(dataclasses.asdict(config))
+    return plain_json(as_json(config))

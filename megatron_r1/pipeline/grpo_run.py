@@ -32,11 +32,11 @@ from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.server import Engine
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.collector import Collector
-from megatron_r1.stages.distill import add_teacher_logprobs
 from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.evaluate import greedy_scores
-from megatron_r1.stages.grpo import ASIDE, Loop, train_grpo
-from megatron_r1.stages.usable import advantages_of, left_out_note
+from megatron_r1.stages.grpo.loop import ASIDE, Loop, Trained, TrainingLoop
+from megatron_r1.stages.grpo.teacher import add_teacher_logprobs
+from megatron_r1.stages.grpo.usable import left_out_note
 from megatron_r1.types import Problem, RolloutGroup
 
 
@@ -102,7 +102,7 @@ class GRPORun:
                 self._open_files(files)
             loop = Loop(
                 stream=self.stream,
-                collector=self.collector,
+                collect=self.collector.collect,
                 push=self.push,
                 on_step=self.on_step,
                 to_trainer=lambda keep_weights: self.colocation.for_training(keep_weights=keep_weights),
@@ -112,19 +112,20 @@ class GRPORun:
                 skips=self.skips,
                 warn=self.say,
                 decode=self.tokenizer.decode,
-                teach=self.teach if config.teacher.model is not None else None,
+                teach=self.teach if config.algorithm.needs.teacher else None,
                 watch=self.watch.phase,
             )
             try:
-                steps = train_grpo(
+                steps = TrainingLoop(
                     self.policy,
+                    config.algorithm,
                     config.grpo,
                     layout,
                     loop,
                     max_new_tokens=config.rollout.sampling.max_new_tokens,
                     seed=config.seed,
                     first_step=self.steps_done,
-                )
+                ).run()
             except EngineError:
                 # Those that live may be sampling still, and would neither sleep nor leave their memory.
                 on_rank_zero(lambda: [engine.stop() for engine in self.sync.engines])
@@ -241,7 +242,7 @@ class GRPORun:
         target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")
         export(self.policy, self.base, target, dtype=self.config.rollout.dtype, extra={"stage": "grpo", "step": step})
 
-    def on_step(self, step: int, metrics: dict[str, Any], groups: list[RolloutGroup]) -> None:
+    def on_step(self, step: int, metrics: dict[str, Any], trained: Trained) -> None:
         self.watch.step(step + 1)
         for judge in self.judges:
             judge.forgive()
@@ -253,9 +254,11 @@ class GRPORun:
         self.metrics.write({"step": step, **metrics})
         records = rollout_records(
             step=step,
-            groups=groups,
-            advantages=[advantages_of(group, self.config.grpo).tolist() for group in groups],
-            prompt_texts=[render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in groups],
+            groups=trained.groups,
+            advantages=[advantages_G.tolist() for advantages_G in trained.advantages],
+            prompt_texts=[
+                render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in trained.groups
+            ],
             limit=self.config.grpo.rollouts_logged_per_step,
         )
         for record in records:
@@ -266,5 +269,5 @@ class GRPORun:
                 f"  {metrics['skipped_steps']} optimizer step(s) skipped: the gradient was not finite, or nothing was "
                 "left to train on"
             )
-        if note := left_out_note(groups, self.config.grpo):
+        if note := left_out_note(trained.groups, trained.advantages):
             self.progress.note(f"  {note}")

@@ -96,7 +96,7 @@ def roles_of(config: StageConfig, *, slots_per_node: int) -> Roles:
     local = shared or beside + sum(size for *_, size in wanted) <= slots_per_node
     devices = {
         "rollout.devices": rollout is not None and rollout.devices,
-        "teacher.devices": isinstance(config, RunConfig) and config.teacher.devices,
+        "algorithm.teacher.devices": isinstance(config, RunConfig) and config.teacher and config.teacher.devices,
         "rewards.preferences[].devices": isinstance(config, RunConfig)
         and any(preference.devices for preference in config.rewards.preferences),
     }
@@ -135,7 +135,7 @@ def _servers(config: StageConfig) -> list[Wanted]:
     if isinstance(config, RunConfig):
         for index, preference in enumerate(config.rewards.preferences):
             found.append((f"reward-{preference.name}", "reward", index, preference.tensor_parallel))
-        if config.teacher.model is not None:
+        if config.teacher is not None:
             found.append(("teacher", "teacher", 0, config.teacher.tensor_parallel))
     return found
 

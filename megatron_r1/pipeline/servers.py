@@ -122,9 +122,9 @@ def start_reward_models(config: RunConfig) -> list[RewardModelServer]:
 
 
 def start_teacher(config: RunConfig) -> list[Engine]:
-    """The server of config.teacher, starting; none if there is no teacher."""
+    """The server of the algorithm's teacher, starting; none if it needs none."""
     teacher = config.teacher
-    if teacher.model is None:
+    if teacher is None or teacher.model is None:
         return []
     rollout = dataclasses.replace(
         config.rollout,

@@ -62,7 +62,7 @@ def workload_of(config: RunConfig | SFTRunConfig | RewardModelConfig, mean_respo
             mean_response=mean_response or max(1, longest // 4),
             max_response=longest,
             optimizer_steps=grpo.minibatches,
-            scoring_passes=(grpo.minibatches > 1) + (grpo.kl_coef > 0),
+            scoring_passes=(grpo.minibatches > 1 or config.algorithm.needs.old) + config.algorithm.needs.reference,
         )
     pairs = isinstance(config, RewardModelConfig)
     longest = config.data.max_tokens

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 
@@ -32,8 +33,24 @@ class DeviceBatch:
     behaviour_logprobs: torch.Tensor
     old_logprobs: torch.Tensor
     reference_logprobs: torch.Tensor
+    teacher_logprobs: torch.Tensor
     packed: PackedSeqParams
     positions: torch.Tensor
+
+    @torch.no_grad()
+    def sequence_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """values [1, S] -> at each token the mean over its sequence's trained tokens, 0 where there are none; no
+        gradient. A collective over context-parallel ranks, which hold other parts of the same sequences."""
+        edges = self.packed.cu_seqlens_q
+        of_token = torch.searchsorted(edges, self.positions.to(edges.device), right=True) - 1
+        trained = self.loss_mask[0]
+        totals = values.new_zeros((2, len(edges)), dtype=torch.float64)  # sums and counts by sequence
+        totals[0].index_add_(0, of_token, values[0].double().where(trained, 0.0))
+        totals[1].index_add_(0, of_token, trained.double())
+        if parallel_state.get_context_parallel_world_size() > 1:
+            dist.all_reduce(totals, group=parallel_state.get_context_parallel_group())
+        means = totals[0] / totals[1].clamp(min=1.0)
+        return means[of_token].to(values.dtype)[None]
 
 
 def to_device(row: PackedMicrobatch, device: torch.device) -> DeviceBatch:
@@ -67,6 +84,7 @@ def to_device(row: PackedMicrobatch, device: torch.device) -> DeviceBatch:
         behaviour_logprobs=take(row.behaviour_logprobs),
         old_logprobs=take(row.old_logprobs),
         reference_logprobs=take(row.reference_logprobs),
+        teacher_logprobs=take(row.teacher_logprobs),
         packed=packed,
         positions=positions,
     )

@@ -165,10 +165,22 @@ class Policy:
 
     # ---- scoring
 
-    @torch.no_grad()
     def logprobs(self, rows: Sequence[PackedMicrobatch]) -> list[np.ndarray]:
         """Logprob of each row's labels, f32[S] for each of this data-parallel rank's rows, the same on all its ranks
-        (position j holds label j: unpack with data.packing). A reward model gives the value at position j instead."""
+        (position j holds label j: unpack with data.packing). ValueError for a reward model, which has none."""
+        if self.shape.reward_head:
+            raise ValueError("a reward model gives values(), not logprobs")
+        return self._scores(rows)
+
+    def values(self, rows: Sequence[PackedMicrobatch]) -> list[np.ndarray]:
+        """A reward model's value at each token, f32[S] for each of this data-parallel rank's rows, the same on all its
+        ranks. ValueError for a model that writes text."""
+        if not self.shape.reward_head:
+            raise ValueError("a model that writes text gives logprobs(), not values")
+        return self._scores(rows)
+
+    @torch.no_grad()
+    def _scores(self, rows: Sequence[PackedMicrobatch]) -> list[np.ndarray]:
         for chunk in self.chunks:
             chunk.eval()
         outputs = self._run(rows, None, forward_only=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.algorithms import GRPO
+from megatron_r1.algorithms.clip import Clip
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.rejection import MixSource, RejectionConfig
 from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig
@@ -141,7 +143,7 @@ def _reasoning_rl() -> RunConfig:
         data=dataclasses.replace(zero.data, template="chat", holdout_files=HELD_OUT),
         rewards=dataclasses.replace(zero.rewards, language_weight=1.0),
         # A ratio is positive, so 1 - 10 never binds and neither does 1 - 1.
-        grpo=dataclasses.replace(zero.grpo, clip_low=1.0, clip_high=10.0),
+        algorithm=GRPO(clip=Clip(low=1.0, high=10.0)),
     )
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.algorithms.on_policy_distill import OnPolicyDistill, Teacher
 from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.rejection import MixSource, RejectionConfig
 from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig
 from megatron_r1.config.schema import (
     DataConfig,
-    GRPOConfig,
+    GRPOLoopConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -26,7 +27,6 @@ from megatron_r1.config.schema import (
     RolloutConfig,
     RunConfig,
     SamplingConfig,
-    TeacherConfig,
     TrainConfig,
 )
 from megatron_r1.config.sft import SFTRunConfig
@@ -145,8 +145,7 @@ def on_policy_distill_tiny() -> RunConfig:
         data=dataclasses.replace(
             student.data, files=(made / "data/problems.jsonl",), holdout_files=(made / "data/held_out.jsonl",)
         ),
-        grpo=dataclasses.replace(student.grpo, kl_coef=0.0),
-        teacher=TeacherConfig(model=made / "final_rl/policy"),
+        algorithm=OnPolicyDistill(teacher=Teacher(model=made / "final_rl/policy")),
     )
 
 
@@ -214,11 +213,10 @@ def _rl(
         data=DataConfig(files=tuple(map(Path, files)), template="plain", holdout_files=(Path("@data/held_out.jsonl"),)),
         rollout=_rollout(temperature=temperature),
         rewards=rewards,
-        grpo=GRPOConfig(
+        grpo=GRPOLoopConfig(
             steps=steps,
             prompts_per_step=32,
             group_size=8,
-            kl_coef=0.001,
             preference_from_step=preference_from_step,
         ),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_r1.config.schema import (
     DataConfig,
-    GRPOConfig,
+    GRPOLoopConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -50,7 +50,7 @@ def grpo_smollm2() -> RunConfig:
             start_timeout_seconds=300.0,
         ),
         rewards=RewardConfig(num_workers=1),
-        grpo=GRPOConfig(steps=10, prompts_per_step=4, group_size=8, kl_coef=0.001),
+        grpo=GRPOLoopConfig(steps=10, prompts_per_step=4, group_size=8),
         sft=SFTConfig(
             steps=12, batch_size=8, optimizer=OptimizerConfig(lr=1e-4, min_lr=1e-5, schedule="cosine", warmup_steps=2)
         ),
@@ -81,13 +81,11 @@ def grpo_671b() -> RunConfig:
             sampling=SamplingConfig(max_new_tokens=32_768),
         ),
         rewards=RewardConfig(num_workers=64),
-        grpo=GRPOConfig(
+        grpo=GRPOLoopConfig(
             steps=10_400 // 16,
             prompts_per_step=512,
             group_size=16,
             minibatches=16,
-            clip_low=0.2,
-            clip_high=0.2,
             save_every=25,
         ),
     )

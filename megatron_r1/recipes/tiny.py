@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_r1.config.schema import (
     DataConfig,
-    GRPOConfig,
+    GRPOLoopConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -45,9 +45,7 @@ def quickstart() -> RunConfig:
             start_timeout_seconds=180.0,
         ),
         rewards=RewardConfig(num_workers=1),
-        grpo=GRPOConfig(
-            steps=60, prompts_per_step=32, group_size=8, kl_coef=0.001, eval_every=10, target_accuracy=0.95
-        ),
+        grpo=GRPOLoopConfig(steps=60, prompts_per_step=32, group_size=8, eval_every=10, target_accuracy=0.95),
         sft=SFTConfig(
             steps=600,
             batch_size=64,

@@ -32,14 +32,14 @@ class Journal:
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / JOURNAL
 
-    def known(self, step: int, problems: Sequence[Problem]) -> dict[int, Group]:
-        """The groups that a killed run sampled in step `step`, by their place among `problems`; a record of another
-        problem is passed over."""
+    def known(self, step: int, problems: Sequence[Problem], *, first: int = 0) -> dict[int, Group]:
+        """The groups that a killed run sampled in step `step`, by their place among `problems`, before which the step
+        had `first` others; a record of another problem is passed over."""
         found: dict[int, Group] = {}
         with contextlib.suppress(DataError):  # a line that a power cut spoilt: what is from there on is sampled again
             for record in read_json_lines(self._file(step)):
-                index = record["index"]
-                if index < len(problems) and problems[index].id == record["problem"]:
+                index = record["index"] - first
+                if 0 <= index < len(problems) and problems[index].id == record["problem"]:
                     found[index] = tuple(_from_json(one) for one in record["completions"])
         return found
 

@@ -63,15 +63,23 @@ class Collector:
         self._journal, self._watch, self._before = journal, watch, before
 
     def collect(
-        self, problems: Sequence[Problem], *, group_size: int, seed: int, greedy: bool = False, step: int | None = None
+        self,
+        problems: Sequence[Problem],
+        *,
+        group_size: int,
+        seed: int,
+        greedy: bool = False,
+        step: int | None = None,
+        first: int = 0,
     ) -> Rollout:
         """Sample and grade `group_size` completions of each problem; those of `step` are kept in the journal, and what
-        it has of them is not sampled again. A collective; errors are raised on every rank."""
+        it has of them is not sampled again. `first`: problems of the step that were collected before. A collective;
+        errors are raised on every rank."""
         self._before()
         if dist.get_rank() == 0:
             message: list[object] = ["done", None]
             try:
-                message[1] = self._collect(problems, group_size, seed, greedy, step)
+                message[1] = self._collect(problems, group_size, seed, greedy, step, first)
             except Exception as error:
                 message = ["error", error]
                 if dist.get_world_size() == 1:
@@ -97,7 +105,7 @@ class Collector:
         )
 
     def _collect(
-        self, problems: Sequence[Problem], group_size: int, seed: int, greedy: bool, step: int | None
+        self, problems: Sequence[Problem], group_size: int, seed: int, greedy: bool, step: int | None, first: int
     ) -> Rollout:
         assert self._scorer is not None
         prompts = [self.encode(problem) for problem in problems]
@@ -106,14 +114,14 @@ class Collector:
         scorer = self._scorer
         before = scorer.counts()
         journal = self._journal if step is not None else None
-        known = journal.known(step, problems) if journal is not None and step is not None else {}
+        known = journal.known(step, problems, first=first) if journal is not None and step is not None else {}
 
         with contextlib.ExitStack() as files:
             file = files.enter_context(journal.open(step)) if journal is not None and step is not None else None
 
             def grade(index: int, group: Group) -> None:
                 if file is not None and index not in known:
-                    record(file, index, problems[index], group)
+                    record(file, first + index, problems[index], group)
                 graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
 
             collected = collect(

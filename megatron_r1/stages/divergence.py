@@ -20,8 +20,8 @@ class SkippedSteps:
             cause = f"had no finite gradient (norm {result.grad_norm})"
             remedy = "lower optimizer.lr or start from an earlier export"
             if not result.metrics:
-                cause = "had no gradient, the last because no reward of its completions is a finite number"
-                remedy = "look at the reward models and graders, whose parts are in rollouts.jsonl"
+                cause = "had nothing to train on, the last because no group had two rewards that could be compared"
+                remedy = "look at the rewards' parts in rollouts.jsonl: are they finite numbers, and do they differ?"
             raise DivergedError(
                 f"step {step + 1}: {self.count} optimizer steps in a row {cause}, {self._field} is {self._limit}; "
                 f"{remedy}"

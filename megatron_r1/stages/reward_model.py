@@ -53,7 +53,7 @@ def values_of(policy: Policy, sequences: Sequence[TrainingSequence], layout: Row
     rank, ranks = data_parallel()
     rows = pack_rank(sequences, layout, rank=rank, num_ranks=ranks)
     own: dict[int, float] = {}
-    for row, values in zip(rows, policy.logprobs(rows), strict=True):
+    for row, values in zip(rows, policy.values(rows), strict=True):
         starts = row.cu_seqlens[: len(row.sequence_indices)]
         ends = row.cu_seqlens[1 : len(row.sequence_indices) + 1]
         for index, start, end in zip(row.sequence_indices, starts, ends, strict=True):

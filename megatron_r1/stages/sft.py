@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from megatron_r1.algorithms.token_losses import weighted_sum
 from megatron_r1.data.packing import RowLayout, pack_rank
-from megatron_r1.grpo.loss import weighted_sum
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossOutput, Policy

@@ -31,7 +31,7 @@ def test_where_it_runs_does_not_matter(path, value):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("seed", 1), ("grpo.kl_coef", 0.5), ("rollout.sampling.max_new_tokens", 7), ("data.tasks", ("chain_sum",))],
+    [("seed", 1), ("algorithm.kl.coef", 0.5), ("rollout.sampling.max_new_tokens", 7), ("data.tasks", ("chain_sum",))],
 )
 def test_what_it_computes_does(path, value):
     assert not same_computation(as_json(tiny()), replace(tiny(), path, value))
@@ -39,9 +39,9 @@ def test_what_it_computes_does(path, value):
 
 def test_a_field_that_is_newer_than_the_record_must_have_its_default():
     record = as_json(tiny())
-    del record["grpo"]["truncated_importance_cap"]
+    del record["algorithm"]["truncated_importance_cap"]
     assert same_computation(record, tiny())
-    assert not same_computation(record, replace(tiny(), "grpo.truncated_importance_cap", 2.0))
+    assert not same_computation(record, replace(tiny(), "algorithm.truncated_importance_cap", 2.0))
 
 
 def test_a_field_that_is_no_more_makes_it_another():

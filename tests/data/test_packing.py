@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_r1.data.packing import RowLayout, pack, pack_rank, split_minibatches, unpack
+from megatron_r1.data.packing import RowLayout, pack, pack_rank, split_minibatches, unpack, with_advantages
 from megatron_r1.errors import DataError
 from megatron_r1.types import TrainingSequence
 
@@ -106,8 +106,22 @@ def test_refusals_name_the_sequence():
 
 def test_split_minibatches_is_even_and_ordered():
     assert split_minibatches(list(range(7)), 3) == [[0, 1], [2, 3], [4, 5, 6]]
-    with pytest.raises(DataError, match="minibatches: 3 for 2 groups"):
-        split_minibatches([1, 2], 3)
+    assert split_minibatches([1, 2], 3) == [[], [1], [2]]
+    assert split_minibatches([], 2) == [[], []]
+    with pytest.raises(ValueError, match="0 minibatches"):
+        split_minibatches([1, 2], 0)
+
+
+def test_other_advantages_stand_where_the_packed_ones_did():
+    sequences = [sequence([1, 2, 3, 4], prompt=2, advantage=1.0), sequence([5, 6, 7], prompt=1, advantage=2.0)]
+    layout = RowLayout(tokens_per_microbatch=16, segment_multiple=4)
+    for rows in pack(sequences, layout, num_ranks=2):
+        for row in rows:
+            again = with_advantages(row, [1.0, 2.0])
+            np.testing.assert_array_equal(again.advantages, row.advantages)
+            other = with_advantages(row, [-3.0, 0.5])
+            expected = np.where(row.advantages == 1.0, -3.0, np.where(row.advantages == 2.0, 0.5, 0.0))
+            np.testing.assert_array_equal(other.advantages, expected)
 
 
 shapes = st.lists(st.tuples(st.integers(1, 24), st.integers(1, 8)), min_size=0, max_size=12)

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # every start of a r
 STEPS = 8
 SMALL = (
     "--sft.steps 50 --sft.batch-size 16 --grpo.prompts-per-step 4 --grpo.group-size 4 --data.holdout 8 "
-    f"--grpo.steps {STEPS} --grpo.minibatches 2 --grpo.reference-refresh-steps 5 --checkpoint-every 1 "
+    f"--grpo.steps {STEPS} --grpo.minibatches 2 --algorithm.kl.refresh-steps 5 --checkpoint-every 1 "
     "--if-exists resume --grpo.rollouts-logged-per-step 100"
 ).split()
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.algorithms import OnPolicyDistill
+from megatron_r1.algorithms.on_policy_distill import Teacher
 from megatron_r1.config.evaluation import EvaluateConfig, ServerConfig
 from megatron_r1.config.pipeline import stages_of
-from megatron_r1.config.schema import PreferenceConfig, TeacherConfig
+from megatron_r1.config.schema import PreferenceConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.roles import roles_of, server_config
 from megatron_r1.recipes import RECIPES
@@ -38,7 +40,9 @@ def test_reward_models_have_nodes_after_the_rollouts():
 
 def test_small_servers_share_a_node():
     config = with_rollout(RECIPES["grpo_671b"](), num_engines=3, tensor_parallel=4)
-    config = dataclasses.replace(config, teacher=TeacherConfig(model=Path("models/teacher"), tensor_parallel=4))
+    config = dataclasses.replace(
+        config, algorithm=OnPolicyDistill(teacher=Teacher(model=Path("models/teacher"), tensor_parallel=4))
+    )
     places = roles_of(config, slots_per_node=8).servers
     assert [(p.name, p.nodes, p.slots) for p in places] == [
         ("vllm-0", (64,), (0, 1, 2, 3)),

@@ -26,7 +26,7 @@ def test_one_rank_has_no_layout():
 def test_every_field_is_listed_by_its_path():
     config = RECIPES["quickstart"]()
     lines = describe_fields(config).splitlines()
-    assert "  grpo.kl_coef = 0.001" in lines
+    assert "  algorithm.kl.coef = 0.001" in lines
     assert "  rollout.sampling.temperature = 1.0" in lines
 
     def leaves(value):

@@ -88,8 +88,18 @@ def test_logprobs_equal_transformers(results, group, layout):
 @pytest.mark.parametrize(("group", "layout"), cases())
 def test_grpo_gradients_equal_transformers_autograd(results, group, layout):
     """Relative to each tensor's largest gradient; every parameter of the decoder has one."""
-    expected = hf_gradients(results(group)["oracle"]["gradients"])
-    computed = {key.split(":")[1]: value for key, value in results(group)[layout].items() if "gradient:" in key}
+    check_gradients(results(group), layout, "gradients", "gradient:")
+
+
+@pytest.mark.parametrize(("group", "layout"), cases())
+def test_a_sequences_own_ratio_has_transformers_gradient(results, group, layout):
+    """GSPO: the mean over a sequence's tokens is over context-parallel ranks too, its gradient through every token."""
+    check_gradients(results(group), layout, "gspo", "gspo:")
+
+
+def check_gradients(found: dict, layout: str, oracle: str, prefix: str) -> None:
+    expected = hf_gradients(found["oracle"][oracle])
+    computed = {key.split(":")[1]: value for key, value in found[layout].items() if key.startswith(prefix)}
     assert set(expected) <= set(computed)
     for name, gradient in expected.items():
         scale = np.abs(gradient).max()

@@ -21,7 +21,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from megatron_r1.config import GRPOConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.algorithms import GRPO  # noqa: E402
+from megatron_r1.algorithms.kl import KL  # noqa: E402
+from megatron_r1.config import GRPOLoopConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout  # noqa: E402
 from megatron_r1.errors import MismatchError  # noqa: E402
@@ -29,7 +31,7 @@ from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.stages.collector import Rollout  # noqa: E402
 from megatron_r1.stages.divergence import SkippedSteps  # noqa: E402
-from megatron_r1.stages.grpo import Loop, train_grpo  # noqa: E402
+from megatron_r1.stages.grpo.loop import Loop, TrainingLoop  # noqa: E402
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup  # noqa: E402
 
 NAN = math.nan
@@ -38,15 +40,14 @@ REWARDS = [
     [[1.0, NAN, 0.0], [math.inf, 0.5, 1.0]],
     [[1.0, 0.0, 0.0], [NAN, 0.5, NAN]],  # of the second group nothing is left, and it is a minibatch
 ]
-CONFIG = GRPOConfig(
+CONFIG = GRPOLoopConfig(
     steps=3,
     prompts_per_step=2,
     group_size=3,
     minibatches=2,
-    kl_coef=0.05,
-    reference_refresh_steps=2,
     mismatch_bound=1e6,
 )
+ALGORITHM = GRPO(kl=KL(coef=0.05, refresh_steps=2))
 
 
 def rollouts() -> list[list[RolloutGroup]]:
@@ -94,7 +95,7 @@ class Prepared:
     def take(self, count: int, wanted: object) -> list[Problem]:
         return []
 
-    def collect(self, problems: list[Problem], *, group_size: int, seed: int, step: int) -> Rollout:
+    def collect(self, problems: list[Problem], *, group_size: int, seed: int, step: int, first: int) -> Rollout:
         return Rollout(
             groups=self.groups[step], generation_seconds=0, reward_seconds=0, num_tokens=0, restarts=0, grading={}
         )
@@ -114,9 +115,9 @@ def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]]
     prepared, rows = Prepared(groups), []
     loop = Loop(
         stream=prepared,
-        collector=prepared,
+        collect=prepared.collect,
         push=lambda version: None,
-        on_step=lambda step, metrics, groups: rows.append(metrics),
+        on_step=lambda step, metrics, trained: rows.append(metrics),
         to_trainer=lambda keep: None,
         evaluate=lambda: 0.0,
         save=lambda step: None,
@@ -126,7 +127,8 @@ def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]]
         decode=str,
     )
     config = dataclasses.replace(CONFIG, steps=len(groups), **changes)
-    train_grpo(policy, config, RowLayout(tokens_per_microbatch=64), loop, max_new_tokens=32, seed=0)
+    layout = RowLayout(tokens_per_microbatch=64)
+    TrainingLoop(policy, ALGORITHM, config, layout, loop, max_new_tokens=32, seed=0).run()
     stream = policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 20)
     weights = {name: tensor.numpy().copy() for name, tensor in stream}
     dist.barrier()

@@ -23,14 +23,17 @@ from megatron.core import parallel_state  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from megatron_r1.config import GRPOConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.algorithms import GRPO, GSPO  # noqa: E402
+from megatron_r1.algorithms.clip import Clip  # noqa: E402
+from megatron_r1.algorithms.kl import KL  # noqa: E402
+from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack, unpack  # noqa: E402
 from megatron_r1.model.attention import context_parallel_positions  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import to_device  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.stages.grpo import grpo_loss  # noqa: E402
+from megatron_r1.stages.grpo.loss import policy_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 from megatron_r1.weights.export import WeightStream  # noqa: E402
 from megatron_r1.weights.local import LocalTensor  # noqa: E402
@@ -55,7 +58,8 @@ LAYOUTS = {
     "tp4": {"tensor": 4, "sequence": True},
     "tp4nosp": {"tensor": 4},
 }
-GRPO = GRPOConfig(minibatches=2, kl_coef=0.05, clip_low=0.2, clip_high=0.3)
+ALGORITHM = GRPO(clip=Clip(low=0.2, high=0.3), kl=KL(coef=0.05))
+SEQUENCE_ALGORITHM = GSPO(clip=Clip(low=0.05, high=0.05))
 
 
 def main(store: str, folder: Path, names: list[str]) -> None:
@@ -97,8 +101,10 @@ def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str,
         found["unpacked_logits"] = unpacked[0]
     scored = unpack(rows, policy.logprobs(rows), [len(s) for s in sequences])
     found |= {f"logprobs_{i}": value for i, value in merge(scored).items()}
-    gradients = policy.gradients(rows, grpo_loss(GRPO))
+    gradients = policy.gradients(rows, policy_loss(ALGORITHM, on_policy=False))
     found |= {f"gradient:{name}": value for name, value in full(policy, gradients).items()}
+    gradients = policy.gradients(rows, policy_loss(SEQUENCE_ALGORITHM, on_policy=False))
+    found |= {f"gspo:{name}": value for name, value in full(policy, gradients).items()}
     own = {
         name: value.numpy()
         for name, value in policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 16)

@@ -18,14 +18,15 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from megatron_r1.config import GRPOConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.algorithms import CISPO  # noqa: E402
+from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack  # noqa: E402
 from megatron_r1.errors import CheckpointError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import to_device  # noqa: E402
 from megatron_r1.policy.policy import LossOutput, Policy  # noqa: E402
-from megatron_r1.stages.grpo import grpo_loss  # noqa: E402
+from megatron_r1.stages.grpo.loss import policy_loss  # noqa: E402
 from megatron_r1.stages.sft import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 
@@ -108,8 +109,8 @@ def mtp_scores(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
         loss_mask=device.token_weight,
     )  # fmt: skip
     gradients = policy.gradients([row], sft_loss)
-    # Under GRPO they learn with no regard to the advantage, which is zero here.
-    grpo = policy.gradients([row], grpo_loss(GRPOConfig(kl_coef=0.0)))
+    # Under any algorithm they learn with no regard to the advantage, which is zero here.
+    grpo = policy.gradients([row], policy_loss(CISPO(), on_policy=True))
     order = [index for index in row.sequence_indices]
     return {
         "mtp.logprobs": scores.mtp_logprobs[0].detach().numpy(),

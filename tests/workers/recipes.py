@@ -24,7 +24,7 @@ from megatron_r1.config.schema import RunConfig  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.stages.grpo import grpo_loss  # noqa: E402
+from megatron_r1.stages.grpo.loss import policy_loss  # noqa: E402
 from megatron_r1.stages.reward_model import value_loss  # noqa: E402
 from megatron_r1.stages.sft import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
@@ -66,7 +66,7 @@ def steps(name: str, config: Stage, recompute: str) -> dict[str, np.ndarray]:
     rank, ranks = topology.data_parallel()
     loss = sft_loss
     if isinstance(config, RunConfig):
-        loss = grpo_loss(dataclasses.replace(config.grpo, minibatches=2))
+        loss = policy_loss(config.algorithm, on_policy=False)
     elif isinstance(config, RewardModelConfig):
         loss = value_loss
     results = [policy.step(pack_rank(sequences(seed), layout, rank=rank, num_ranks=ranks), loss) for seed in range(2)]

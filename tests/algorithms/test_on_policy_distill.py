@@ -1,17 +1,23 @@
 """On-policy distillation's loss against the divergence that it estimates, and the loop's part in it."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from megatron_r1.config.schema import GRPOConfig
+from megatron_r1.algorithms import OnPolicyDistill
+from megatron_r1.algorithms.base import Setting
+from megatron_r1.algorithms.on_policy_distill import Teacher
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
-from megatron_r1.stages.distill import distill_loss
-from megatron_r1.stages.grpo import to_sequences
+from megatron_r1.stages.grpo.loss import policy_loss
+from megatron_r1.stages.grpo.sequences import to_sequences
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup
+
+ALGORITHM = OnPolicyDistill(teacher=Teacher(model=Path("teacher")))
+LOSS = policy_loss(ALGORITHM, on_policy=True)
 
 
 def batch(teacher, weights, mask=None):
@@ -23,7 +29,7 @@ def batch(teacher, weights, mask=None):
         | {
             "loss_mask": torch.tensor([mask or [True] * size]),
             "token_weight": torch.tensor([weights]),
-            "reference_logprobs": torch.tensor([teacher]),
+            "teacher_logprobs": torch.tensor([teacher]),
             "behaviour_logprobs": torch.zeros(1, size),
         }
     )
@@ -43,7 +49,7 @@ def test_the_expected_gradient_is_the_reverse_divergences():
     found = torch.zeros(3, dtype=torch.float64)
     for token in range(3):
         logprobs = torch.log_softmax(logits, 0)[token].reshape(1, 1)
-        loss = distill_loss(scores(logprobs), batch([teacher[token].item()], [1.0])).loss
+        loss = LOSS(scores(logprobs), batch([teacher[token].item()], [1.0])).loss
         (gradient,) = torch.autograd.grad(loss, logits)
         found += student[token].exp().detach() * gradient
     # The teacher's logprobs pass through float32.
@@ -52,7 +58,7 @@ def test_the_expected_gradient_is_the_reverse_divergences():
 
 def test_the_loss_and_its_metric_by_hand():
     logprobs = torch.tensor([[-1.0, -2.0, -9.0]], requires_grad=True)
-    result = distill_loss(scores(logprobs), batch([-1.5, -1.0, 5.0], [0.5, 0.25, 0.0], [True, True, False]))
+    result = LOSS(scores(logprobs), batch([-1.5, -1.0, 5.0], [0.5, 0.25, 0.0], [True, True, False]))
     # 0.5 * -1 * (-1 + 1.5) + 0.25 * -2 * (-2 + 1)
     assert result.loss.item() == pytest.approx(-0.25 + 0.5)
     assert result.sums["kl"].item() == pytest.approx(0.5 - 1.0)
@@ -62,7 +68,7 @@ def test_the_loss_and_its_metric_by_hand():
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn():
     logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(distill_loss(scores(logprobs), batch([-1.0, -2.0], [0.5, 0.5])).loss, logprobs)
+    (gradient,) = torch.autograd.grad(LOSS(scores(logprobs), batch([-1.0, -2.0], [0.5, 0.5])).loss, logprobs)
     assert gradient.tolist() == [[0.0, 0.0]]
 
 
@@ -80,7 +86,22 @@ def test_the_teachers_logprobs_stand_at_their_tokens():
         completions=(completion,),
         rewards=(Reward(total=1.0, parts={}),),
     )
-    (sequence,) = to_sequences([group], GRPOConfig(), max_new_tokens=2)
-    assert sequence.reference_logprobs is not None
-    np.testing.assert_allclose(sequence.reference_logprobs, [0, 0, 0, -0.5, -0.6], rtol=1e-6)
+    (sequence,) = to_sequences([(group, np.zeros(1))], ALGORITHM, max_new_tokens=2)
+    assert sequence.teacher_logprobs is not None and sequence.reference_logprobs is None
+    np.testing.assert_allclose(sequence.teacher_logprobs, [0, 0, 0, -0.5, -0.6], rtol=1e-6)
     assert sequence.loss_mask.tolist() == [False, False, False, True, True]
+
+
+def test_rewards_train_nothing_whatever_they_are():
+    np.testing.assert_array_equal(ALGORITHM.advantages(np.array([np.nan, 1.0, np.inf])), [0.0, 0.0, 0.0])
+
+
+def test_its_rules():
+    setting = Setting(minibatches=2, max_new_tokens=8, temperature=0.7)
+    faults = OnPolicyDistill().faults(setting)
+    assert [fault.split()[0] for fault in faults] == [
+        "algorithm.teacher.model",
+        "grpo.minibatches",
+        "rollout.sampling.temperature",
+    ]
+    assert ALGORITHM.faults(dataclasses.replace(setting, minibatches=1, temperature=1.0)) == []

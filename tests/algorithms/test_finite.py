@@ -13,13 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_r1.config.schema import GRPOConfig
-from megatron_r1.grpo import loss as losses
-from megatron_r1.grpo.advantage import REWARD_BOUND, group_advantages, usable_rewards
-from megatron_r1.grpo.weights import token_weights
+from megatron_r1.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, OnPolicyDistill
+from megatron_r1.algorithms import token_losses as losses
+from megatron_r1.algorithms.base import Tokens
+from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.group_advantage import REWARD_BOUND, centred_rewards, group_advantages, usable_rewards
+from megatron_r1.algorithms.kl import KL
 from megatron_r1.model.policy_model import TokenScores, TokenValues
-from megatron_r1.stages.distill import distill_loss
-from megatron_r1.stages.grpo import grpo_loss
+from megatron_r1.stages.grpo.loss import policy_loss
 from megatron_r1.stages.reward_model import bradley_terry, value_loss
 from megatron_r1.stages.sft import MTP_LOSS_WEIGHT, mtp_loss, sft_loss
 
@@ -36,11 +37,14 @@ advantage = st.one_of(st.floats(-4, 4, width=32), st.sampled_from([0.0, 1.0, -1.
 advantages = st.lists(advantage, min_size=N, max_size=N)
 dual = st.sampled_from([None, 1.5, 3.0])
 dtype = st.sampled_from(sorted(DTYPES))
-ALGORITHMS = {
-    "grpo": {"advantage": "grpo", "normalisation": "sequence_mean"},
-    "dr_grpo": {"advantage": "dr_grpo", "normalisation": "dr_grpo", "kl_coef": 0.0},
-    "dapo": {"normalisation": "token_mean", "clip_high": 0.28, "clip_dual": 3.0, "kl_coef": 0.0},
-    "truncated": {"truncated_importance_cap": 2.0},
+CASES = {
+    "grpo": GRPO(kl=KL(coef=0.01)),
+    "k2": GRPO(kl=KL(coef=0.01, estimator="k2")),
+    "dr_grpo": DrGRPO(),
+    "dapo": DAPO(clip=Clip(high=0.28, dual=3.0), overlong_share=0.0),
+    "truncated": GRPO(kl=KL(coef=0.0), truncated_importance_cap=2.0),
+    "gspo": GSPO(clip=Clip(high=0.28), kl=KL(coef=0.01)),
+    "cispo": CISPO(),
 }
 
 
@@ -62,9 +66,9 @@ def oracle_log_ratio(a: np.ndarray, b: np.ndarray, bound: float = B) -> tuple[np
         return np.clip(np.where(nothing, 0.0, a - b), -bound, bound), ~nothing
 
 
-def oracle_surrogate(new, old, A, low, high, c) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Value, gradient, and how far the ratio is from where a clip begins (there the gradient jumps)."""
-    d, depends = oracle_log_ratio(new, old)
+def oracle_surrogate(d, depends, A, clip: Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of log-ratios d: value, gradient, and how far the ratio is from where a clip begins (the gradient jumps)."""
+    low, high, c = clip.low, clip.high, clip.dual
     r = np.exp(d)
     objective = np.minimum(r * A, np.clip(r, 1 - low, 1 + high) * A)
     free = np.where(A > 0, r < 1 + high, r > 1 - low) & depends
@@ -93,9 +97,11 @@ def close(found: torch.Tensor, expected: np.ndarray, rtol: float, atol: np.ndarr
 @given(logprobs, logprobs, advantages, dual, dtype)
 def test_surrogate(new, old, A, c, name):
     x, y, A = tensor(new, name).requires_grad_(), tensor(old, name), tensor(A)
-    value, binds = losses.clipped_surrogate(x, y, A, 0.2, 0.28, c)
+    value, binds = losses.clipped_surrogate(losses.log_ratio(x, y), A, Clip(high=0.28, dual=c))
     (gradient,) = torch.autograd.grad(value.sum(), x)
-    expected, slope, distance = oracle_surrogate(exact(x), exact(y), exact(A), 0.2, 0.28, c)
+    expected, slope, distance = oracle_surrogate(
+        *oracle_log_ratio(exact(x), exact(y)), exact(A), Clip(high=0.28, dual=c)
+    )
     close(value, expected, rtol=1e-5)
     clear = distance > 1e-5
     assert torch.isfinite(gradient).all()
@@ -106,7 +112,7 @@ def test_surrogate(new, old, A, c, name):
 @given(logprobs, logprobs, dtype)
 def test_k3(new, reference, name):
     x, y = tensor(new, name).requires_grad_(), tensor(reference, name)
-    value = losses.kl_k3(x, y)
+    value = losses.kl_estimate(x, y)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     expected, slope = oracle_k3(exact(x), exact(y))
     d = np.abs(oracle_log_ratio(exact(x), exact(y))[0])
@@ -126,13 +132,15 @@ def test_truncated_importance(old, behaviour, cap):
 def test_the_tokens_of_the_reports():
     """Reference - policy 89, 120 and 29.9; a ratio of exp(120) at advantages 0, 1 and -1."""
     policy = tensor([-89.0, -120.0, -29.9]).requires_grad_()
-    value = losses.kl_k3(policy, torch.zeros(3))
+    value = losses.kl_estimate(policy, torch.zeros(3))
     (gradient,) = torch.autograd.grad(value.sum(), policy)
     assert value.tolist() == pytest.approx([np.exp(20) - 21] * 3, rel=1e-6)
     assert gradient.tolist() == pytest.approx([1 - np.exp(20)] * 3, rel=1e-6), "the token is pulled back"
     policy = torch.zeros(3).requires_grad_()
     for c, worst, slope in ((None, np.exp(20), np.exp(20)), (3.0, 3.0, 0.0)):
-        value, binds = losses.clipped_surrogate(policy, tensor([-120.0] * 3), tensor([0.0, 1.0, -1.0]), 0.2, 0.2, c)
+        value, binds = losses.clipped_surrogate(
+            losses.log_ratio(policy, tensor([-120.0] * 3)), tensor([0.0, 1.0, -1.0]), Clip(dual=c)
+        )
         (gradient,) = torch.autograd.grad(value.sum(), policy)
         assert value.tolist() == pytest.approx([0.0, -1.2, worst])
         assert gradient.tolist() == pytest.approx([0.0, 0.0, slope])
@@ -143,12 +151,23 @@ def test_the_tokens_of_the_reports():
 def test_a_nan_is_not_hidden():
     bad = tensor([np.nan]).requires_grad_()
     for value in (
-        losses.kl_k3(bad, torch.zeros(1)),
-        losses.clipped_surrogate(bad, torch.zeros(1), tensor([-1.0]), 0.2, 0.2, 3.0)[0],
+        losses.kl_estimate(bad, torch.zeros(1)),
+        losses.clipped_surrogate(losses.log_ratio(bad, torch.zeros(1)), tensor([-1.0]), Clip(dual=3.0))[0],
         losses.weighted_sum(bad, torch.ones(1)),
         losses.reverse_kl_loss(bad, torch.zeros(1))[0],
     ):
         assert torch.isnan(value).all()
+
+
+def tokens_of(logprobs: torch.Tensor, **given: torch.Tensor) -> Tokens:
+    zeros = torch.zeros_like(logprobs.detach())
+    fields = ("old_logprobs", "behaviour_logprobs", "reference_logprobs", "teacher_logprobs", "advantages")
+    return Tokens(
+        logprobs=logprobs,
+        mask=zeros == 0,
+        sequence_mean=lambda values: values,
+        **{name: given.get(name, zeros) for name in fields},
+    )
 
 
 # ---- below the bounds nothing has changed
@@ -169,10 +188,8 @@ def test_below_the_bounds_every_bit_is_that_of_the_plain_formula(seed, spread):
         return surrogate + 0.05 * (torch.expm1(gap) - gap)
 
     def ours(x: torch.Tensor) -> torch.Tensor:
-        return losses.grpo_token_loss(
-            x, old_logprobs=old, advantages=A, clip_low=0.2, clip_high=0.2, kl_coef=0.05,
-            reference_logprobs=reference, importance=losses.truncated_importance(old, reference, 2.0),
-        )[0]  # fmt: skip
+        row = tokens_of(x, old_logprobs=old, advantages=A, reference_logprobs=reference, behaviour_logprobs=reference)
+        return losses.clipped_loss(row, Clip(), kl=KL(coef=0.05), importance_cap=2.0).loss
 
     def plain_distillation(x: torch.Tensor) -> torch.Tensor:
         return x * (x.detach() - reference)
@@ -199,27 +216,66 @@ def scores_of(x: torch.Tensor, mtp: tuple = (), weights: tuple = ()) -> TokenSco
 
 
 def batch_of(**arrays) -> SimpleNamespace:
-    return SimpleNamespace(**{name: torch.as_tensor(np.asarray(array))[None] for name, array in arrays.items()})
+    names = ("old_logprobs", "behaviour_logprobs", "reference_logprobs", "teacher_logprobs", "advantages")
+    given_ = dict.fromkeys(names, np.zeros(N, np.float32)) | {"sequence_mean": sequence_mean} | arrays
+    return SimpleNamespace(
+        **{
+            name: value if callable(value) else torch.as_tensor(np.asarray(value))[None]
+            for name, value in given_.items()
+        }
+    )
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+SEQUENCES = (slice(0, 2), slice(2, 6))
+
+
+def sequence_mean(values: torch.Tensor) -> torch.Tensor:
+    means = torch.zeros_like(values)
+    for place in SEQUENCES:
+        means[0, place] = values[0, place].double().mean().to(values.dtype)
+    return means
+
+
+def oracle_loss(algorithm, new, old, reference, behaviour, A) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value and gradient of each token's loss in float64, and the distance to the nearest jump of the gradient."""
+    d, depends = oracle_log_ratio(new, old)
+    if isinstance(algorithm, CISPO):
+        r = np.exp(d)
+        weight = np.minimum(r, algorithm.ratio_cap)
+        return -weight * A * np.maximum(new, losses.LOGPROB_FLOOR), -weight * A, np.full(N, np.inf)
+    if isinstance(algorithm, GSPO):
+        d = np.concatenate([*(np.full(place.stop - place.start, d[place].mean()) for place in SEQUENCES), [0.0, 0.0]])
+    value, slope, distance = oracle_surrogate(d, depends, A, algorithm.clip)
+    if getattr(algorithm, "truncated_importance_cap", 0.0):
+        factor = np.minimum(np.exp(oracle_log_ratio(old, behaviour)[0]), algorithm.truncated_importance_cap)
+        value, slope = value * factor, slope * factor
+    if algorithm.needs.reference:
+        kl = algorithm.kl
+        estimate, kl_slope = oracle_k3(new, reference)
+        if kl.estimator == "k2":
+            gap, depends = oracle_log_ratio(reference, new)
+            estimate, kl_slope = gap**2 / 2, -gap * depends
+        value, slope = value + kl.coef * estimate, slope + kl.coef * kl_slope
+    return value, slope, distance
+
+
+@pytest.mark.parametrize("name", CASES)
 @settings(max_examples=60)
 @given(
     new=logprobs, old=logprobs, reference=logprobs, behaviour=logprobs,
     rewards=st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4), steps=st.sampled_from([1, 2]),
 )  # fmt: skip
-def test_every_algorithms_loss(algorithm, new, old, reference, behaviour, rewards, steps):
+def test_every_algorithms_loss(name, new, old, reference, behaviour, rewards, steps):
     """Two sequences of 2 and 4 trained tokens, then two tokens of padding: value and gradient of the step's loss."""
-    config = GRPOConfig(minibatches=steps, **{"kl_coef": 0.01} | ALGORITHMS[algorithm])
-    lengths = [2, 4]
-    weights = token_weights(lengths, config.normalisation, max_new_tokens=16)
-    gains = group_advantages(np.array(rewards), config.advantage, config.deviation_floor)[:2]
+    algorithm, lengths = CASES[name], [2, 4]
+    weights = algorithm.token_weights(lengths, 16)
+    gains = algorithm.advantages(np.array(rewards))[:2]
     w, A = (np.repeat(np.append(values, 0.0), [*lengths, 2]).astype(np.float32) for values in (weights, gains))
     mask = w > 0
     x = tensor(new).requires_grad_()
     fields = {"old_logprobs": old, "reference_logprobs": reference, "behaviour_logprobs": behaviour}
     fields = {name: np.where(mask, np.float32(values), np.float32(0)) for name, values in fields.items()}
-    result = grpo_loss(config)(
+    result = policy_loss(algorithm, on_policy=steps == 1)(
         scores_of(x),
         batch_of(loss_mask=mask, token_weight=w, advantages=A, **fields),  # pyright: ignore
     )
@@ -228,22 +284,15 @@ def test_every_algorithms_loss(algorithm, new, old, reference, behaviour, reward
     new64 = exact(x)
     old64, reference64, behaviour64 = (values.astype(np.float64) for values in fields.values())
     old64 = new64 if steps == 1 else old64
-    value, slope, distance = oracle_surrogate(
-        new64, old64, A.astype(np.float64), config.clip_low, config.clip_high, config.clip_dual
-    )
-    if config.truncated_importance_cap:
-        factor = np.minimum(np.exp(oracle_log_ratio(old64, behaviour64)[0]), config.truncated_importance_cap)
-        value, slope = value * factor, slope * factor
-    if config.kl_coef:
-        kl, kl_slope = oracle_k3(new64, reference64)
-        value, slope = value + config.kl_coef * kl, slope + config.kl_coef * kl_slope
+    value, slope, distance = oracle_loss(algorithm, new64, old64, reference64, behaviour64, A.astype(np.float64))
     terms = np.where(mask, value * w.astype(np.float64), 0.0)
     assert torch.isfinite(result.loss)
     assert abs(float(result.loss) - terms.sum()) <= 1e-5 * np.abs(terms).sum() + 1e-6
     assert torch.isfinite(gradient).all()
     clear = (distance > 1e-5) | ~mask
     close(gradient[torch.from_numpy(clear)], np.where(mask, slope * w, 0.0)[clear], rtol=1e-4, atol=1e-6)
-    assert np.isfinite(float(result.sums["kl"]))
+    for metric in algorithm.METRICS:
+        assert np.isfinite(float(result.sums[metric]))
 
 
 @given(logprobs, logprobs, st.lists(st.floats(0, 1, width=32), min_size=N, max_size=N))
@@ -251,9 +300,9 @@ def test_distillation(student, teacher, weights):
     w = np.float32(weights)
     x = tensor(student).requires_grad_()
     y = np.where(w > 0, np.float32(teacher), np.float32(0))
-    result = distill_loss(
+    result = policy_loss(OnPolicyDistill(), on_policy=True)(
         scores_of(x),
-        batch_of(loss_mask=w > 0, token_weight=w, reference_logprobs=y, behaviour_logprobs=y),  # pyright: ignore
+        batch_of(loss_mask=w > 0, token_weight=w, teacher_logprobs=y, behaviour_logprobs=y),  # pyright: ignore
     )
     (gradient,) = torch.autograd.grad(result.loss, x)
     gap, _ = oracle_log_ratio(exact(x), y.astype(np.float64), losses.TEACHER_GAP_BOUND)
@@ -309,11 +358,15 @@ reward = st.one_of(
 )
 
 
+def advantages_of(rewards: np.ndarray, kind: str, floor: float) -> np.ndarray:
+    return centred_rewards(rewards) if kind == "dr_grpo" else group_advantages(rewards, deviation_floor=floor)
+
+
 @given(st.lists(reward, min_size=1, max_size=16), st.sampled_from(["grpo", "dr_grpo"]), st.sampled_from([0.0, 1e-4]))
 def test_advantages_of_any_rewards(rewards, kind, floor):
     rewards = np.array(rewards)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
-        found = group_advantages(rewards, kind, floor)
+        found = advantages_of(rewards, kind, floor)
     good = np.array([np.isfinite(r) and abs(r) <= REWARD_BOUND for r in rewards])
     if good.sum() < min(2, len(rewards)):
         good[:] = False
@@ -327,7 +380,7 @@ def test_advantages_of_any_rewards(rewards, kind, floor):
         centred = np.zeros_like(rest) if deviation < 1e-8 else centred / max(deviation, floor)
         assert np.abs(found[good]).max() <= np.sqrt(len(rest)) * (1 + 1e-9)
     np.testing.assert_allclose(found[good], centred, rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(found[good], group_advantages(rest, kind, floor))
+    np.testing.assert_array_equal(found[good], advantages_of(rest, kind, floor))
 
 
 def test_scores_that_differ_by_rounding_give_hardly_any_advantage():
@@ -339,6 +392,6 @@ def test_scores_that_differ_by_rounding_give_hardly_any_advantage():
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=2, max_size=64))
 def test_verdicts_of_rules_keep_their_advantages_to_the_bit(rewards):
     np.testing.assert_array_equal(
-        group_advantages(np.array(rewards), deviation_floor=GRPOConfig().deviation_floor),
+        group_advantages(np.array(rewards), deviation_floor=GRPO().deviation_floor),
         group_advantages(np.array(rewards)),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 REWARD_BOUND = 1e20
@@ -18,30 +16,30 @@ def usable_rewards(rewards_G: np.ndarray) -> np.ndarray:
     return usable_G if usable_G.sum() >= min(2, usable_G.size) else np.zeros_like(usable_G)
 
 
-def group_advantages(
-    rewards_G: np.ndarray, kind: Literal["grpo", "dr_grpo"] = "grpo", deviation_floor: float = 0.0
-) -> np.ndarray:
-    """Advantages f64[G] of one group's rewards [G]; NaN for a completion whose reward is not usable, and must be left
-    out. The others' are those of a group without it.
-
-    grpo: (r - mean) / max(std, deviation_floor) with the population standard deviation; all zero if the group's rewards
-    are equal. dr_grpo: r - mean (arXiv 2503.20783: no division, so that easy and hard questions weigh alike).
-    """
+def centred_rewards(rewards_G: np.ndarray) -> np.ndarray:
+    """r - mean(r), f64[G]; all zero if the rewards [G] are equal. NaN for a completion whose reward is not usable, and
+    must be left out: the others' are those of a group without it."""
     rewards_G = np.asarray(rewards_G, dtype=np.float64)
     if rewards_G.size == 0:
         raise ValueError("a group without completions has no advantages")
     usable_G = usable_rewards(rewards_G)
-    if not usable_G.all():
-        advantages_G = np.full(rewards_G.shape, np.nan)
-        if usable_G.any():
-            advantages_G[usable_G] = group_advantages(rewards_G[usable_G], kind, deviation_floor)
+    advantages_G = np.full(rewards_G.shape, np.nan)
+    if not usable_G.any():
         return advantages_G
-    if np.ptp(rewards_G) == 0:  # the mean of large equal numbers may be another one
-        return np.zeros_like(rewards_G)
-    centred_G = rewards_G - rewards_G.mean()
-    if kind == "dr_grpo":
+    kept = rewards_G[usable_G]
+    # The mean of large equal numbers may be another one.
+    advantages_G[usable_G] = np.zeros_like(kept) if np.ptp(kept) == 0 else kept - kept.mean()
+    return advantages_G
+
+
+def group_advantages(rewards_G: np.ndarray, *, deviation_floor: float = 0.0) -> np.ndarray:
+    """(r - mean) / max(std, deviation_floor) with the population standard deviation, f64[G]; all zero if the rewards
+    differ by rounding only. NaN as in centred_rewards."""
+    centred_G = centred_rewards(rewards_G)
+    usable_G = ~np.isnan(centred_G)
+    if not usable_G.any() or not centred_G[usable_G].any():
         return centred_G
-    deviation = rewards_G.std()
+    deviation = np.asarray(rewards_G, dtype=np.float64)[usable_G].std()
     if deviation < ROUNDING:
-        return np.zeros_like(centred_G)
+        return np.where(usable_G, 0.0, np.nan)
     return centred_G / max(deviation, deviation_floor)

@@ -1,4 +1,4 @@
-"""The GRPO loss per token: clipped ratio, KL penalty, correction for the sampler's numerics; finite for any logprobs.
+"""Losses per token, in torch: clipped ratios, KL penalty, correction for the sampler's numerics; finite throughout.
 
 All functions are element-wise over tensors of one shape [...] and differentiable in `logprobs`. They compute in fp32,
 or in the inputs' precision where that is higher.
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import torch
 
-LOG_RATIO_BOUND = 20.0
-"""Largest |log(p / q)| that a loss sees: a ratio of 4.9e8. fp32 overflows at 88.7, and sums over tokens before that."""
+from megatron_r1.algorithms.base import TokenLoss, Tokens
+from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.kl import KL, LOG_RATIO_BOUND, Estimator
+
 TEACHER_GAP_BOUND = 50.0
 """Largest |log p_student - log p_teacher| of a token in distillation. vLLM writes a logprob of -inf as -9999."""
 LOGPROB_FLOOR = -1e4
@@ -56,35 +58,34 @@ def weighted_sum(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def clipped_surrogate(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
-    clip_dual: float | None = None,
+    log_ratios: torch.Tensor, advantages: torch.Tensor, clip: Clip
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprobs - old_logprobs), and where the clip binds.
+    """-min(r A, clip(r, 1 - low, 1 + high) A), r = exp(log_ratios), and where the clip binds.
 
-    R1 paper, eq. 1; asymmetric clip as in DAPO (arXiv 2503.14476). With `clip_dual` c the objective of A < 0 is not
+    R1 paper, eq. 1; asymmetric clip as in DAPO (arXiv 2503.14476). With `clip.dual` c the objective of A < 0 is not
     below c A (dual clip, arXiv 1912.09729, eq. 5); without it only LOG_RATIO_BOUND bounds it. The second result is
     bool: True where a clip binds, so the token gives no gradient.
     """
-    ratio = torch.exp(log_ratio(logprobs, old_logprobs))
+    ratio = torch.exp(log_ratios)
     unclipped = ratio * advantages
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    clipped = ratio.clamp(1.0 - clip.low, 1.0 + clip.high) * advantages
     objective, binds = torch.minimum(unclipped, clipped), clipped < unclipped
-    if clip_dual is None:
+    if clip.dual is None:
         return -objective, binds
-    least = clip_dual * advantages
+    least = clip.dual * advantages
     dual = (advantages < 0) & (objective < least)
     return -torch.where(dual, least, objective), binds | dual
 
 
-def kl_k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
-    """k3 estimate of KL(policy || reference): exp(d) - d - 1 with d = reference - policy (R1 paper, eq. 2). >= 0.
+def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, estimator: Estimator = "k3") -> torch.Tensor:
+    """k1, k2 or k3 (kl.py) of KL(policy || reference) at each token; k2 and k3 are >= 0.
 
-    With |d| bounded by B = LOG_RATIO_BOUND it is at most exp(B) - B - 1, its gradient in [1 - exp(B), 1)."""
+    With |d| bounded by B = LOG_RATIO_BOUND k3 is at most exp(B) - B - 1, its gradient in [1 - exp(B), 1)."""
     difference = -log_ratio(logprobs, reference_logprobs)
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference * difference / 2
     return torch.expm1(difference) - difference
 
 
@@ -93,29 +94,38 @@ def truncated_importance(old_logprobs: torch.Tensor, behaviour_logprobs: torch.T
     return torch.exp(log_ratio(old_logprobs, behaviour_logprobs)).clamp(max=cap).detach()
 
 
-def grpo_token_loss(
-    logprobs: torch.Tensor,
-    *,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
-    kl_coef: float,
-    clip_dual: float | None = None,
-    reference_logprobs: torch.Tensor | None = None,
-    importance: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss of each token, its KL to the reference (zeros without one) and where the clip binds (bool).
+def clipped_loss(tokens: Tokens, clip: Clip, *, kl: KL | None = None, importance_cap: float = 0.0) -> TokenLoss:
+    """importance * surrogate + kl.coef * KL, each token with a ratio of its own; importance is 1 without a cap."""
+    surrogate, binds = clipped_surrogate(log_ratio(tokens.logprobs, tokens.old_logprobs), tokens.advantages, clip)
+    if importance_cap > 0:
+        surrogate = surrogate * truncated_importance(tokens.old_logprobs, tokens.behaviour_logprobs, importance_cap)
+    return _with_kl(tokens, surrogate, binds, kl)
 
-    loss = importance * surrogate + kl_coef * k3
-    """
-    surrogate, bound = clipped_surrogate(logprobs, old_logprobs, advantages, clip_low, clip_high, clip_dual)
-    if importance is not None:
-        surrogate = surrogate * importance
-    if reference_logprobs is None:
-        return surrogate, torch.zeros_like(logprobs), bound
-    kl = kl_k3(logprobs, reference_logprobs)
-    return surrogate + kl_coef * kl, kl, bound
+
+def sequence_clipped_loss(tokens: Tokens, clip: Clip, *, kl: KL | None = None) -> TokenLoss:
+    """The clipped surrogate of the sequence's ratio, exp of the mean of its tokens' log-ratios (GSPO, eq. 7 and 17)."""
+    own = log_ratio(tokens.logprobs, tokens.old_logprobs)
+    of_sequence = tokens.sequence_mean(own.detach())
+    # The value is the sequence's, the gradient each token's own.
+    surrogate, binds = clipped_surrogate(of_sequence + (own - own.detach()), tokens.advantages, clip)
+    return _with_kl(tokens, surrogate, binds, kl)
+
+
+def weighted_policy_loss(tokens: Tokens, *, ratio_cap: float) -> TokenLoss:
+    """-min(r, cap) * A * log p with r = p / p_old a constant (CISPO, eq. 4)."""
+    ratio = torch.exp(log_ratio(tokens.logprobs.detach(), tokens.old_logprobs))
+    logprobs = bounded(_at_least_fp32(tokens.logprobs), LOGPROB_FLOOR, torch.inf)
+    loss = -ratio.clamp(max=ratio_cap) * tokens.advantages * logprobs
+    return TokenLoss(loss, {"clip_fraction": (ratio > ratio_cap).float()})
+
+
+def _with_kl(tokens: Tokens, surrogate: torch.Tensor, binds: torch.Tensor, kl: KL | None) -> TokenLoss:
+    estimate = torch.zeros_like(tokens.logprobs)
+    if kl is not None and kl.needs.reference:
+        estimate = kl_estimate(tokens.logprobs, tokens.reference_logprobs, kl.estimator)
+        if kl.place == "loss":
+            surrogate = surrogate + kl.coef * estimate
+    return TokenLoss(surrogate, {"kl": estimate.detach(), "clip_fraction": binds.float()})
 
 
 def reverse_kl_loss(logprobs: torch.Tensor, teacher_logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

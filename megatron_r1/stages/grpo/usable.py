@@ -10,41 +10,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_r1.config.schema import GRPOConfig
-from megatron_r1.grpo.advantage import group_advantages, usable_rewards
-from megatron_r1.types import Completion, RolloutGroup
+from megatron_r1.algorithms.group_advantage import usable_rewards
+from megatron_r1.types import RolloutGroup
 
 NAMED = 4
 """Problems that are named in the log."""
 
 
-def advantages_of(group: RolloutGroup, config: GRPOConfig) -> np.ndarray:
-    """f64[G]: see group_advantages; NaN for completions that are left out."""
-    rewards_G = np.array([reward.total for reward in group.rewards])
-    return group_advantages(rewards_G, config.advantage, config.deviation_floor)
+def left_out(advantages: Sequence[np.ndarray]) -> tuple[int, int]:
+    """How many completions are left out, and how many groups are left out whole; f64[G] of each group, NaN where a
+    completion is left out."""
+    missing = [np.isnan(advantages_G) for advantages_G in advantages]
+    return sum(int(missing_G.sum()) for missing_G in missing), sum(bool(missing_G.all()) for missing_G in missing)
 
 
-def kept_completions(group: RolloutGroup, config: GRPOConfig) -> list[tuple[Completion, float]]:
-    """The completions that are trained on, with their advantages. Those that a teacher has scored all are: their loss
-    knows no rewards."""
-    return [
-        (completion, 0.0 if math.isnan(advantage) else float(advantage))
-        for completion, advantage in zip(group.completions, advantages_of(group, config), strict=True)
-        if not math.isnan(advantage) or completion.teacher_logprobs is not None
-    ]
-
-
-def left_out(groups: Sequence[RolloutGroup], config: GRPOConfig) -> tuple[int, int]:
-    """How many completions are left out, and how many groups are left out whole."""
-    kept = [len(kept_completions(group, config)) for group in groups]
-    completions = sum(len(group.completions) for group in groups) - sum(kept)
-    return completions, kept.count(0)
-
-
-def left_out_note(groups: Sequence[RolloutGroup], config: GRPOConfig) -> str | None:
+def left_out_note(groups: Sequence[RolloutGroup], advantages: Sequence[np.ndarray]) -> str | None:
     """What to say of the completions that are left out: how many, and which parts of which problems' rewards are to
     blame. None if there are none."""
-    completions, whole = left_out(groups, config)
+    completions, whole = left_out(advantages)
     if not completions:
         return None
     blamed = [f"{group.problem.id} ({_blame(group)})" for group in groups if _blame(group)]

@@ -8,19 +8,31 @@ import math
 import numpy as np
 import pytest
 
-from megatron_r1.config.schema import GRPOConfig
+from megatron_r1.algorithms import ALGORITHMS, GRPO, Algorithm
 from megatron_r1.data.packing import RowLayout, pack
 from megatron_r1.errors import DivergedError
 from megatron_r1.stages.divergence import SkippedSteps
-from megatron_r1.stages.grpo import step_metrics, to_sequences
-from megatron_r1.stages.usable import left_out, left_out_note
+from megatron_r1.stages.grpo.metrics import step_metrics
+from megatron_r1.stages.grpo.sampling import Sampled
+from megatron_r1.stages.grpo.sequences import to_sequences
+from megatron_r1.stages.grpo.usable import left_out, left_out_note
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup, StepResult
 
 NAN = math.nan
-CONFIG = GRPOConfig()
 
 
-def group(name: str, rewards: list[float], teacher: bool = False) -> RolloutGroup:
+PAPERS = GRPO()
+
+
+def advantages_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS) -> list[np.ndarray]:
+    return [algorithm.advantages(algorithm.rewards(group, 8)) for group in groups]
+
+
+def sequences_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS):
+    return to_sequences(list(zip(groups, advantages_of(groups, algorithm), strict=True)), algorithm, 8)
+
+
+def group(name: str, rewards: list[float]) -> RolloutGroup:
     """Completion i has i + 2 tokens."""
     completions = tuple(
         Completion(
@@ -28,7 +40,6 @@ def group(name: str, rewards: list[float], teacher: bool = False) -> RolloutGrou
             logprobs=np.full(i + 2, -0.5, np.float32),
             finish_reason="stop",
             weight_version=0,
-            teacher_logprobs=np.full(i + 2, -0.7, np.float32) if teacher else None,
         )
         for i in range(len(rewards))
     )
@@ -43,16 +54,15 @@ def without(whole: RolloutGroup, *places: int) -> RolloutGroup:
     return dataclasses.replace(whole, completions=pick(whole.completions), rewards=pick(whole.rewards))
 
 
-@pytest.mark.parametrize("normalisation", ["sequence_mean", "token_mean", "dr_grpo"])
+@pytest.mark.parametrize("algorithm", [kind() for name, kind in ALGORITHMS.items() if name != "on_policy_distill"])
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf, 1e30])
 @pytest.mark.filterwarnings("error")
-def test_the_step_is_that_of_the_groups_without_them(normalisation, bad):
+def test_the_step_is_that_of_the_groups_without_them(algorithm, bad):
     """Every rank's rows too, array by array: a rank has nothing else to divide the work by."""
-    config = dataclasses.replace(CONFIG, normalisation=normalisation)
     first, second = group("a", [1.0, bad, 0.0, 0.0]), group("b", [2.0, 1.0])
     layout = RowLayout(tokens_per_microbatch=16)
     found, expected = (
-        pack(to_sequences(groups, config, max_new_tokens=8), layout, num_ranks=2)
+        pack(sequences_of(groups, algorithm), layout, num_ranks=2)
         for groups in ([first, second], [without(first, 1), second])
     )
     for rank in range(2):
@@ -61,24 +71,24 @@ def test_the_step_is_that_of_the_groups_without_them(normalisation, bad):
             for field in dataclasses.fields(row):
                 np.testing.assert_array_equal(getattr(row, field.name), getattr(other, field.name))
             assert np.isfinite(row.advantages).all()
-    assert left_out([first, second], config) == (1, 0)
+    assert left_out(advantages_of([first, second], algorithm)) == (1, 0)
 
 
 def test_a_group_of_which_fewer_than_two_remain_is_left_out_whole():
     first, second = group("a", [1.0, NAN]), group("b", [2.0, 1.0])
-    found, expected = (to_sequences(groups, CONFIG, max_new_tokens=8) for groups in ([first, second], [second]))
+    found, expected = (sequences_of(groups) for groups in ([first, second], [second]))
     assert [sequence.advantage for sequence in found] == [sequence.advantage for sequence in expected] == [1.0, -1.0]
-    assert left_out([first, second], CONFIG) == (2, 1)
-    assert to_sequences([first], CONFIG, max_new_tokens=8) == []
+    assert left_out(advantages_of([first, second])) == (2, 1)
+    assert sequences_of([first]) == []
 
 
 def test_the_log_names_the_problem_and_the_part():
     groups = [group("gsm8k/7", [1.0, NAN, 0.0]), group("b", [1.0, 0.0]), group("c", [math.inf, 0.0])]
-    assert left_out_note(groups, CONFIG) == (
+    assert left_out_note(groups, advantages_of(groups)) == (
         "3 completion(s) left out, 1 group(s) of them whole, because a reward is not a finite number: "
         "gsm8k/7 (helpful nan), c (helpful inf)"
     )
-    assert left_out_note(groups[1:2], CONFIG) is None
+    assert left_out_note(groups[1:2], advantages_of(groups[1:2])) is None
 
 
 def test_metrics_count_them_and_average_the_others():
@@ -86,7 +96,7 @@ def test_metrics_count_them_and_average_the_others():
     token_metrics = {"kl": 0.1, "entropy": 0.2, "clip_fraction": 0.0, "mismatch": 0.01}
     taken = StepResult(loss=1.0, grad_norm=2.0, learning_rate=1e-3, metrics=token_metrics)
     skipped = StepResult(loss=0.0, grad_norm=0.0, learning_rate=2e-3, metrics={}, skipped=True)
-    metrics = step_metrics([taken, skipped], groups, CONFIG)
+    metrics = step_metrics([taken, skipped], Sampled(groups=groups, kept=groups), advantages_of(groups), GRPO())
     assert (metrics["completions_left_out"], metrics["groups_left_out"]) == (3, 1)
     assert metrics["reward_mean"] == metrics["helpful"] == pytest.approx(3.5 / 5)
     assert metrics["zero_advantage_groups"] == 2, "b, and c's one score"
@@ -94,15 +104,9 @@ def test_metrics_count_them_and_average_the_others():
     assert metrics["completion_tokens"] == 2 + 3 + 4 + 2 + 3 + 2 + 3, "all that was sampled"
 
 
-def test_a_teachers_loss_needs_no_rewards():
-    scored = group("a", [NAN, 1.0], teacher=True)
-    assert [sequence.advantage for sequence in to_sequences([scored], CONFIG, max_new_tokens=8)] == [0.0, 0.0]
-    assert left_out([scored], CONFIG) == (0, 0)
-
-
 def test_a_run_whose_rewards_are_all_broken_stops_and_says_why():
     skips = SkippedSteps(1, field="grpo.max_skipped_steps")
     nothing = StepResult(loss=0.0, grad_norm=0.0, learning_rate=1e-3, metrics={}, skipped=True)
     skips.check(nothing, 0)
-    with pytest.raises(DivergedError, match=r"step 2: 2 optimizer steps in a row had no gradient, .* reward models"):
+    with pytest.raises(DivergedError, match=r"step 2: 2 optimizer steps in a row had nothing .* rollouts.jsonl"):
         skips.check(nothing, 1)

@@ -1,0 +1,52 @@
+"""Algorithms: one file each. An algorithm joins the command line by its line in this table.
+
+Another one need not be here: `--algorithm my_module:MyAlgorithm` names any subclass of base.Algorithm
+(docs/extending.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron_r1.algorithms.base import Algorithm
+from megatron_r1.algorithms.cispo import CISPO
+from megatron_r1.algorithms.dapo import DAPO
+from megatron_r1.algorithms.dr_grpo import DrGRPO
+from megatron_r1.algorithms.grpo import GRPO
+from megatron_r1.algorithms.gspo import GSPO
+from megatron_r1.algorithms.on_policy_distill import OnPolicyDistill
+from megatron_r1.errors import ConfigError
+from megatron_r1.plugins import imported, is_import_path
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "grpo": GRPO,
+    "dr_grpo": DrGRPO,
+    "dapo": DAPO,
+    "gspo": GSPO,
+    "cispo": CISPO,
+    "on_policy_distill": OnPolicyDistill,
+}
+
+
+def name_of(algorithm: Algorithm) -> str:
+    """Its name on the command line and in run.json: that of the table, or module:Class."""
+    kind = type(algorithm)
+    found = next((name for name, listed in ALGORITHMS.items() if listed is kind), None)
+    return found or f"{kind.__module__}:{kind.__qualname__}"
+
+
+def algorithm_named(word: str, field: str = "algorithm") -> Algorithm:
+    """The algorithm of that name or import path, with its defaults. ConfigError if it is none."""
+    if not is_import_path(word):
+        if word not in ALGORITHMS:
+            raise ConfigError(
+                [f"{field}: no algorithm is called {word!r}; there are {', '.join(ALGORITHMS)}, or module:Class"]
+            )
+        return ALGORITHMS[word]()
+    found = imported(word, field)
+    if not (isinstance(found, type) and issubclass(found, Algorithm) and dataclasses.is_dataclass(found)):
+        raise ConfigError([f"{field}: {word} is no algorithm; it must be a dataclass that derives from Algorithm"])
+    try:
+        return found()
+    except TypeError as error:
+        raise ConfigError([f"{field}: {word} needs a default for every field: {error}"]) from error

@@ -1,0 +1,87 @@
+"""DAPO: Decoupled clip and Dynamic sAmpling Policy Optimization (Yu et al., arXiv 2503.14476), whole.
+
+- clip-higher: the clip is wider above (0.28) than below (0.2), so that unlikely tokens can rise;
+- dynamic sampling: a group whose rewards are all equal teaches nothing and is replaced by another (eq. 11);
+- token mean: every token of the minibatch weighs the same (eq. 12);
+- overlong shaping: an answer in the last `overlong_share` of max_new_tokens loses up to `overlong_penalty` (eq. 13);
+- no KL term.
+
+Whether a group teaches anything is asked of its rewards before overlong shaping, as the paper asks its verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from megatron_r1.algorithms.base import Algorithm, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.group_advantage import group_advantages, usable_rewards
+from megatron_r1.algorithms.grpo import CLIPPED_METRICS
+from megatron_r1.algorithms.token_weights import token_mean
+from megatron_r1.types import RolloutGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DAPO(Algorithm):
+    """DAPO: clip-higher, dynamic sampling, token mean, overlong shaping (arXiv 2503.14476)."""
+
+    METRICS: ClassVar[Mapping[str, str]] = CLIPPED_METRICS
+
+    clip: Clip = field(default_factory=lambda: Clip(high=0.28))
+    sampling_rounds: int = 10
+    """A step samples at most so often until it has prompts_per_step groups whose rewards differ; then it trains on
+    those that it has. 1: no dynamic sampling."""
+    overlong_share: float = 0.2
+    """The last share of max_new_tokens, in which an answer's reward falls (the paper: 4,096 of 20,480 tokens); 0: no
+    overlong shaping."""
+    overlong_penalty: float = 1.0
+    """What an answer that fills max_new_tokens loses."""
+    deviation_floor: float = 1e-4
+    """The least standard deviation that a group's rewards are divided by."""
+    truncated_importance_cap: float = 0.0
+    """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
+
+    def faults(self, setting: Setting) -> list[str]:
+        faults = [
+            *self.clip.faults("algorithm.clip"),
+            *range_faults("algorithm.sampling_rounds", self.sampling_rounds, least=1),
+            *range_faults("algorithm.overlong_penalty", self.overlong_penalty, least=0),
+            *range_faults("algorithm.deviation_floor", self.deviation_floor, least=0),
+            *range_faults("algorithm.truncated_importance_cap", self.truncated_importance_cap, least=0),
+        ]
+        if not 0 <= self.overlong_share < 1:
+            faults.append(f"algorithm.overlong_share is {self.overlong_share}; it is a share: at least 0, below 1")
+        return faults
+
+    def rewards(self, group: RolloutGroup, max_new_tokens: int) -> np.ndarray:
+        totals_G = np.array([reward.total for reward in group.rewards], dtype=np.float64)
+        lengths_G = np.array([len(completion.token_ids) for completion in group.completions], dtype=np.float64)
+        return totals_G + self.overlong_penalty * overlong(lengths_G, max_new_tokens, self.overlong_share)
+
+    def worth_training(self, group: RolloutGroup) -> bool:
+        rewards_G = np.array([reward.total for reward in group.rewards], dtype=np.float64)
+        usable = rewards_G[usable_rewards(rewards_G)]
+        return usable.size > 0 and bool(np.ptp(usable) > 0)
+
+    def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
+        return group_advantages(rewards_G, deviation_floor=self.deviation_floor)
+
+    def token_weights(self, lengths: Sequence[int], max_new_tokens: int) -> np.ndarray:
+        return token_mean(lengths)
+
+    def token_loss(self, tokens: Tokens) -> TokenLoss:
+        from megatron_r1.algorithms.token_losses import clipped_loss
+
+        return clipped_loss(tokens, self.clip, importance_cap=self.truncated_importance_cap)
+
+
+def overlong(lengths_G: np.ndarray, max_new_tokens: int, share: float) -> np.ndarray:
+    """Eq. 13, f64[G] in [-1, 0]: 0 up to (1 - share) * max_new_tokens, then falling by a straight line to -1."""
+    buffer = share * max_new_tokens
+    if buffer <= 0:
+        return np.zeros(np.shape(lengths_G))
+    return -np.clip((np.asarray(lengths_G, np.float64) - (max_new_tokens - buffer)) / buffer, 0.0, 1.0)

@@ -1,0 +1,58 @@
+"""Dr. GRPO: GRPO without its two biases (Liu et al., arXiv 2503.20783).
+
+Rewards are not divided by the group's deviation, so that easy and hard questions weigh alike; and every token has the
+same weight, 1 / (n * max_new_tokens) for n completions, so that length earns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.group_advantage import centred_rewards
+from megatron_r1.algorithms.grpo import CLIPPED_METRICS
+from megatron_r1.algorithms.kl import KL
+from megatron_r1.algorithms.token_weights import constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrGRPO(Algorithm):
+    """Dr. GRPO: no division by the deviation, one weight for all tokens (arXiv 2503.20783)."""
+
+    METRICS: ClassVar[Mapping[str, str]] = CLIPPED_METRICS
+
+    clip: Clip = field(default_factory=Clip)
+    kl: KL = field(default_factory=lambda: KL(coef=0.0))
+    """Off, as in the paper."""
+    truncated_importance_cap: float = 0.0
+    """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
+
+    @property
+    def needs(self) -> Needs:
+        return self.kl.needs
+
+    def faults(self, setting: Setting) -> list[str]:
+        return [
+            *self.clip.faults("algorithm.clip"),
+            *self.kl.faults("algorithm.kl"),
+            *range_faults("algorithm.truncated_importance_cap", self.truncated_importance_cap, least=0),
+        ]
+
+    def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
+        return centred_rewards(rewards_G)
+
+    def token_weights(self, lengths: Sequence[int], max_new_tokens: int) -> np.ndarray:
+        return constant(lengths, max_new_tokens)
+
+    def token_loss(self, tokens: Tokens) -> TokenLoss:
+        from megatron_r1.algorithms.token_losses import clipped_loss
+
+        return clipped_loss(tokens, self.clip, kl=self.kl, importance_cap=self.truncated_importance_cap)
+
+    def sequence_penalty(self, old_logprobs_T: np.ndarray, reference_logprobs_T: np.ndarray) -> float:
+        return self.kl.penalty(old_logprobs_T, reference_logprobs_T)

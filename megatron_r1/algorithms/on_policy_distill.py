@@ -1,0 +1,73 @@
+"""On-policy distillation: the student samples, a teacher says how likely it finds each token (arXiv 2306.13649).
+
+The loss is the reverse KL divergence from student to teacher at each token of the student's own samples. Its gradient
+is a policy gradient with an advantage for each token, A_t = log p_teacher(t) - log p_student(t), and no baseline is
+needed: tokens that the teacher finds likelier are made likelier. What a token does to the divergence of later ones is
+left out, as in that paper. Rewards are recorded only. (Distillation on the teacher's samples is SFT: stages/sft.py.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.token_weights import sequence_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """Who scores the student's samples. Its server is like the rollout servers but for what is said here."""
+
+    model: Path | None = None
+    """Hugging Face folder with the student's tokenizer."""
+    tensor_parallel: int = 1
+    devices: str = ""
+    """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnPolicyDistill(Algorithm):
+    """A teacher scores the student's own samples, token by token (arXiv 2306.13649)."""
+
+    METRICS: ClassVar[Mapping[str, str]] = {
+        "kl": "log p_student - log p_teacher, an estimate of their divergence, nats per token"
+    }
+
+    teacher: Teacher = field(default_factory=Teacher)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher=True)
+
+    def faults(self, setting: Setting) -> list[str]:
+        faults = range_faults("algorithm.teacher.tensor_parallel", self.teacher.tensor_parallel, least=1)
+        if self.teacher.model is None:
+            faults.append("algorithm.teacher.model is missing; name the teacher's Hugging Face folder")
+        if setting.minibatches > 1:
+            faults.append(
+                f"grpo.minibatches is {setting.minibatches}; a teacher's loss is for samples of the present policy: "
+                "use 1"
+            )
+        if setting.temperature != 1.0:
+            faults.append(
+                f"rollout.sampling.temperature is {setting.temperature}; a teacher scores samples of temperature 1: "
+                "use 1.0"
+            )
+        return faults
+
+    def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
+        return np.zeros(len(rewards_G))
+
+    def token_weights(self, lengths: Sequence[int], max_new_tokens: int) -> np.ndarray:
+        return sequence_mean(lengths)
+
+    def token_loss(self, tokens: Tokens) -> TokenLoss:
+        from megatron_r1.algorithms.token_losses import reverse_kl_loss
+
+        loss, gap = reverse_kl_loss(tokens.logprobs, tokens.teacher_logprobs)
+        return TokenLoss(loss, {"kl": gap})

@@ -1,0 +1,80 @@
+"""User code by its import path: `package.module:name` or `folder/file.py:name`.
+
+Modules are found from the folder that the command runs in, as with `python -m`. Every process of a run imports the same
+path again, so nothing has to be registered and nothing is pickled by value.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from megatron_r1.errors import ConfigError
+
+
+def is_import_path(word: str) -> bool:
+    """Whether `word` is a path of this form, and not a name of ours."""
+    module, colon, name = word.partition(":")
+    return bool(colon and module and name) and "=" not in word
+
+
+def imported(path: str, field: str) -> Any:
+    """What `path` names. ConfigError with the field, and with the file and line where the user's own code fails."""
+    module_name, _, name = path.partition(":")
+    try:
+        module = _from_file(Path(module_name)) if module_name.endswith(".py") else _from_path(module_name)
+    except ConfigError as error:
+        raise ConfigError([f"{field}: {path}: {fault}" for fault in error.faults]) from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f" at {error.filename}:{error.lineno}"
+        raise ConfigError([f"{field}: {path}: importing it fails{where}: {type(error).__name__}: {error}"]) from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigError([f"{field}: {path}: {module.__file__ or module_name} has no {name}"])
+        found = getattr(found, part)
+    return found
+
+
+def _from_path(name: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    missing = name
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if missing != name and not name.startswith(f"{missing}."):
+            raise  # the user's module exists and lacks one of its own
+    raise ConfigError([f"there is no module {missing} here in {Path.cwd()} or among the installed packages"])
+
+
+def _from_file(file: Path) -> ModuleType:
+    file = file.absolute()
+    if not file.is_file():
+        raise ConfigError([f"{file} does not exist"])
+    # Under the file's own name, so that classes of it can be pickled for worker processes that import it again.
+    known = sys.modules.get(file.stem)
+    if known is not None:
+        if getattr(known, "__file__", None) == str(file):
+            return known
+        raise ConfigError([f"a module {file.stem} is loaded already, from {known.__file__}; rename the file"])
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]
+        raise
+    return module

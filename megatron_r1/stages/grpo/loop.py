@@ -1,0 +1,252 @@
+"""The loop, whatever the algorithm. Every trainer rank runs it; rank 0 alone talks to the servers.
+
+    problems --stream--> prompts --engines--> completions --graders--> groups       (rank 0, then broadcast)
+                                                                         |
+              advantages relative to the group <--- algorithm.rewards ---+
+                        |
+              sequences --pack--> this rank's rows --old, reference logprobs--> rows
+                                                                                 |
+    engines <--weights-- push <-- policy.step(rows, algorithm's token loss) <----+   `minibatches` times
+
+Left out: what is behind these calls (pipeline/grpo_run.py wires them for a run), and the algorithms themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_r1.algorithms.base import Algorithm
+from megatron_r1.config.schema import GRPOLoopConfig
+from megatron_r1.data.packing import RowLayout, pack_rank, split_minibatches
+from megatron_r1.data.stream import ProblemStream
+from megatron_r1.errors import MismatchError
+from megatron_r1.observe.metrics import PhaseTimer
+from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import data_parallel
+from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.grpo.loss import policy_loss
+from megatron_r1.stages.grpo.metrics import step_metrics
+from megatron_r1.stages.grpo.mismatch import check_mismatch
+from megatron_r1.stages.grpo.sampling import Collect, Sampled, sample_step
+from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, charge_kl, to_sequences
+from megatron_r1.types import Problem, RolloutGroup, StepResult, TrainingSequence
+
+ASIDE = ("evaluate", "save")
+"""Phases that are no part of a step: tokens per second are counted without them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a step trained on: its groups, and the advantage f64[G] of each completion (NaN where it was left out)."""
+
+    groups: list[RolloutGroup]
+    advantages: list[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """What the GRPO loop is wired to. All are called on every rank."""
+
+    stream: ProblemStream
+    collect: Collect
+    push: Callable[[int], None]
+    """The current weights go to every engine as version n."""
+    on_step: Callable[[int, dict[str, Any], Trained], None]
+    """After each step: its number, metrics and what was trained on."""
+    to_trainer: Callable[[bool], None]
+    """Before the policy is used: on GPUs that servers share, its memory comes back. True: the servers will be asked
+    again before the next push, so they must keep their weights."""
+    evaluate: Callable[[], float]
+    """Greedy accuracy on the validation problems with the engines' current weights."""
+    save: Callable[[int], None]
+    """Export the policy after step n."""
+    checkpoint: Callable[[int, dict[str, Any]], None]
+    """After step n, unless it is the last, with its metrics: save what a restart needs, if it is time. Raises
+    PreemptedError if the run is to end here."""
+    skips: SkippedSteps
+    warn: Callable[[str], None]
+    """Say something on rank 0."""
+    decode: Callable[[Sequence[int]], str]
+    teach: Callable[[list[RolloutGroup]], list[RolloutGroup]] | None = None
+    """Adds a teacher's logprobs to the completions, if the algorithm needs them."""
+    watch: Callable[[str], AbstractContextManager[None]] | None = None
+    """Entered with the name of each phase."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A rollout as this rank trains on it: for each minibatch the sequences of all ranks (none where nothing is left
+    to train on) and this rank's rows."""
+
+    trained: Trained
+    sequences: list[list[TrainingSequence]]
+    rows: list[Rows]
+
+    @property
+    def first(self) -> int | None:
+        """The first minibatch with something to train on."""
+        return next((place for place, sequences in enumerate(self.sequences) if sequences), None)
+
+
+class TrainingLoop:
+    """One run of the loop, from `first_step` on; its attributes are what must be remembered between steps."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        config: GRPOLoopConfig,
+        layout: RowLayout,
+        loop: Loop,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        first_step: int = 0,
+    ) -> None:
+        self.policy, self.algorithm, self.config, self.layout, self.loop = policy, algorithm, config, layout, loop
+        self.max_new_tokens, self.seed, self.first_step = max_new_tokens, seed, first_step
+        self.loss = policy_loss(algorithm, on_policy=config.minibatches == 1)
+        self.timer = PhaseTimer(around=loop.watch)
+        self.checked = self.warned = False
+
+    def run(self) -> int:
+        """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights.
+        `first_step` have been done, if the policy came from a checkpoint, which has its reference policy too.
+
+        Returns the number of steps done: fewer if an evaluation reaches `config.target_accuracy`."""
+        if self.algorithm.needs.reference and not self.first_step:
+            self.loop.to_trainer(True)
+            self.policy.refresh_reference()
+        for step in range(self.first_step, self.config.steps):
+            metrics = self.step(step)
+            if 0 < self.config.target_accuracy <= metrics.get("eval_accuracy", 0.0):
+                return step + 1
+            if step + 1 < self.config.steps:
+                with self.timer.phase("checkpoint"):
+                    self.loop.checkpoint(step + 1, metrics)
+        return self.config.steps
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Sample, prepare, train, push, report. Returns the step's metrics."""
+        sampled = self.sample(step)
+        prepared = self.prepare(step, sampled)
+        with self.timer.phase("train"):
+            results = self.train(step, prepared)
+        with self.timer.phase("sync"):
+            self.loop.push(step + 1)
+        metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm)
+        if prepared.first is not None:
+            self.warn_of_mismatch(step, metrics["mismatch"])
+        self.aside(step, metrics)
+        seconds = self.timer.take()
+        # Grading that outlasted generation ran inside the rollout phase.
+        seconds["reward"] = sampled.reward_seconds
+        seconds["rollout"] -= sampled.reward_seconds
+        working = sum(value for phase, value in seconds.items() if phase not in ASIDE)
+        metrics |= sampled.grading
+        metrics |= {"seconds": seconds, "tokens_per_second": metrics["tokens"] / max(working, 1e-9)}
+        self.loop.on_step(step, metrics, prepared.trained)
+        return metrics
+
+    def sample(self, step: int) -> Sampled:
+        """The step's graded groups, with a teacher's logprobs if the algorithm needs them."""
+        early = step < self.config.preference_from_step
+
+        def wanted(problem: Problem) -> bool:
+            return not (early and problem.grader == "preference")
+
+        with self.timer.phase("rollout"):
+            sampled = sample_step(
+                lambda count: self.loop.stream.take(count, wanted),
+                self.loop.collect,
+                self.algorithm,
+                prompts=self.config.prompts_per_step,
+                group_size=self.config.group_size,
+                seed=self.seed,
+                step=step,
+            )
+        if self.loop.teach is not None:
+            with self.timer.phase("teacher"):
+                sampled.kept = self.loop.teach(sampled.kept)
+        return sampled
+
+    def prepare(self, step: int, sampled: Sampled) -> Prepared:
+        """Advantages, minibatches, rows and their logprobs; first of all the check that trainer and engines agree."""
+        rank, ranks = data_parallel()
+        with self.timer.phase("packing"):
+            self.loop.to_trainer(False)
+            advantages = [
+                self.algorithm.advantages(self.algorithm.rewards(group, self.max_new_tokens)) for group in sampled.kept
+            ]
+            parts = split_minibatches(list(zip(sampled.kept, advantages, strict=True)), self.config.minibatches)
+            sequences = [to_sequences(part, self.algorithm, self.max_new_tokens) for part in parts]
+            rows = [pack_rank(each, self.layout, rank=rank, num_ranks=ranks) for each in sequences]
+        first = next((place for place, each in enumerate(sequences) if each), None)
+        if not self.checked and first is not None:
+            with self.timer.phase("check"):
+                self.check(rows[first])
+        with self.timer.phase("logprob"):
+            needs = self.algorithm.needs
+            done = step * self.config.minibatches
+            if needs.reference and refresh_now(done, self.config.minibatches, needs.reference_refresh_steps):
+                self.policy.refresh_reference()
+            rows = add_logprobs(self.policy, rows, self.algorithm)
+            if needs.kl_in_reward:
+                charged = [
+                    charge_kl(*each, self.algorithm, self.max_new_tokens)
+                    for each in zip(rows, sequences, parts, strict=True)
+                ]
+                rows = [each for each, _ in charged]
+                advantages = [advantages_G for _, part in charged for _, advantages_G in part]
+        trained = Trained(groups=sampled.kept, advantages=advantages)
+        return Prepared(trained=trained, sequences=sequences, rows=rows)
+
+    def train(self, step: int, prepared: Prepared) -> list[StepResult]:
+        """One optimizer step for each minibatch. DivergedError when too many in a row had no finite gradient."""
+        results = []
+        for rows, sequences in zip(prepared.rows, prepared.sequences, strict=True):
+            results.append(self.policy.step(rows, self.loss) if sequences else self.policy.skip_step())
+            self.loop.skips.check(results[-1], step)
+        return results
+
+    def check(self, rows: Rows) -> None:
+        """The gate: MismatchError if engines and trainer disagree before anything was learned from it."""
+        self.checked = True
+        try:
+            check_mismatch(self.policy, rows, bound=self.config.mismatch_bound, decode=self.loop.decode)
+        except MismatchError as error:
+            if not self.first_step:
+                raise
+            self.loop.warn(f"going on in spite of this, as the run before its restart would have: {error}")
+
+    def warn_of_mismatch(self, step: int, mismatch: float) -> None:
+        """Once: servers and trainer differ by more than the bound (NaN too) though the gate has passed."""
+        bound = self.config.mismatch_bound
+        if self.warned or step == self.first_step or mismatch <= bound:
+            return
+        self.warned = True
+        self.loop.warn(
+            f"step {step + 1}: rollout and trainer differ by {mismatch:.4f} in the mean logprob of a token, and "
+            f"grpo.mismatch_bound is {bound}. At the first step they agreed: look whether weight sync misses a part"
+        )
+
+    def aside(self, step: int, metrics: dict[str, Any]) -> None:
+        """Validation and export, when it is time for them."""
+        every, steps = self.config.eval_every, self.config.steps
+        if every and (step + 1) % every == 0 and step + 1 < steps:
+            with self.timer.phase("evaluate"):
+                metrics["eval_accuracy"] = self.loop.evaluate()
+        if self.config.save_every and (step + 1) % self.config.save_every == 0:
+            with self.timer.phase("save"):
+                self.loop.save(step + 1)
+
+
+def refresh_now(done: int, minibatches: int, every: int) -> bool:
+    """Whether a multiple of `every` (0: never) was passed by the last rollout's `minibatches` optimizer steps; `done`
+    of them have been taken."""
+    return every > 0 and done > 0 and done // every > (done - minibatches) // every

@@ -1,0 +1,67 @@
+"""One step's row of metrics.jsonl (docs/metrics.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from megatron_r1.algorithms.base import Algorithm
+from megatron_r1.stages.grpo.sampling import Sampled
+from megatron_r1.stages.grpo.usable import left_out, usable_places
+from megatron_r1.stages.scores import mean_parts
+from megatron_r1.types import StepResult
+
+
+def step_metrics(
+    results: Sequence[StepResult], sampled: Sampled, advantages: Sequence[np.ndarray], algorithm: Algorithm
+) -> dict[str, Any]:
+    """All but the timing. `advantages`: f64[G] of each group that was kept.
+
+    Means of rewards, lengths and the like are over all groups that were sampled, and over rewards that are usable.
+    Token metrics of several minibatches are averaged, except `mismatch`, which only the first that is trained measures
+    (later ones differ because the policy has moved)."""
+    groups = sampled.groups
+    usable = [usable_places(group) for group in groups]
+    rewards = [
+        reward
+        for group, places in zip(groups, usable, strict=True)
+        for reward, place in zip(group.rewards, places, strict=True)
+        if place
+    ]
+    completions = [completion for group in groups for completion in group.completions]
+    equal = sum(
+        len({reward.total for reward, place in zip(group.rewards, places, strict=True) if place}) == 1
+        for group, places in zip(groups, usable, strict=True)
+    )
+    trained = [result for result in results if result.metrics]
+    completions_left_out, groups_left_out = left_out(advantages)
+    return {
+        "loss": _mean([result.loss for result in trained]),
+        "reward_mean": _mean([reward.total for reward in rewards]),
+        **mean_parts(rewards),
+        **{
+            name: _mean([result.metrics[name] for result in trained if name in result.metrics])
+            for name in (*algorithm.METRICS, "entropy")
+        },
+        "mismatch": next((result.metrics["mismatch"] for result in trained), math.nan),
+        "grad_norm": _mean([result.grad_norm for result in trained]),
+        "lr": results[-1].learning_rate,
+        "skipped_steps": sum(result.skipped for result in results),
+        "length_mean": float(np.mean([len(completion.token_ids) for completion in completions])),
+        "truncated": float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        "zero_advantage_groups": equal,
+        "completions_left_out": completions_left_out,
+        "groups_left_out": groups_left_out,
+        **({"groups_sampled": len(groups), "sampling_rounds": sampled.rounds} if algorithm.sampling_rounds > 1 else {}),
+        "weight_version": max(completion.weight_version for completion in completions),
+        "completion_tokens": sum(len(completion.token_ids) for completion in completions),
+        "tokens": sum(len(g.prompt_ids) + len(c.token_ids) for g in groups for c in g.completions),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN of nothing: metrics.jsonl then has null."""
+    return float(np.mean(values)) if values else math.nan

@@ -1,0 +1,93 @@
+"""Graded groups as training sequences, and the logprobs that an algorithm needs of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_r1.algorithms.base import Algorithm
+from megatron_r1.data.packing import unpack, with_advantages
+from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import gather_over_data
+from megatron_r1.types import Completion, PackedMicrobatch, RolloutGroup, TrainingSequence
+
+Rows = list[PackedMicrobatch]
+Part = Sequence[tuple[RolloutGroup, np.ndarray]]
+"""One minibatch: groups with the advantages f64[G] of their completions, NaN for one that is left out."""
+
+
+def to_sequences(part: Part, algorithm: Algorithm, max_new_tokens: int) -> list[TrainingSequence]:
+    """One minibatch's groups as training sequences: prompt and completion joined, each with its advantage, token
+    weights normalised over the minibatch. Completions without an advantage are left out, of all of this."""
+    kept = [
+        (group.prompt_ids, completion, float(advantage))
+        for group, advantages_G in part
+        for completion, advantage in zip(group.completions, advantages_G, strict=True)
+        if not np.isnan(advantage)
+    ]
+    if not kept:
+        return []
+    weights = algorithm.token_weights([len(completion.token_ids) for _, completion, _ in kept], max_new_tokens)
+    return [
+        _sequence(np.asarray(prompt, dtype=np.int32), completion, advantage, float(weight))
+        for (prompt, completion, advantage), weight in zip(kept, weights, strict=True)
+    ]
+
+
+def _sequence(prompt: np.ndarray, completion: Completion, advantage: float, weight: float) -> TrainingSequence:
+    length = len(completion.token_ids)
+    zeros = np.zeros(len(prompt), dtype=np.float32)
+    teacher = completion.teacher_logprobs
+    return TrainingSequence(
+        token_ids=np.concatenate([prompt, completion.token_ids]).astype(np.int32),
+        loss_mask=np.concatenate([np.zeros(len(prompt), bool), np.ones(length, bool)]),
+        token_weight=np.concatenate([zeros, np.full(length, weight, dtype=np.float32)]),
+        advantage=advantage,
+        behaviour_logprobs=np.concatenate([zeros, completion.logprobs]).astype(np.float32),
+        teacher_logprobs=None if teacher is None else np.concatenate([zeros, teacher]).astype(np.float32),
+    )
+
+
+def add_logprobs(policy: Policy, minibatches: Sequence[Rows], algorithm: Algorithm) -> list[Rows]:
+    """This rank's rows with the logprobs that the loss needs: old ones if the rollout takes several steps (with one the
+    policy is the old policy) or the algorithm asks for them, reference ones if it asks for those. A collective."""
+    needs = algorithm.needs
+    flat = [row for rows in minibatches for row in rows]
+    if len(minibatches) > 1 or needs.old:
+        old = policy.logprobs(flat)
+        flat = [dataclasses.replace(row, old_logprobs=values[None]) for row, values in zip(flat, old, strict=True)]
+    if needs.reference:
+        with policy.reference_weights():
+            reference = policy.logprobs(flat)
+        flat = [
+            dataclasses.replace(row, reference_logprobs=values[None])
+            for row, values in zip(flat, reference, strict=True)
+        ]
+    rows = iter(flat)
+    return [[next(rows) for _ in minibatch] for minibatch in minibatches]
+
+
+def charge_kl(
+    rows: Rows, sequences: Sequence[TrainingSequence], part: Part, algorithm: Algorithm, max_new_tokens: int
+) -> tuple[Rows, Part]:
+    """Rewards less algorithm.sequence_penalty, and what follows from them: this rank's rows and the minibatch with
+    other advantages. A completion that was left out stays so. A collective over data-parallel ranks."""
+    lengths = [len(sequence) for sequence in sequences]
+    old = unpack(rows, [row.old_logprobs for row in rows], lengths)
+    reference = unpack(rows, [row.reference_logprobs for row in rows], lengths)
+    own = {index: algorithm.sequence_penalty(old[index], reference[index]) for index in old}
+    penalties = {index: value for found in gather_over_data(own) for index, value in found.items()}
+    charged: list[tuple[RolloutGroup, np.ndarray]] = []
+    of_sequences: list[float] = []
+    for group, before_G in part:
+        kept_G = ~np.isnan(before_G)
+        rewards_G = np.where(kept_G, algorithm.rewards(group, max_new_tokens), np.nan)
+        first = len(of_sequences)
+        count = int(kept_G.sum())
+        rewards_G[kept_G] -= [penalties[index] for index in range(first, first + count)]
+        advantages_G = algorithm.advantages(rewards_G)
+        charged.append((group, advantages_G))
+        of_sequences += advantages_G[kept_G].tolist()
+    return [with_advantages(row, of_sequences) for row in rows], charged

@@ -1,0 +1,314 @@
+"""The loop itself, on one rank: what it does when, with small stand-ins at its borders and no model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from megatron_r1.algorithms import DAPO, GRPO, Algorithm, OnPolicyDistill
+from megatron_r1.algorithms.kl import KL
+from megatron_r1.config import GRPOLoopConfig, ParallelConfig
+from megatron_r1.data.packing import RowLayout
+from megatron_r1.errors import DivergedError, MismatchError
+from megatron_r1.policy import topology
+from megatron_r1.policy.platform import configure_process
+from megatron_r1.stages.collector import Rollout
+from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.grpo.loop import Loop, Trained, TrainingLoop
+from megatron_r1.types import Completion, PackedMicrobatch, Problem, Reward, RolloutGroup, StepResult
+
+LONGEST = 8
+SAMPLED = -1.0
+"""Logprob of every token by the engine."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank():
+    configure_process(threads=1, cpu=True)
+    topology.initialise(ParallelConfig(), seed=0, cpu=True)
+    yield
+    topology.finalise()
+
+
+class StandIn:
+    """A policy of one number: the logprob that it gives to every token. A step adds 0.1 to it."""
+
+    def __init__(self, logprob: float = SAMPLED) -> None:
+        self.logprob, self.reference, self.calls = logprob, math.nan, []
+        self.rows: list[list[PackedMicrobatch]] = []
+        self.broken_steps = 0
+
+    def logprobs(self, rows: Sequence[PackedMicrobatch]) -> list[np.ndarray]:
+        self.calls.append("logprobs")
+        return [np.full(row.num_tokens, self.logprob, np.float32) for row in rows]
+
+    def refresh_reference(self) -> None:
+        self.calls.append("refresh")
+        self.reference = self.logprob
+
+    @contextlib.contextmanager
+    def reference_weights(self):
+        own, self.logprob = self.logprob, self.reference
+        yield
+        self.logprob = own
+
+    def step(self, rows: list[PackedMicrobatch], loss: object) -> StepResult:
+        self.calls.append("step")
+        self.rows.append(rows)
+        self.logprob += 0.1
+        mismatch = abs(self.logprob - SAMPLED)
+        metrics = {"kl": 0.0, "clip_fraction": 0.0, "entropy": 1.0, "mismatch": mismatch, "tokens": 1.0}
+        self.broken_steps -= 1
+        return StepResult(
+            loss=1.0, grad_norm=math.nan, learning_rate=1.0, metrics=metrics, skipped=self.broken_steps >= 0
+        )
+
+    def skip_step(self) -> StepResult:
+        self.calls.append("skip")
+        return StepResult(loss=0.0, grad_norm=0.0, learning_rate=1.0, metrics={}, skipped=True)
+
+
+class World:
+    """Problems and what is answered to them: problem n's completions have 2 and 3 tokens and earn `rewards(n)`."""
+
+    def __init__(self, rewards=lambda n: (1.0, 0.0)) -> None:
+        self.rewards, self.drawn, self.calls = rewards, 0, []
+        self.told: list[tuple[int, dict, Trained]] = []
+        self.warnings: list[str] = []
+        self.accuracies = iter([0.25, 0.5, 0.75, 1.0])
+
+    def take(self, count: int, wanted) -> list[Problem]:
+        found = []
+        while len(found) < count:
+            grader = "preference" if self.drawn % 2 else "math"
+            problem = Problem(id=str(self.drawn), domain="math", messages=(), grader=grader)
+            self.drawn += 1
+            if wanted(problem):
+                found.append(problem)
+        return found
+
+    def collect(self, problems, *, group_size: int, seed: int, step: int, first: int) -> Rollout:
+        self.calls.append(f"collect {step}")
+        groups = [self.group(problem) for problem in problems]
+        return Rollout(
+            groups=groups,
+            generation_seconds=0,
+            reward_seconds=0,
+            num_tokens=0,
+            restarts=0,
+            grading={"grading_errors": 0},
+        )
+
+    def group(self, problem: Problem) -> RolloutGroup:
+        completions = tuple(
+            Completion(
+                token_ids=np.arange(length, dtype=np.int32),
+                logprobs=np.full(length, SAMPLED, np.float32),
+                finish_reason="stop",
+                weight_version=0,
+            )
+            for length in (2, 3)
+        )
+        rewards = tuple(Reward(total=total, parts={}) for total in self.rewards(int(problem.id)))
+        return RolloutGroup(
+            problem=problem, prompt_ids=np.array([7], np.int32), completions=completions, rewards=rewards
+        )
+
+    def evaluate(self) -> float:
+        self.calls.append("evaluate")
+        return next(self.accuracies)
+
+    def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        def scored(one: Completion) -> Completion:
+            return dataclasses.replace(one, teacher_logprobs=np.full(len(one.token_ids), -0.5, np.float32))
+
+        return [
+            dataclasses.replace(group, completions=tuple(scored(one) for one in group.completions)) for group in groups
+        ]
+
+
+def loop_of(
+    policy: StandIn, world: World, algorithm: Algorithm | None = None, *, first_step: int = 0, teach=None, **changes
+) -> TrainingLoop:
+    config = GRPOLoopConfig(**{"steps": 1, "prompts_per_step": 2, "group_size": 2, "mismatch_bound": 1.0} | changes)
+    calls = world.calls
+    loop = Loop(
+        stream=world,  # pyright: ignore[reportArgumentType]
+        collect=world.collect,
+        push=lambda version: calls.append(f"push {version}"),
+        on_step=lambda step, metrics, trained: world.told.append((step, metrics, trained)),
+        to_trainer=lambda keep: calls.append(f"to trainer {keep}"),
+        evaluate=world.evaluate,
+        save=lambda step: calls.append(f"save {step}"),
+        checkpoint=lambda step, metrics: calls.append(f"checkpoint {step}"),
+        skips=SkippedSteps(config.max_skipped_steps, field="grpo.max_skipped_steps"),
+        warn=world.warnings.append,
+        decode=str,
+        teach=teach,
+    )
+    policy.calls = calls
+    return TrainingLoop(
+        policy,  # pyright: ignore[reportArgumentType]
+        algorithm or GRPO(kl=KL(coef=0.0)),
+        config,
+        RowLayout(tokens_per_microbatch=32),
+        loop,
+        max_new_tokens=LONGEST,
+        seed=0,
+        first_step=first_step,
+    )
+
+
+def test_a_run_of_two_steps_from_sampling_to_the_push():
+    world = World()
+    assert loop_of(StandIn(), world, steps=2).run() == 2
+    step = ["to trainer False", "logprobs", "step"]  # the first time logprobs are the gate's
+    assert world.calls == [
+        "collect 0", *step, "push 1", "checkpoint 1", "collect 1", "to trainer False", "step", "push 2",
+    ]  # fmt: skip
+    (_, metrics, trained), _ = world.told
+    assert [advantages_G.tolist() for advantages_G in trained.advantages] == [[1.0, -1.0]] * 2
+    assert metrics["reward_mean"] == 0.5 and metrics["grading_errors"] == 0
+    assert {"rollout", "packing", "check", "logprob", "train", "sync"} <= set(metrics["seconds"])
+
+
+def test_minibatches_are_steps_of_their_own_groups():
+    policy, world = StandIn(), World(lambda n: (float(n), 0.0))
+    loop_of(policy, world, GRPO(kl=KL(coef=0.0)), prompts_per_step=4, minibatches=2).run()
+    assert world.calls.count("step") == 2
+    assert world.calls.count("logprobs") == 2, "the gate's, and the old ones of all minibatches"
+    for rows in policy.rows:
+        assert sum(len(row.sequence_indices) for row in rows) == 4
+        weights = sum(float(row.token_weight.sum()) for row in rows)
+        assert weights == pytest.approx(1.0), "normalised over the minibatch"
+        for row in rows:
+            assert (row.old_logprobs[row.loss_mask] == np.float32(SAMPLED)).all()
+
+
+def test_the_reference_policy_is_renewed_every_n_optimizer_steps():
+    policy, world = StandIn(), World()
+    loop_of(policy, world, GRPO(kl=KL(refresh_steps=2)), steps=5, mismatch_bound=9.0).run()
+    steps_before = [world.calls[:place].count("step") for place, call in enumerate(world.calls) if call == "refresh"]
+    assert steps_before == [0, 2, 4]
+    assert world.calls[0] == "to trainer True", "its memory comes back before the first sampling"
+    references = [float(rows[0].reference_logprobs[rows[0].loss_mask][0]) for rows in policy.rows]
+    assert references == pytest.approx([-1.0, -1.0, -0.8, -0.8, -0.6])
+
+
+def test_after_a_restart_the_reference_is_the_checkpoints():
+    policy, world = StandIn(), World()
+    policy.reference = -3.0
+    loop_of(policy, world, GRPO(), first_step=1, steps=2, mismatch_bound=9.0).run()
+    assert "refresh" not in world.calls and world.told[0][0] == 1
+    assert float(policy.rows[0][0].reference_logprobs[policy.rows[0][0].loss_mask][0]) == -3.0
+
+
+def test_exports_and_evaluations_have_their_steps():
+    world = World()
+    loop_of(StandIn(), world, steps=6, save_every=3, eval_every=2, mismatch_bound=9.0).run()
+    assert [call for call in world.calls if call.startswith(("save", "evaluate"))] == [
+        "evaluate", "save 3", "evaluate", "save 6",
+    ]  # fmt: skip
+    assert [metrics.get("eval_accuracy") for _, metrics, _ in world.told] == [None, 0.25, None, 0.5, None, None]
+
+
+def test_a_run_ends_at_its_target_accuracy():
+    world = World()
+    assert loop_of(StandIn(), world, steps=9, eval_every=1, target_accuracy=0.5, mismatch_bound=9.0).run() == 2
+    assert world.calls[-1] == "evaluate", "no checkpoint of a run that is over"
+
+
+@pytest.mark.parametrize("logprob", [SAMPLED + 0.3, math.nan])
+def test_the_gate_stops_a_run_before_anything_is_learned(logprob):
+    world = World()
+    with pytest.raises(MismatchError, match="rollout and trainer disagree"):
+        loop_of(StandIn(logprob), world, mismatch_bound=0.2).run()
+    assert "step" not in world.calls
+
+
+def test_the_gate_of_a_restarted_run_only_warns():
+    world = World()
+    loop_of(StandIn(SAMPLED + 0.3), world, first_step=1, steps=3, mismatch_bound=0.2).run()
+    assert world.warnings[0].startswith("going on in spite of this")
+    assert len(world.warnings) == 2 and world.warnings[1].startswith("step 3: rollout and trainer differ by 0.5000")
+
+
+def test_a_growing_mismatch_is_told_once():
+    world = World()
+    loop_of(StandIn(), world, steps=5, mismatch_bound=0.15).run()
+    assert [text.split(":")[0] for text in world.warnings] == ["step 2"]
+
+
+def test_steps_without_a_gradient_end_the_run_after_the_limit():
+    policy, world = StandIn(), World()
+    policy.broken_steps = 3
+    with pytest.raises(DivergedError, match="step 3: 3 optimizer steps in a row had no finite gradient"):
+        loop_of(policy, world, steps=9, max_skipped_steps=2).run()
+
+
+def test_a_minibatch_with_nothing_to_train_on_is_skipped():
+    world = World(lambda n: (math.nan, math.nan) if n == 0 else (1.0, 0.0))
+    loop_of(StandIn(), world, minibatches=2).run()
+    assert [call for call in world.calls if call in ("step", "skip")] == ["skip", "step"]
+    ((_, metrics, trained),) = world.told
+    assert (metrics["completions_left_out"], metrics["groups_left_out"], metrics["skipped_steps"]) == (2, 1, 1)
+    assert np.isnan(trained.advantages[0]).all()
+
+
+def test_preference_problems_wait_for_their_step():
+    world = World()
+    loop_of(StandIn(), world, steps=2, preference_from_step=1).run()
+    problems = [[group.problem.grader for group in trained.groups] for _, _, trained in world.told]
+    assert problems[0] == ["math", "math"] and "preference" in problems[1]
+
+
+def test_dynamic_sampling_trains_on_groups_that_differ_and_counts_all():
+    world = World(lambda n: (1.0, 0.0) if n in (1, 4) else (1.0, 1.0))
+    loop_of(StandIn(), world, DAPO(overlong_share=0.0)).run()
+    ((_, metrics, trained),) = world.told
+    assert [group.problem.id for group in trained.groups] == ["1", "4"]
+    # 0 and 1; then two at most by the share of a half, 2 and 3; then two again, 4 and 5
+    assert (metrics["groups_sampled"], metrics["sampling_rounds"], metrics["zero_advantage_groups"]) == (6, 3, 4)
+    assert metrics["reward_mean"] == pytest.approx(10 / 12), "of everything that was sampled"
+
+
+def test_a_step_for_which_nothing_differs_is_skipped():
+    world = World(lambda n: (1.0, 1.0))
+    loop_of(StandIn(), world, DAPO(sampling_rounds=2)).run()
+    assert "skip" in world.calls and "step" not in world.calls and "logprobs" not in world.calls
+    ((_, metrics, trained),) = world.told
+    assert trained.groups == [] and math.isnan(metrics["mismatch"]) and metrics["groups_sampled"] == 4
+
+
+def test_a_penalty_in_the_reward_changes_advantages_before_training():
+    """The policy is 0.2 above its reference at each of 2 and 3 tokens: k1 charges 0.4 and 0.6 with coefficient 1."""
+    policy, world = StandIn(), World(lambda n: (1.0, 1.0))
+    policy.reference = SAMPLED - 0.2
+    algorithm = GRPO(kl=KL(coef=1.0, estimator="k1", place="reward", refresh_steps=0), deviation_floor=1.0)
+    loop_of(policy, world, algorithm, first_step=1, steps=2).run()
+    ((_, _, trained),) = world.told
+    for advantages_G in trained.advantages:  # rewards 0.6 and 0.4: 0.1 above and below their mean
+        assert advantages_G == pytest.approx([0.1, -0.1], abs=1e-6)
+    (rows,) = policy.rows
+    for row in rows:
+        lengths = {index: 2 + index % 2 for index in row.sequence_indices}
+        for place, index in enumerate(row.sequence_indices):
+            start = row.cu_seqlens[place]
+            trained_tokens = row.advantages[0, start : start + lengths[index]]
+            assert trained_tokens == pytest.approx([0.1 - 0.2 * (index % 2)] * lengths[index], abs=1e-6)
+    assert world.calls.count("logprobs") == 3, "the gate's, old and reference"
+
+
+def test_a_teacher_scores_what_is_trained_on():
+    policy, world = StandIn(), World(lambda n: (math.nan, 1.0))
+    loop_of(policy, world, OnPolicyDistill(), teach=world.teach).run()
+    (rows,) = policy.rows
+    assert sum(len(row.sequence_indices) for row in rows) == 4, "rewards leave none out"
+    for row in rows:
+        assert (row.teacher_logprobs[row.loss_mask] == -0.5).all() and not row.reference_logprobs.any()
+    assert "teacher" in world.told[0][1]["seconds"]

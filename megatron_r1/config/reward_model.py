@@ -100,7 +100,7 @@ def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> 
     faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)
     # A token is added that stands for the value's place.
     faults += row_faults(config.train, config.data.max_tokens + 1, "data.max_tokens + 1")
-    faults += optimizer_faults(config.optimizer)
+    faults += optimizer_faults(config.optimizer, config.train, config.device)
     if not config.data.files:
         faults.append("data.files is empty; name at least one jsonl file of preference pairs")
     faults += [f"data.files: {file} does not exist" for file in config.data.files if not file.is_file()]

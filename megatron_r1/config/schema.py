@@ -128,6 +128,9 @@ class OptimizerConfig:
     clip_grad: float = 1.0
     distributed: bool = True
     """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Precision of Adam's two moments. bf16, as DeepSeek-V3 has them (arXiv 2412.19437, section 3.3.3), takes 4 bytes a
+    trained weight less; master weights and gradients stay fp32. It needs GPUs with Transformer Engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,7 +93,7 @@ def validate_sft(config: SFTRunConfig, *, folder: bool = True) -> ModelShape:
     faults += parallel_faults(config.parallel, shape)
     faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)
     faults += row_faults(config.train, config.data.max_tokens, "data.max_tokens")
-    faults += optimizer_faults(config.optimizer)
+    faults += optimizer_faults(config.optimizer, config.train, config.device)
     faults += checkpoint_faults(config.checkpoint_every, config.optimizer)
     faults += sft_data_faults(config.data)
     if folder:

@@ -229,10 +229,40 @@ def row_faults(train: TrainConfig, longest: int, field: str) -> list[str]:
     ]
 
 
-def optimizer_faults(optimizer: OptimizerConfig, field: str = "optimizer") -> list[str]:
-    if 0 <= optimizer.min_lr <= optimizer.lr < math.inf:
-        return []
-    return [f"{field}.min_lr is {optimizer.min_lr}; it must be between 0 and lr = {optimizer.lr}"]
+def optimizer_faults(
+    optimizer: OptimizerConfig, train: TrainConfig, device: str, field: str = "optimizer"
+) -> list[str]:
+    """`device`: cpu or cuda, where the trainer's ranks are."""
+    faults = []
+    if not 0 <= optimizer.min_lr <= optimizer.lr < math.inf:
+        faults.append(f"{field}.min_lr is {optimizer.min_lr}; it must be between 0 and lr = {optimizer.lr}")
+    if optimizer.moments == "bf16":
+        faults += _moment_faults(optimizer, train, device, field)
+    return faults
+
+
+def _moment_faults(optimizer: OptimizerConfig, train: TrainConfig, device: str, field: str) -> list[str]:
+    """What Megatron's precision-aware optimizer asks for (megatron.core.optimizer.OptimizerConfig), and what makes it
+    worth while."""
+    flag = f"--{field}.moments fp32".replace("_", "-")
+    said = f"{field}.moments is bf16"
+    faults = []
+    if device == "cpu":
+        faults.append(f"{said}; only Transformer Engine's Adam has it, on GPUs: use {flag}")
+    elif not has_module("transformer_engine"):
+        faults.append(
+            f"{said}, but Transformer Engine, whose Adam has it, is not installed: make install-gpu, or use {flag}"
+        )
+    if not optimizer.distributed:
+        faults.append(
+            f"{said}; Megatron-Core has it in the distributed optimizer only: use --{field}.distributed, or {flag}"
+        )
+    if train.dtype == "fp32":
+        faults.append(
+            f"{said} and train.dtype fp32; Transformer Engine would keep second master weights beside fp32 weights: "
+            f"use --train.dtype bf16, or {flag}"
+        )
+    return faults
 
 
 def checkpoint_faults(checkpoint_every: int, optimizer: OptimizerConfig) -> list[str]:

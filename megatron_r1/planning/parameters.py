@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.state import optimizer_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +39,18 @@ def count_parameters(shape: ModelShape) -> ParameterCount:
 
 
 def bytes_per_rank(
-    shape: ModelShape, parallel: ParallelConfig, *, fp32: bool = False, distributed_optimizer: bool = True
+    shape: ModelShape,
+    parallel: ParallelConfig,
+    *,
+    fp32: bool = False,
+    distributed_optimizer: bool = True,
+    moments: str = "fp32",
 ) -> int:
     """Weights, gradients and optimizer state of one rank, in bytes. Per weight 2 (bf16) + 4 (fp32 gradient) + 12 (fp32
-    master and two Adam moments), in fp32 4 + 4 + 8 (the weight is its own master); the distributed optimizer divides
-    the last term by the data-parallel size. Activations are not included, nor the reference policy's copy in host
-    memory."""
-    held, sharded = (8, 8) if fp32 else (6, 12)
+    master and two Adam moments; 8 with moments in bf16), in fp32 4 + 4 + 8 (the weight is its own master); the
+    distributed optimizer divides the last term by the data-parallel size. Activations are not included, nor the
+    reference policy's copy in host memory."""
+    held, sharded = 8 if fp32 else 6, optimizer_bytes(fp32=fp32, moments=moments)
     count = count_parameters(shape)
     expert_data = parallel.world_size / (parallel.expert * parallel.expert_tensor * parallel.pipeline)
     dense_data = parallel.data * parallel.context

@@ -154,6 +154,7 @@ def setups_of(config: Planned) -> tuple[TrainerSetup | None, ServerSetup | None]
             recompute=config.train.recompute,
             dtype=config.train.dtype,
             distributed=config.optimizer.distributed,
+            moments=config.optimizer.moments,
             train_mtp=config.model.train_mtp and not isinstance(config, RunConfig),
             logprob_chunk_tokens=config.train.logprob_chunk_tokens,
             offload=config.train.offload,

@@ -1,10 +1,10 @@
 """Bytes of weights, gradients and optimizer state of one rank, as Megatron's buffers hold them, padding included.
 
-Per trained number: the weight (2 bytes, 4 in fp32), an fp32 gradient, and fp32 Adam moments with an fp32 master copy
-where the weight is not fp32 itself. With the distributed optimizer (ZeRO-1, arXiv 1910.02054) moments and master exist
-only for the rank's shard of the buffer, in which each parameter starts at a multiple of 64 numbers and each bucket ends
-at a multiple of lcm(data-parallel size, 128) (megatron.core.distributed.param_and_grad_buffer).
-Left out: Adam's step counters, 4 bytes a tensor.
+Per trained number: the weight (2 bytes, 4 in fp32), an fp32 gradient, and two Adam moments (fp32 or bf16) with an fp32
+master copy where the weight is not fp32 itself. With the distributed optimizer (ZeRO-1, arXiv 1910.02054) moments and
+master exist only for the rank's shard of the buffer, in which each parameter starts at a multiple of 64 numbers and
+each bucket ends at a multiple of lcm(data-parallel size, 128) (megatron.core.distributed.param_and_grad_buffer).
+Left out: Adam's step counters and, of bf16 moments, Transformer Engine's scales, 4 bytes a tensor each.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class RankState:
         return self.weights + self.gradients + self.optimizer
 
 
+def optimizer_bytes(*, fp32: bool, moments: str = "fp32") -> int:
+    """Bytes a trained number of master weight (none beside an fp32 weight) and two moments."""
+    return (0 if fp32 else 4) + 2 * (4 if moments == "fp32" else 2)
+
+
 def rank_state(
     shape: ModelShape,
     parallel: ParallelConfig,
@@ -44,13 +49,14 @@ def rank_state(
     expert_data_rank: int = 0,
     fp32: bool = False,
     distributed: bool = True,
+    moments: str = "fp32",
     train_mtp: bool = False,
     chunks: Sequence[Chunk] | None = None,
 ) -> RankState:
     """The state of a rank at these places. `data_rank` is its place among data x context ranks; `expert_data_rank`
     among the ranks that hold the same experts. `chunks` saves the caller a second split of the pipeline."""
     own = pipeline_chunks(shape, parallel)[pipeline_rank] if chunks is None else chunks
-    weight, moments = (4, 8) if fp32 else (2, 12)
+    weight, kept = 4 if fp32 else 2, optimizer_bytes(fp32=fp32, moments=moments)
     numbers = weights = gradients = optimizer = 0
     for chunk in own:
         parameters = chunk_parameters(shape, parallel, chunk, train_mtp=train_mtp)
@@ -64,7 +70,7 @@ def rank_state(
             trained = [item for item in parameters if item.trained and item.expert == expert]
             buffer = buffer_sizes(trained, place, ranks, distributed=distributed)
             weights, gradients = weights + weight * buffer[0], gradients + 4 * buffer[0]
-            optimizer += moments * buffer[1]
+            optimizer += kept * buffer[1]
     return RankState(parameters=numbers, weights=weights, gradients=gradients, optimizer=optimizer)
 
 

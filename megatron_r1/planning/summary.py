@@ -85,7 +85,9 @@ def _model_and_trainer(config: TrainerStage, optimizer: OptimizerConfig, shape: 
     }
     used = " ".join(f"{name}{size}" for name, size in layout.items() if size > 1) or "one rank"
     fp32, distributed = config.train.dtype == "fp32", optimizer.distributed
-    rank_bytes = bytes_per_rank(shape, parallel, fp32=fp32, distributed_optimizer=distributed)
+    rank_bytes = bytes_per_rank(
+        shape, parallel, fp32=fp32, distributed_optimizer=distributed, moments=optimizer.moments
+    )
     left_out = mtp_left_out(config.model.path)
     return [
         describe_model(config.name, shape),

@@ -22,7 +22,7 @@ from megatron_r1.planning.activations import (
 from megatron_r1.planning.compute import BF16, Passes, rank_passes
 from megatron_r1.planning.hardware import GIB, GPU, Assumptions
 from megatron_r1.planning.stages import Chunk, pipeline_chunks
-from megatron_r1.planning.state import RankState, data_ranks, expert_data_ranks, rank_state
+from megatron_r1.planning.state import RankState, data_ranks, expert_data_ranks, optimizer_bytes, rank_state
 from megatron_r1.planning.tensors import chunk_numbers, router_bias_numbers
 from megatron_r1.planning.workload import Workload
 
@@ -36,6 +36,7 @@ class TrainerSetup:
     recompute: str = "full"
     dtype: str = "bf16"
     distributed: bool = True
+    moments: str = "fp32"
     train_mtp: bool = False
     logprob_chunk_tokens: int = 1024
     offload: tuple[OffloadPart, ...] = ()
@@ -137,6 +138,7 @@ def _rank_memory(
         pipeline_rank=rank,
         fp32=fp32,
         distributed=setup.distributed,
+        moments=setup.moments,
         train_mtp=setup.train_mtp,
         chunks=chunks,
     )
@@ -207,11 +209,12 @@ def _summed_state(
     pipeline_rank: int,
     fp32: bool,
     distributed: bool,
+    moments: str,
     train_mtp: bool,
     chunks: list[Chunk],
 ) -> RankState:
     """`rank_state` without padding, and with shards of equal size."""
-    weight, moments = (4, 8) if fp32 else (2, 12)
+    weight, kept = 4 if fp32 else 2, optimizer_bytes(fp32=fp32, moments=moments)
     numbers = [chunk_numbers(shape, parallel, chunk) for chunk in chunks]
     dense, expert, frozen = (sum(column) for column in zip(*numbers, strict=True))
     if train_mtp:
@@ -222,7 +225,7 @@ def _summed_state(
         parameters=dense + expert + frozen,
         weights=weight * (dense + expert + frozen) + biases,
         gradients=4 * (dense + expert),
-        optimizer=round(moments * (dense / shards[0] + expert / shards[1])),
+        optimizer=round(kept * (dense / shards[0] + expert / shards[1])),
     )
 
 
@@ -276,12 +279,14 @@ def reduction_seconds(
     shape: ModelShape, setup: TrainerSetup, gpu: GPU, assume: Assumptions, stages: list[list[Chunk]]
 ) -> float:
     """Once an optimizer step: fp32 gradients out and weights back over the data-parallel ranks (not overlapped here),
-    and the optimizer's passes over its shard: 16 bytes read and 14 written a number."""
+    and the optimizer's passes over its shard: gradient, master and moments are read (16 bytes a number with moments in
+    fp32), and all but the gradient written, with a bf16 weight (14)."""
     parallel = setup.parallel
     dense, expert = data_ranks(parallel), expert_data_ranks(parallel)
     numbers = [[sum(column) for column in zip(*(chunk_numbers(shape, parallel, c) for c in chunks), strict=True)]
                for chunks in stages]  # fmt: skip
     sent = max(d * (dense - 1) / dense + e * (expert - 1) / expert for d, e, _ in numbers)
     shard = max(d / dense + e / expert for d, e, _ in numbers)
+    passes = 6 + 2 * optimizer_bytes(fp32=False, moments=setup.moments)
     # Ring neighbours of data-parallel groups are on other nodes as soon as a node holds other shards.
-    return 6 * sent / (gpu.network * assume.network_efficiency) + 30 * shard / gpu.memory_bandwidth
+    return 6 * sent / (gpu.network * assume.network_efficiency) + passes * shard / gpu.memory_bandwidth

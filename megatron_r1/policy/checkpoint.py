@@ -1,10 +1,10 @@
 """Everything that a policy needs to go on training, in files that any parallel layout can read.
 
-Each rank writes what its optimizer owns: slices of flattened parameter shards, with master weights and Adam's moments
-in fp32. A piece is named by the weight table's parameter, its shard and its slice, and each is written once, by the
-lowest rank that has it. Under the same layout a rank reads its own pieces back, bit for bit; under another one the
-whole tensor is put together from the pieces and cut anew (weights.transforms). Left out: which of several checkpoints
-is taken, and the state of the stage.
+Each rank writes what its optimizer owns: slices of flattened parameter shards, with master weights in fp32 and Adam's
+moments as the optimizer has them, in fp32 or bf16; a run that has the others reads them too. A piece is named by the
+weight table's parameter, its shard and its slice, and each is written once, by the lowest rank that has it. Under the
+same layout a rank reads its own pieces back, bit for bit; under another one the whole tensor is put together from the
+pieces and cut anew (weights.transforms). Left out: which of several checkpoints is taken, and the state of the stage.
 """
 
 # Megatron's annotations are narrower than what it takes.
@@ -163,10 +163,6 @@ def _optimizers(policy: Policy) -> Sequence[DistributedOptimizer]:
     distributed = [one for one in found if isinstance(one, DistributedOptimizer)]
     if len(distributed) < len(found):
         raise CheckpointError("optimizer.distributed is False; only the distributed optimizer can be saved")
-    if any(one.config.use_precision_aware_optimizer for one in distributed):
-        raise CheckpointError(
-            "use_precision_aware_optimizer is True; checkpoints hold fp32 master weights and moments only: leave it off"
-        )
     return [one for one in distributed if not one.is_stub_optimizer]
 
 
@@ -189,11 +185,7 @@ def _pieces(policy: Policy) -> list[tuple[Piece, torch.Tensor]]:
         size = local.tensor.numel()
         if name in owned:
             optimizer, parameter, start, stop = owned[name]
-            state = optimizer._get_main_param_and_optimizer_states(parameter)
-            values = {MASTER: state["param"]} | {
-                kind: state.get(kind, torch.zeros_like(state["param"])) for kind in MOMENTS
-            }
-            for kind, value in values.items():
+            for kind, value in _values(optimizer, parameter).items():
                 pieces.append((Piece(name, kind, local.index, local.count, start, stop), value.view(-1)))
         elif name not in trained:
             pieces.append((Piece(name, WEIGHT, local.index, local.count, 0, size), local.tensor.view(-1)))
@@ -212,12 +204,13 @@ def _trained_names(owned: Mapping[str, object]) -> set[str]:
 
 def adam_steps(policy: Policy) -> float:
     """How many steps this rank's Adam has taken, which its bias correction counts; 0 before the first."""
+    steps = 0.0
     for optimizer in _optimizers(policy):
         adam = optimizer.optimizer
+        # Transformer Engine counts for groups too of which this rank owns no parameter, and those begin anew.
         for counted in adam.param_groups if _counts_by_group(adam) else adam.state.values():
-            if "step" in counted:
-                return float(counted["step"])
-    return 0.0
+            steps = max(steps, float(counted.get("step", 0)))
+    return steps
 
 
 def _counts_by_group(adam: torch.optim.Optimizer) -> bool:
@@ -226,21 +219,52 @@ def _counts_by_group(adam: torch.optim.Optimizer) -> bool:
     return not isinstance(adam, (torch.optim.Adam, torch.optim.AdamW))
 
 
+def _main(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """What Adam steps for this rank's slice of a parameter: its master weights, or the slice itself where Adam holds
+    the masters (moments in bf16)."""
+    group, order = optimizer.model_param_group_index_map[parameter]
+    return optimizer.optimizer.param_groups[group]["params"][order]
+
+
+def _values(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """Master weights (fp32) and moments of this rank's slice of a parameter, on the device; before the first step the
+    masters are the weights and the moments zero."""
+    main = _main(optimizer, parameter)
+    state = optimizer.optimizer.state.get(main, {})
+    master = state.get("master_param", main) if _holds_masters(optimizer) else main
+    moments = {kind: state[kind] if kind in state else torch.zeros_like(main) for kind in MOMENTS}
+    return {MASTER: master.float(), **moments}
+
+
+def _holds_masters(optimizer: DistributedOptimizer) -> bool:
+    """Whether Adam itself holds the master weights: Megatron's precision-aware optimizer."""
+    return optimizer.config.use_precision_aware_optimizer
+
+
 def _put(
     optimizer: DistributedOptimizer, parameter: torch.nn.Parameter, values: Mapping[str, torch.Tensor], steps: float
 ) -> None:
-    group, order = optimizer.model_param_group_index_map[parameter]
-    main = optimizer.optimizer.param_groups[group]["params"][order]
+    adam, main = optimizer.optimizer, _main(optimizer, parameter)
     main.copy_(values[MASTER].view(main.shape))
+    if _holds_masters(optimizer):
+        _put_precisely(adam, main, values)
     if not steps:
         return
-    state = optimizer.optimizer.state[main]
-    for kind in MOMENTS:
-        state[kind] = values[kind].view(main.shape).to(main.device, torch.float32, copy=True)
-    if _counts_by_group(optimizer.optimizer):
-        optimizer.optimizer.param_groups[group]["step"] = int(steps)
+    state = adam.state[main]
+    if not _holds_masters(optimizer):
+        for kind in MOMENTS:
+            state[kind] = values[kind].view(main.shape).to(main.device, torch.float32, copy=True)
+    if _counts_by_group(adam):
+        group, _ = optimizer.model_param_group_index_map[parameter]
+        adam.param_groups[group]["step"] = int(steps)
     else:
         state["step"] = torch.tensor(steps, dtype=torch.float32)
+
+
+def _put_precisely(adam: Any, main: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:
+    """Into Transformer Engine's FusedAdam, which casts to its own precisions and keeps a scale beside each state."""
+    for kind, name in (("exp_avg", "exp_avg"), ("exp_avg_sq", "exp_avg_sq"), (MASTER, "master_param")):
+        adam.set_scaled_state(main, name, values[kind].view(main.shape).to(main.device, torch.float32, copy=True))
 
 
 class _Saved:

@@ -1,4 +1,5 @@
-"""Megatron's optimizer (Adam, fp32 master weights, optionally sharded over data-parallel ranks) and its schedule."""
+"""Megatron's optimizer (Adam, fp32 master weights, moments in fp32 or bf16, optionally sharded over data-parallel
+ranks) and its schedule."""
 
 # Megatron's annotations are narrower than what it takes.
 # pyright: reportGeneralTypeIssues=false
@@ -14,6 +15,8 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 
 from megatron_r1.config.schema import OptimizerConfig
+
+MOMENT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -34,7 +37,9 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
 def build_optimizer(
     config: OptimizerConfig, chunks: Sequence[DistributedDataParallel], dtype: torch.dtype
 ) -> MegatronOptimizer:
-    """Adam over the chunks' trainable parameters. Weights must be loaded before: fp32 masters are copied here."""
+    """Adam over the chunks' trainable parameters. Weights must be loaded before: fp32 masters are copied from them,
+    here or, with moments in bf16, at the first step (Transformer Engine's Adam holds them then)."""
+    moments = MOMENT_DTYPE[config.moments]
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -48,6 +53,11 @@ def build_optimizer(
             bf16=dtype is torch.bfloat16,
             params_dtype=dtype,
             use_distributed_optimizer=config.distributed,
+            use_precision_aware_optimizer=config.moments == "bf16",
+            exp_avg_dtype=moments,
+            exp_avg_sq_dtype=moments,
+            # Whole fp32 masters: their lower halves alone would save 2 bytes more, and be no tensor that can be read.
+            store_param_remainders=False,
         ),
         list(chunks),
         use_gloo_process_groups=False,

@@ -333,6 +333,37 @@ def test_fp8_without_transformer_engine_is_refused(sound):
     assert "Transformer Engine is not installed" in fault and "--train.dtype bf16" in fault
 
 
+HALF = {"optimizer.moments": "bf16", "rollout.device": "cuda", "rollout.sync": "ipc"}
+
+
+@pytest.mark.skipif(has_module("transformer_engine"), reason="Transformer Engine is installed: they are allowed")
+def test_moments_in_bf16_without_transformer_engine_are_refused(sound):
+    (fault,) = faults_of(sound(HALF))
+    assert "optimizer.moments is bf16" in fault and "make install-gpu" in fault and "--optimizer.moments fp32" in fault
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, None),
+        ({"rollout.device": "cpu"}, ["optimizer.moments is bf16", "on GPUs", "--optimizer.moments fp32"]),
+        ({"optimizer.distributed": False}, ["distributed optimizer only", "--optimizer.distributed"]),
+        ({"train.dtype": "fp32"}, ["train.dtype fp32", "--train.dtype bf16"]),
+        ({"train.dtype": "fp8"}, None),
+        (
+            {"rollout.device": "cpu", "optimizer.moments": "fp32", "sft.optimizer.moments": "bf16"},
+            ["sft.optimizer.moments is bf16", "--sft.optimizer.moments fp32"],
+        ),
+    ],
+)
+def test_what_moments_in_bf16_need(sound, monkeypatch, fields, words):
+    """Where Transformer Engine is installed."""
+    monkeypatch.setattr("megatron_r1.config.trainer_faults.has_module", lambda _: True)
+    faults = faults_of(sound(HALF | {"checkpoint_every": 0} | fields))
+    assert len(faults) == (words is not None), faults
+    assert all(word in faults[0] for word in words or ())
+
+
 def test_files_must_exist_and_exclude_tasks(sound, tmp_path):
     here = tmp_path / "problems.jsonl"
     here.write_text("")

@@ -22,7 +22,14 @@ from megatron_r1.config.trainer_faults import has_module
 
 ROOT = Path(__file__).parents[2]
 ON_CPU = os.environ.get("GPU_TESTS_ON_CPU") == "1"
-ORDER = ("test_step.py", "test_weight_sync.py", "test_fp8_training.py", "test_head.py", "test_throughput.py")
+ORDER = (
+    "test_step.py",
+    "test_weight_sync.py",
+    "test_bf16_moments.py",
+    "test_fp8_training.py",
+    "test_head.py",
+    "test_throughput.py",
+)
 REPORT = Report()
 MISSING: list[str] = []
 """Tests that were not asked for, such as by -k."""

@@ -114,6 +114,8 @@ def test_data_parallel_ranks_share_the_optimizer_state():
     assert bytes_per_rank(shape, ParallelConfig(world_size=4)) == (6 + 3) * weights
     assert bytes_per_rank(shape, ParallelConfig(world_size=4), fp32=True) == (8 + 2) * weights
     assert bytes_per_rank(shape, ParallelConfig(world_size=4), distributed_optimizer=False) == 18 * weights
+    # With moments in bf16: 4 for the master weight, twice 2.
+    assert bytes_per_rank(shape, ParallelConfig(world_size=4), moments="bf16") == (6 + 2) * weights
     # Context-parallel ranks hold the same weights, so they share it too.
     assert bytes_per_rank(shape, ParallelConfig(world_size=4, context=2)) == (6 + 3) * weights
     assert bytes_per_rank(shape, ParallelConfig(world_size=4, tensor=2)) == (6 + 6) * weights / 2

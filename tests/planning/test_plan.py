@@ -113,6 +113,10 @@ def test_the_recipes_fullest_rank_is_its_state_and_what_it_keeps():
     memory = trainer_memory(V3, trainer, workload_of(config), Assumptions())
     rank = memory.pipeline_rank
     assert memory.state == rank_state(V3, config.parallel, pipeline_rank=rank)
+    half = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, moments="bf16"))
+    saved = trainer_memory(V3, setups_of(half)[0], workload_of(half), Assumptions())
+    assert saved.state.optimizer * 12 == memory.state.optimizer * 8 and saved.host == memory.host
+    assert memory.total - saved.total == memory.state.optimizer - saved.state.optimizer
     layers = len(pipeline_chunks(V3, config.parallel)[rank][0].layers)
     # 5 rows a rank and optimizer step are fewer than the stages behind it: 8,192 / 16 x 8,448 / (33,792 x 0.95) / 32.
     split = config.parallel.tensor

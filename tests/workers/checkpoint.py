@@ -1,20 +1,22 @@
 """Worker: train, save and go on, under several layouts of one number of ranks.
 
-usage: checkpoint.py STORE FOLDER JOB...; FOLDER/config.json is the model's. A job is LAYOUT:save (two steps,
-FOLDER/saved-LAYOUT, two more) or LAYOUT:SAVED (other random weights, FOLDER/saved-SAVED, two steps). FOLDER/JOB.npz
-gets the weights after saving or loading and at the end, and the reference policy's at the end, in fp32 under Hugging
-Face names.
+usage: checkpoint.py STORE FOLDER JOB..., on a GPU with WORKER_DEVICE=cuda in the environment. FOLDER/config.json is the
+model's. A job is LAYOUT:save (two steps, FOLDER/saved-LAYOUT, two more) or LAYOUT:SAVED (other random weights,
+FOLDER/saved-SAVED, two steps). FOLDER/JOB.npz gets the weights after saving or loading and at the end, and the
+reference policy's at the end, in fp32 under Hugging Face names.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_r1.policy.platform import configure_process
 
-configure_process(threads=1, cpu=True)
+CPU = os.environ.get("WORKER_DEVICE", "cpu") == "cpu"
+configure_process(threads=1, cpu=CPU)
 
 import layouts  # noqa: E402
 import numpy as np  # noqa: E402
@@ -35,19 +37,28 @@ TRAIN = TrainConfig(dtype="fp32", tokens_per_microbatch=64)
 OPTIMIZER = OptimizerConfig(lr=1e-2, min_lr=5e-3, schedule="cosine", eps=0.1)
 
 
-def main(store: str, folder: Path, jobs: list[str]) -> None:
+def main(
+    store: str,
+    folder: Path,
+    jobs: list[str],
+    *,
+    train: TrainConfig = TRAIN,
+    optimizer: OptimizerConfig = OPTIMIZER,
+    check: Callable[[Policy], None] = lambda _: None,
+) -> None:
+    """`check` looks at the policy at the end of each job."""
     for number, job in enumerate(jobs):
         layout, _, start = job.partition(":")
         parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **layouts.LAYOUTS[layout])
-        topology.initialise(parallel, seed=1 if start == "save" else 2, cpu=True, store_path=f"{store}-{number}")
+        topology.initialise(parallel, seed=1 if start == "save" else 2, cpu=CPU, store_path=f"{store}-{number}")
         policy = Policy(
             load_shape(folder),
             parallel=parallel,
-            train=TRAIN,
+            train=train,
             model=ModelConfig(path=folder, initialise="random", router_bias_update_rate=1e-3),
-            optimizer=OPTIMIZER,
+            optimizer=optimizer,
             total_steps=4,
-            device=torch.device("cpu"),
+            device=torch.device("cpu" if CPU else "cuda"),
         )
         if start == "save":
             step(policy, parallel, 0)
@@ -62,6 +73,7 @@ def main(store: str, folder: Path, jobs: list[str]) -> None:
         middle = {f"middle {name}": array for name, array in export(policy).items()}
         step(policy, parallel, 2)
         step(policy, parallel, 3)
+        check(policy)
         found = middle | export(policy)
         with policy.reference_weights():
             found |= {f"reference {name}": array for name, array in export(policy).items()}
@@ -88,7 +100,7 @@ def step(policy: Policy, parallel: ParallelConfig, number: int) -> None:
 
 
 def export(policy: Policy) -> dict[str, np.ndarray]:
-    return {name: tensor.float().numpy().copy() for name, tensor in policy.weights(dtype=torch.float32)}
+    return {name: tensor.float().cpu().numpy().copy() for name, tensor in policy.weights(dtype=torch.float32)}
 
 
 if __name__ == "__main__":

@@ -68,6 +68,18 @@ _DENSE = {
     "yarn with mscale 0": {"rope_scaling": _YARN | {"mscale": 0, "mscale_all_dim": 1.0}},
     "yarn with mscale_all_dim 0": {"rope_scaling": _YARN | {"mscale": 1.0, "mscale_all_dim": 0}},
     "yarn with an unknown number": {"rope_scaling": _YARN | {"attn_factor": 2.0}},
+    "yarn with mscale below 0": {"rope_scaling": _YARN | {"mscale": -1, "mscale_all_dim": 1.0}},
+    "yarn with betas of 0": {"rope_scaling": _YARN | {"beta_fast": 0, "beta_slow": 0}},
+    "yarn with one beta": {"rope_scaling": _YARN | {"beta_fast": 4, "beta_slow": 4}},
+    "yarn of factor 1": {"rope_scaling": _YARN | {"factor": 1}},
+    "yarn with a whole attention_factor": {"rope_scaling": _YARN | {"attention_factor": 2}},
+    "yarn of all positions": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+    "yarn of positions beside it": {
+        "rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 32,
+    },
+    "llama3 of all positions": {
+        "rope_scaling": {name: value for name, value in LLAMA3.items() if not name.startswith("original")},
+    },
     "llama3": {"rope_scaling": LLAMA3 | {"low_freq_factor": 2.0, "high_freq_factor": 8.0}},
     "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
     "rope_theta alone": {"rope_theta": 500.0},
@@ -105,6 +117,8 @@ _LATENT = {
     "more heads": {"num_attention_heads": 8, "num_key_value_heads": 8},
     "k1 unnormalised": _routing(1, 1, 1, norm_topk_prob=False),
     "k4 unnormalised in groups": _routing(4, 4, 2, norm_topk_prob=False),
+    "scaling 0": {"routed_scaling_factor": 0.0},
+    "scaling below 0": {"routed_scaling_factor": -1.0},
     "scaling 1 in groups": _routing(3, 4, 2, routed_scaling_factor=1.0),
     "too many for the groups": _routing(9, 4, 2),
     "groups of one": _routing(4, 16, 8),
@@ -129,10 +143,17 @@ _SLIDING = {
         "use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"],
     },
 }  # fmt: skip
+COMPUTED = (
+    "yarn with mscale below 0", "yarn with betas of 0", "yarn with one beta", "yarn of factor 1",
+    "yarn with a whole attention_factor", "yarn of all positions", "yarn of positions beside it",
+    "llama3 of all positions", "scaling 0", "scaling below 0", "a switch that is not read",
+)  # fmt: skip
+"""Of the combinations below, numbers that look odd and that transformers computes: they must not be refused."""
+
 COMBINATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "deepseek_v3": _DENSE | _LATENT,
     "llama": _DENSE | {"no mention of rope": {}, "biases and yarn": {"attention_bias": True, "rope_scaling": _YARN}},
-    "qwen2": _DENSE | _SLIDING,
+    "qwen2": _DENSE | _SLIDING | {"a switch that is not read": {"attention_bias": True}},
     "qwen3": _DENSE | _SLIDING | {"no head_dim": {"head_dim": ...}},
     "qwen3_moe": _DENSE | _SLIDING | _QWEN3_MOE,
 }

@@ -106,6 +106,10 @@ WITHOUT_EFFECT = {
     "chunk_size_feed_forward": "not read by these models", "is_encoder_decoder": "not read by these models",
 }  # fmt: skip
 
+_WITHOUT_EFFECT_BY_ARCHITECTURE = {
+    "qwen2": {"attention_bias": "not read: queries, keys and values have biases, whatever it says"},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -127,11 +131,12 @@ def _fields(architecture: str) -> Iterator[Field]:
         yield Field(name, "honoured")
     for name, (values, note) in limited_fields(architecture).items():
         yield Field(name, "limited", values, note)
-    for name, note in WITHOUT_EFFECT.items():
+    for name, note in (WITHOUT_EFFECT | _WITHOUT_EFFECT_BY_ARCHITECTURE.get(architecture, {})).items():
         yield Field(name, "without effect", note=note)
 
 
 def limited_fields(architecture: str) -> Mapping[str, tuple[tuple[Any, ...], str]]:
     """Fields that would change the computation: (the values that are built, why no others)."""
     limited = _LIMITED | _LIMITED_BY_ARCHITECTURE.get(architecture, {})
-    return {name: entry for name, entry in limited.items() if name not in _HONOURED[architecture]}
+    others = {*_HONOURED[architecture], *_WITHOUT_EFFECT_BY_ARCHITECTURE.get(architecture, ())}
+    return {name: entry for name, entry in limited.items() if name not in others}

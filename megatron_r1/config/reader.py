@@ -35,15 +35,24 @@ class Reader:
         return value
 
     def optional_integer(self, field: str) -> int | None:
-        """A positive integer; None if the field is absent, null or 0."""
-        return self.integer(field) if self.raw.get(field) else None
+        """A positive integer; None if the field is absent or null."""
+        return None if self.raw.get(field) is None else self.integer(field)
 
-    def count(self, field: str) -> int:
-        """An integer that may be 0; absent or null is 0."""
-        return self.optional_integer(field) or 0
+    def count(self, field: str, *, nullable: bool = True) -> int:
+        """An integer that may be 0. Absent or null is 0, or refused where it is not `nullable`."""
+        value = self.raw.get(field) if nullable else self.value(field)
+        if value is None or (type(value) is int and value == 0):
+            return 0
+        if type(value) is int and value < 0:
+            self.refuse(f"{field} is {short(value)}; it must be 0 or a positive integer")
+        return self.integer(field)
 
     def number(self, field: str) -> float:
-        return self.finite(field, self.value(field))
+        """A number that transformers' classes declare as a float: they raise on an integer."""
+        value = self.value(field)
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
+            self.refuse(f"{field} is {value}; transformers takes no integer there: write {float(value)}")
+        return self.finite(field, value)
 
     def finite(self, field: str, value: Any) -> float:
         """`value`, which `field` holds, as a float."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megatron_r1.config.laws import hold_rope_laws
 from megatron_r1.config.reader import Reader, short
 
+ORIGINAL = "original_max_position_embeddings"
 ROPE_FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
     "linear": (("factor",), ()),
-    "llama3": (("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"), ()),
+    "llama3": (("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"), ()),
     "yarn": (
-        ("factor", "original_max_position_embeddings"),
+        ("factor", ORIGINAL),
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
 }
@@ -35,6 +37,7 @@ def read_rope(read: Reader) -> RopeShape:
     given = read.raw.get("rope_scaling") or read.raw.get("rope_parameters") or {}
     if not isinstance(given, dict):
         read.refuse(f"rope_parameters or rope_scaling is {short(given)}; it must be an object")
+    nulls = {key for key, value in given.items() if value is None}
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
     if not isinstance(kind, str) or kind not in ROPE_FIELDS:
@@ -44,9 +47,26 @@ def read_rope(read: Reader) -> RopeShape:
     if theta is None:
         read.refuse("neither rope_theta nor rope_parameters.rope_theta is given")
     theta = read.finite("rope_theta", theta)
-    if theta <= 0:
-        read.refuse(f"rope_theta is {theta}; it must be a number above 0")
-    return RopeShape(theta=theta, kind=kind, factors=_factors(read, given, kind))
+    if ORIGINAL in ROPE_FIELDS[kind][0]:
+        given[ORIGINAL] = _original_positions(read, given, kind, ORIGINAL in nulls)
+    factors = _factors(read, given, kind)
+    hold_rope_laws(read, kind, {**factors, "rope_theta": theta})
+    return RopeShape(theta=theta, kind=kind, factors=factors)
+
+
+def _original_positions(read: Reader, given: Mapping[str, object], kind: str, null: bool) -> object:
+    """original_max_position_embeddings of a scaling: its own, or the config's field beside it, or
+    max_position_embeddings, as in transformers' standardize_rope_params. There the field beside it counts before the
+    scaling's own; two values are refused here."""
+    inside, outside = given.get(ORIGINAL), read.raw.get(ORIGINAL)
+    if null or (ORIGINAL in read.raw and outside is None):
+        read.refuse(
+            f"{ORIGINAL} is null beside a rope scaling of type {kind}; write its number, or leave it out "
+            "(transformers then takes max_position_embeddings)"
+        )
+    if inside is not None and outside not in (None, inside):
+        read.refuse(f"{ORIGINAL} is {short(outside)} and, in the rope scaling, {short(inside)}")
+    return next((value for value in (inside, outside) if value is not None), read.integer("max_position_embeddings"))
 
 
 def _factors(read: Reader, given: Mapping[str, object], kind: str) -> dict[str, float]:
@@ -63,13 +83,6 @@ def _factors(read: Reader, given: Mapping[str, object], kind: str) -> dict[str, 
                 read.refuse(f"partial_rotary_factor is {short(value)}; only 1.0 is supported")
         elif key not in ("rope_type", "type", "rope_theta", *_WITHOUT_EFFECT) and not _ignored(kind, value):
             read.refuse(f"{key} is {short(value)} in the rope scaling; type {kind} is built without it: remove it")
-    for key in ("factor", "original_max_position_embeddings"):
-        if factors.get(key, 1.0) <= 0:
-            read.refuse(f"{key} is {factors[key]} in the rope scaling; it must be a number above 0")
-    outside = read.raw.get("original_max_position_embeddings")
-    inside = factors.get("original_max_position_embeddings")
-    if inside is not None and outside not in (None, inside):
-        read.refuse(f"original_max_position_embeddings is {short(outside)} and, in the rope scaling, {inside}")
     return factors
 
 

@@ -34,10 +34,35 @@ def server_faults(rollout: RolloutConfig, shape: ModelShape | None, *, fp8_block
 
 
 def served_otherwise(shape: ModelShape) -> list[str]:
-    """What vLLM computes otherwise than transformers (and the trainer) with latent attention: it would sample from
-    another model. Of scaled ropes it has DeepSeek's YaRN alone, and the latents' norms take rms_norm_eps."""
-    if shape.mla is None:
+    """What vLLM computes otherwise than transformers (and the trainer): it would sample from another model."""
+    found = [
+        *_betas_at_zero(shape),
+        *_own_head_dim(shape),
+        *(_latent_attention_otherwise(shape) if shape.mla is not None else ()),
+    ]
+    return [
+        f"model.path: its config.json has {what}; vLLM computes that otherwise than transformers does for "
+        f"{shape.architecture}, so samples would come from another model: remove it, or train without servers"
+        for what in found
+    ]
+
+
+def _betas_at_zero(shape: ModelShape) -> list[str]:
+    """transformers takes 0 for YaRN's default; vLLM divides by it."""
+    return [f"{beta} 0 in the rope scaling" for beta in ("beta_fast", "beta_slow") if shape.rope.factors.get(beta) == 0]
+
+
+def _own_head_dim(shape: ModelShape) -> list[str]:
+    """vLLM's Qwen2 does not read head_dim."""
+    usual = shape.hidden_size // shape.num_heads
+    if shape.architecture != "qwen2" or shape.head_dim == usual:
         return []
+    return [f"head_dim {shape.head_dim} beside hidden_size / num_attention_heads = {usual}"]
+
+
+def _latent_attention_otherwise(shape: ModelShape) -> list[str]:
+    """Of scaled ropes vLLM has DeepSeek's YaRN alone with latent attention, and the latents' norms take
+    rms_norm_eps."""
     found = []
     if shape.norm_eps > 2e-5:  # Moonlight's 1e-5 moves logits by 8e-5 only
         found.append(f"rms_norm_eps = {shape.norm_eps}")
@@ -54,11 +79,7 @@ def served_otherwise(shape: ModelShape) -> list[str]:
         # transformers takes 1 and 0 unless both are given and not 0.
         if not all(given) and (given[0] not in (None, 1.0) or given[1]):
             found.append("mscale without mscale_all_dim in the rope scaling, or the other way round")
-    return [
-        f"model.path: its config.json has {what}; vLLM computes that otherwise than transformers does for "
-        f"{shape.architecture}, so samples would come from another model: remove it, or train without servers"
-        for what in found
-    ]
+    return found
 
 
 def _expert_faults(rollout: RolloutConfig, shape: ModelShape) -> list[str]:

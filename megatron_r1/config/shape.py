@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.fields import ALIASES, ARCHITECTURES, DEFAULTS, MODEL_TYPES, limited_fields
+from megatron_r1.config.laws import hold_field_laws
 from megatron_r1.config.model_folder import folder_faults, hf_files, lacks_layers
 from megatron_r1.config.reader import Reader, short
 from megatron_r1.config.rope import RopeShape, read_rope
@@ -140,7 +141,7 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         if not head_dim:
             read.refuse(f"hidden_size is {hidden_size}; it must be at least num_attention_heads {num_heads}")
     output_bias = architecture == "llama" and read.boolean("attention_bias")
-    return ModelShape(
+    shape = ModelShape(
         architecture=architecture,
         vocab_size=read.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -163,6 +164,13 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         fp8_block=_fp8_block(read),
         reward_head=_has_reward_head(read),
     )
+    hold_field_laws(read, architecture)
+    if head_dim % 2 and mla is None:
+        read.refuse(
+            f"hidden_size is {hidden_size} with num_attention_heads {num_heads}, which makes heads of {head_dim}; they "
+            "must be even: rotary embeddings turn pairs of numbers"
+        )
+    return shape
 
 
 def _num_kv_heads(read: Reader, architecture: str) -> int:
@@ -230,7 +238,7 @@ def _refuse_sizes(read: Reader, architecture: str) -> None:
 
 def _refuse_groups(read: Reader, experts: int, top_k: int) -> None:
     """What the group-limited router cannot choose from."""
-    kept, all_groups = read.count("topk_group"), read.count("n_group")
+    kept, all_groups = read.optional_integer("topk_group"), read.optional_integer("n_group")
     if not (experts and all_groups and kept):
         return
     if kept > all_groups:
@@ -277,18 +285,19 @@ def _mla_shape(read: Reader) -> MLAShape:
 
 def _moe_shape(read: Reader, architecture: str) -> MoEShape | None:
     if architecture == "deepseek_v3":
+        first = read.count("first_k_dense_replace", nullable=False)
         # Either of them null: a token may go to any group.
-        groups, kept = read.count("n_group"), read.count("topk_group")
-        limited = groups > 1 and kept > 0
+        groups, kept = read.optional_integer("n_group") or 1, read.optional_integer("topk_group")
+        limited = groups > 1 and kept is not None
         return MoEShape(
             num_experts=read.integer("n_routed_experts"),
             top_k=read.integer("num_experts_per_tok"),
             expert_ffn_size=read.integer("moe_intermediate_size"),
-            num_shared_experts=read.count("n_shared_experts"),
-            dense_layers=frozenset(range(min(read.count("first_k_dense_replace"), read.integer("num_hidden_layers")))),
+            num_shared_experts=read.count("n_shared_experts", nullable=False),
+            dense_layers=frozenset(range(min(first, read.integer("num_hidden_layers")))),
             router="sigmoid",
             num_groups=groups if limited else 1,
-            topk_groups=kept if limited else 1,
+            topk_groups=kept if limited and kept else 1,
             routed_scaling=read.number("routed_scaling_factor"),
             normalise_topk=read.boolean("norm_topk_prob"),
         )

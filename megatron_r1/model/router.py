@@ -1,7 +1,8 @@
 """The router as transformers computes it, where Megatron-Core's differs.
 
 Megatron ranks a group of experts by its best top_k // topk_group scores; DeepSeek-V3 always by its best two. Megatron
-always renormalises the probabilities of a sigmoid router, and never those of a single expert.
+always renormalises the probabilities of a sigmoid router, and never those of a single expert. A scaling of 0 it takes
+for none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from megatron_r1.config.shape import MoEShape
 
 def megatron_routes_alike(moe: MoEShape) -> bool:
     """Whether Megatron's own router computes this one; it is used if so."""
+    if moe.routed_scaling == 0:
+        return False
     if moe.router == "softmax":
         return moe.top_k > 1 or not moe.normalise_topk
     limited = moe.topk_groups < moe.num_groups

@@ -16,7 +16,15 @@ from megatron_r1.config.vllm_args import REFUSED, argument_name
 
 V3 = load_shape(Path(__file__).parent.parent / "planning" / "deepseek_v3.json")
 QWEN = dataclasses.replace(  # Qwen2.5-14B's sizes
-    V3, architecture="qwen2", mla=None, moe=None, num_heads=40, num_kv_heads=8, head_dim=128, ffn_size=13_824
+    V3,
+    architecture="qwen2",
+    mla=None,
+    moe=None,
+    hidden_size=5120,
+    num_heads=40,
+    num_kv_heads=8,
+    head_dim=128,
+    ffn_size=13_824,
 )
 
 
@@ -151,6 +159,7 @@ PUBLISHED_YARN = YARN | {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale
         ({"rope_scaling": YARN | {"mscale": 0.7}}, "mscale without"),
         ({"rope_scaling": YARN | {"mscale_all_dim": 0.7}}, "mscale without"),
         ({"rope_scaling": YARN | {"mscale": 0, "mscale_all_dim": 1.0}}, "mscale without"),
+        ({"rope_scaling": YARN | {"beta_slow": 0}}, "beta_slow 0"),
         ({"rope_scaling": YARN}, ""),
         ({"rope_scaling": YARN | {"mscale": 1.0}}, ""),
         ({"rope_scaling": YARN | {"truncate": True}}, ""),
@@ -164,6 +173,17 @@ def test_what_vllm_computes_otherwise_is_not_served(change, says):
     faults = served_otherwise(shape)
     assert (faults != []) == bool(says) and says in "".join(faults)
     assert [fault for fault in server_faults(rollout(), shape) if "another model" in fault] == faults
+
+
+def test_what_vllms_qwen2_does_not_read_is_not_served():
+    """Its head_dim (QWEN's is the usual one, 5,120 / 40), and YaRN's betas of 0, by which vLLM divides."""
+    assert served_otherwise(QWEN) == []
+    (fault,) = served_otherwise(dataclasses.replace(QWEN, head_dim=64))
+    assert "head_dim 64 beside hidden_size / num_attention_heads = 128" in fault
+    factors = {"factor": 4.0, "original_max_position_embeddings": 32.0, "beta_fast": 0.0}
+    rope = dataclasses.replace(QWEN.rope, kind="yarn", factors=factors)
+    (fault,) = served_otherwise(dataclasses.replace(QWEN, rope=rope))
+    assert "beta_fast 0" in fault
 
 
 def test_vllm_is_told_what_it_reads_otherwise(tmp_path):

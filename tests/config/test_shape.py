@@ -1,6 +1,7 @@
 """ModelShape from config.json: every architecture, both spellings of the rope, every refusal."""
 
 import json
+import math
 import os
 
 import pytest
@@ -208,7 +209,7 @@ def test_llama3_rope_keeps_its_four_numbers():
             LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2}},
             ["rope type is 'dynamic'", "default, linear, llama3 and yarn"],
         ),
-        (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2}}, ["needs original_max_position_embeddings"]),
+        (LLAMA | {"rope_scaling": {"type": "yarn"}}, ["yarn needs factor"]),
         (
             LLAMA | {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 8}},
             ["llama3", "needs factor"],
@@ -218,7 +219,7 @@ def test_llama3_rope_keeps_its_four_numbers():
             ["llama3", "needs low_freq_factor"],
         ),
         (LLAMA | {"rope_scaling": YARN | {"type": "yarn", "attn_factor": 1.5}}, ["attn_factor is 1.5", "remove it"]),
-        (LLAMA | {"rope_scaling": YARN | {"type": "yarn", "factor": 0}}, ["factor is 0.0", "above 0"]),
+        (LLAMA | {"rope_scaling": YARN | {"type": "yarn", "factor": 0}}, ["factor is 0.0", "yarn", "at least 1"]),
         (
             LLAMA | {"rope_scaling": YARN | {"type": "yarn"}, "original_max_position_embeddings": 64},
             ["original_max_position_embeddings is 64 and, in the rope scaling, 4096"],
@@ -385,3 +386,81 @@ def test_kimi_k2_is_deepseek_v3_under_another_name():
     assert shape_from_config(DEEPSEEK | {"model_type": "kimi_k2"}) == shape_from_config(DEEPSEEK)
     with pytest.raises(ConfigError, match="kimi_k2"):
         shape_from_config(DEEPSEEK | {"model_type": ["kimi_k2"]})
+
+
+def yarn(**numbers) -> dict:
+    return LLAMA | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64} | numbers}
+
+
+def llama3(**numbers) -> dict:
+    usual = {"factor": 8.0, "original_max_position_embeddings": 64, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return LLAMA | {"rope_scaling": {"rope_type": "llama3"} | usual | numbers}
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (LLAMA | {"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0; it must be above 0"),
+        (LLAMA | {"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0; it must be above 0"),
+        (LLAMA | {"rms_norm_eps": 1}, "rms_norm_eps is 1; transformers takes no integer there: write 1.0"),
+        (LLAMA | {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be a number"),
+        (LLAMA | {"initializer_range": -0.02}, "initializer_range is -0.02; it must be at least 0"),
+        (LLAMA | {"initializer_range": 1.5}, "initializer_range is 1.5; it must be at most 1"),
+        (LLAMA | {"head_dim": 15}, "head_dim is 15; it must be even"),
+        (LLAMA | {"head_dim": 0}, "head_dim is 0; it must be a positive integer"),
+        (LLAMA | {"hidden_size": 60}, "num_attention_heads 4, which makes heads of 15; they must be even"),
+        (LLAMA | {"hidden_size": 66}, "hidden_size is 66; it must be a multiple of num_attention_heads"),
+        (LLAMA | {"num_key_value_heads": 0}, "num_key_value_heads is 0; it must be a positive integer"),
+        (LLAMA | {"rope_theta": -1.0}, "rope_theta is -1.0; it must be a number above 0"),
+        (LLAMA | {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor is 0.5 in the rope scaling"),
+        (yarn(factor=0.5), "factor is 0.5 in the rope scaling of type yarn; it must be at least 1"),
+        (yarn(beta_fast=-1), "beta_fast is -1.0 in the rope scaling of type yarn; it must be at least 0"),
+        (yarn(beta_slow=-1), "beta_slow is -1.0 in the rope scaling of type yarn; it must be at least 0"),
+        (yarn(beta_fast=1, beta_slow=32), "beta_fast is 1.0 in the rope scaling of type yarn; it must be at least"),
+        (yarn(beta_slow=33), "beta_slow is 33.0 in the rope scaling of type yarn; it must be at most beta_fast"),
+        (yarn(attention_factor=-1.0), "attention_factor is -1.0 in the rope scaling of type yarn; it must be"),
+        # 0.1 * m * ln(4) + 1 = 0
+        (yarn(mscale=1.0, mscale_all_dim=-10 / math.log(4)), "it must not make 0.1 * mscale_all_dim * ln(factor) + 1"),
+        (yarn(rope_theta=1.0), "it must not be 1: YaRN divides by its logarithm"),
+        (yarn(original_max_position_embeddings=0), "original_max_position_embeddings is 0.0 in the rope scaling"),
+        (yarn(original_max_position_embeddings=None), "original_max_position_embeddings is null beside a rope"),
+        (yarn() | {"original_max_position_embeddings": None}, "original_max_position_embeddings is null beside a"),
+        (llama3(factor=0.5), "factor is 0.5 in the rope scaling of type llama3; it must be at least 1"),
+        (llama3(low_freq_factor=0), "low_freq_factor is 0.0 in the rope scaling of type llama3; it must be a number"),
+        (llama3(low_freq_factor=4), "high_freq_factor is 4.0 in the rope scaling of type llama3; it must be greater"),
+        (llama3(low_freq_factor=8), "high_freq_factor is 4.0 in the rope scaling of type llama3; it must be greater"),
+        (DEEPSEEK | {"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7; it must be even"),
+        (DEEPSEEK | {"head_dim": 64}, "head_dim is 64; it must be qk_rope_head_dim"),
+        (DEEPSEEK | {"q_lora_rank": 0}, "q_lora_rank is 0; it must be a positive integer"),
+        (DEEPSEEK | {"n_shared_experts": -1}, "n_shared_experts is -1; it must be 0 or a positive integer"),
+        (DEEPSEEK | {"n_shared_experts": None}, "field n_shared_experts is missing"),
+        (DEEPSEEK | {"first_k_dense_replace": -1}, "first_k_dense_replace is -1; it must be 0 or a positive integer"),
+        (DEEPSEEK | {"first_k_dense_replace": None}, "field first_k_dense_replace is missing"),
+        (DEEPSEEK | {"num_nextn_predict_layers": -1}, "num_nextn_predict_layers is -1; it must be 0 or a positive"),
+        (DEEPSEEK | {"n_group": 0}, "n_group is 0; it must be a positive integer"),
+        (DEEPSEEK | {"topk_group": 0}, "topk_group is 0; it must be a positive integer"),
+        (DEEPSEEK | {"routed_scaling_factor": 1}, "routed_scaling_factor is 1; transformers takes no integer"),
+    ],
+)
+def test_an_impossible_number_is_refused_with_its_law(raw, words):
+    with pytest.raises(ConfigError) as caught:
+        shape_from_config(raw, "here/config.json")
+    assert "here/config.json: " in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "positions"),
+    [
+        (yarn(), 64),
+        (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 4.0}}, 256),
+        (LLAMA | {"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 32}, 32),
+    ],
+)
+def test_the_positions_before_a_scaling_are_transformers(raw, positions):
+    """Its own, the field beside it, or max_position_embeddings; the oracle is the class itself."""
+    from transformers import CONFIG_MAPPING
+
+    theirs = CONFIG_MAPPING["llama"].from_dict({key: value for key, value in raw.items() if key != "model_type"})
+    theirs.standardize_rope_params()  # as its models and vLLM do
+    assert theirs.rope_parameters["original_max_position_embeddings"] == positions
+    assert shape_from_config(raw).rope.factors["original_max_position_embeddings"] == positions

@@ -37,7 +37,7 @@ MOE = {
 DENSE = {
     "model_type": "llama",
     "vocab_size": 100,
-    "hidden_size": 64,
+    "hidden_size": 96,
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from config_cases import ALTERNATIVES, BASES, COMBINATIONS, config_of, make_model
+from config_cases import ALTERNATIVES, BASES, COMBINATIONS, COMPUTED, config_of, make_model
 from ranks import run_ranks
 
 from megatron_r1.config.fields import ALIASES, ARCHITECTURES, DEFAULTS, config_fields, limited_fields
@@ -102,7 +102,7 @@ def test_logits_are_transformers_or_the_field_is_refused(answers, name):
     architecture, change = CASES[name]
     shape = shape_or_error(config_of(architecture, change))
     if isinstance(shape, str):
-        names = {*change, *(key for value in change.values() if isinstance(value, dict) for key in value)}
+        names: set[str] = {*change, *(key for value in change.values() if isinstance(value, dict) for key in value)}
         aliases = ALIASES.get(architecture, {})
         assert any(field in shape or aliases.get(field, field) in shape for field in names) or "rope type" in shape
         return
@@ -111,6 +111,11 @@ def test_logits_are_transformers_or_the_field_is_refused(answers, name):
     assert not isinstance(found, str), found
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.partition(": ")[2] in COMPUTED])
+def test_what_transformers_computes_is_not_refused(name):
+    assert not isinstance(shape_or_error(config_of(*CASES[name])), str)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

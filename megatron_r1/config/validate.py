@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 
 from megatron_r1.algorithms.base import Setting
@@ -20,8 +19,9 @@ from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DeadlineConfig, RolloutConfig, RunConfig
-from megatron_r1.config.server_faults import served_otherwise, server_faults
-from megatron_r1.config.shape import ModelShape, hf_files, load_shape
+from megatron_r1.config.served_beside import preference_faults, teacher_faults
+from megatron_r1.config.server_faults import server_faults
+from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import (
     bound_faults,
     checkpoint_faults,
@@ -77,8 +77,6 @@ AT_LEAST: dict[str, float] = {
 }
 """The least value of a field; infinity and NaN are refused too."""
 
-PART_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
 ABOVE_ZERO = (
     "rollout.kv_cache_gib",
     "rollout.memory_fraction",
@@ -122,8 +120,7 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
         size = deadlines.folder_bytes(served)
         faults += deadlines.start_faults(config.rollout, config.deadlines, size)
     faults += _data_faults(config)
-    faults += _preference_faults(config)
-    faults += _algorithm_faults(config)
+    faults += preference_faults(config, shape) + _algorithm_faults(config) + teacher_faults(config, shape)
     if folder:
         faults += folder_faults(config)
     if faults or shape is None:
@@ -237,73 +234,15 @@ def _grpo_faults(config: RunConfig) -> list[str]:
     return faults + reward_faults(rewards)
 
 
-def _preference_faults(config: RunConfig) -> list[str]:
-    faults: list[str] = []
-    used = {"accuracy", "format", "language", "length"}
-    own = _tokenizer(config.model.path)
-    for number, preference in enumerate(config.rewards.preferences):
-        field = f"rewards.preferences[{number}]"
-        if not PART_NAME.fullmatch(preference.name) or preference.name in used:
-            faults.append(
-                f"{field}.name is {preference.name!r}; it must be a name (letters, digits, - and _) that no other part "
-                "of the reward has"
-            )
-        used.add(preference.name)
-        if not preference.domains:
-            faults.append(f"{field}.domains is empty; name the domains of the problems that it scores")
-        if preference.tensor_parallel < 1 or not 0 <= preference.weight < math.inf:
-            faults.append(f"{field}: tensor_parallel must be at least 1 and weight at least 0")
-        found = _tokenizer(preference.model)
-        if found is None:
-            faults.append(f"{field}.model: {preference.model} has no tokenizer.json; it must be a reward model stage's")
-        elif found != own:
-            faults.append(
-                f"{field}.model: {preference.model} has another tokenizer than model.path "
-                f"{config.model.path}; train the reward model from a model of the policy's family"
-            )
-        else:
-            faults += _reward_model_faults(preference.model, config.rollout.max_model_len, f"{field}.model")
-    return faults
-
-
 def _algorithm_faults(config: RunConfig) -> list[str]:
-    setting = Setting(
-        minibatches=config.grpo.minibatches,
-        max_new_tokens=config.rollout.sampling.max_new_tokens,
-        temperature=config.rollout.sampling.temperature,
+    sampling = config.rollout.sampling
+    return config.algorithm.faults(
+        Setting(
+            minibatches=config.grpo.minibatches,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+        )
     )
-    faults = config.algorithm.faults(setting)
-    teacher = config.teacher
-    if teacher is None or teacher.model is None:
-        return faults
-    tokenizer = _tokenizer(teacher.model)
-    if tokenizer is None:
-        faults.append(
-            f"algorithm.teacher.model: {teacher.model}/tokenizer.json does not exist; it must be a Hugging Face folder"
-        )
-    elif tokenizer != _tokenizer(config.model.path):
-        faults.append(
-            f"algorithm.teacher.model: {teacher.model} has another tokenizer than model.path {config.model.path}; a "
-            "student with a tokenizer of its own learns from samples (stage distill_set, then SFT)"
-        )
-    return faults
-
-
-def _reward_model_faults(folder: Path, longest: int, field: str) -> list[str]:
-    try:
-        shape = load_shape(folder)
-    except ConfigError as error:
-        return [fault.replace("model.path", field, 1) for fault in error.faults]
-    if not shape.reward_head:
-        return [f"{field}: {folder} has no reward head; it must be the model of a reward model stage"]
-    faults = length_faults("its server's longest text", longest, shape, served=True) + served_otherwise(shape)
-    asked = f"{field}: {folder}, whose server takes texts of rollout.max_model_len = {longest}"
-    return [f"{asked}: {fault.removeprefix('model.path: ')}" for fault in faults]
-
-
-def _tokenizer(folder: Path) -> bytes | None:
-    file = hf_files(folder) / "tokenizer.json"
-    return file.read_bytes() if file.is_file() else None
 
 
 def _data_faults(config: RunConfig) -> list[str]:

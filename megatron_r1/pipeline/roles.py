@@ -122,7 +122,9 @@ def server_config(config: StageConfig, place: ServerPlace) -> RolloutConfig:
     assert rollout is not None
     if place.role == "rollout":
         return rollout
-    return dataclasses.replace(rollout, tensor_parallel=place.tensor_parallel, num_engines=1, devices=(), vllm_args=())
+    return dataclasses.replace(
+        rollout, tensor_parallel=place.tensor_parallel, num_engines=1, devices=(), vllm_args=(), draft_tokens=0
+    )
 
 
 def _servers(config: StageConfig) -> list[Wanted]:

@@ -132,6 +132,7 @@ def start_teacher(config: RunConfig) -> list[Engine]:
         num_engines=1,
         devices=(),
         vllm_args=(),
+        draft_tokens=0,
     )
     engine = _attached(rollout, teacher.model, config.run_dir, name="teacher") or Engine(
         rollout,

@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 FLOORS = (
     ("types", "errors", "boxed"),
-    ("plugins",),
+    ("plugins", "bounds"),
     ("algorithms",),
     ("config",),
     ("observe", "planning"),
@@ -40,6 +40,7 @@ WITHOUT_TORCH = {
     "algorithms",
     "boxed",
     "plugins",
+    "bounds",
     "errors",
     "config",
     "observe",

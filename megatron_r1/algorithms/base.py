@@ -12,7 +12,6 @@ here imports torch until a loss is computed: the command line builds algorithms 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -99,7 +98,8 @@ class Algorithm:
         return 1
 
     def faults(self, setting: Setting) -> list[str]:
-        """One sentence for each setting that cannot be: `algorithm.FIELD is VALUE; the law`."""
+        """One sentence for each setting that cannot be, `algorithm.FIELD is VALUE; the law`, but for numbers out of the
+        bounds that are written at their fields (bounds.py)."""
         return []
 
     def rewards(self, group: RolloutGroup, max_new_tokens: int) -> np.ndarray:
@@ -124,11 +124,3 @@ class Algorithm:
     def sequence_penalty(self, old_logprobs_T: np.ndarray, reference_logprobs_T: np.ndarray) -> float:
         """What a completion's reward loses for its T tokens' distance from the reference; see Needs.kl_in_reward."""
         raise NotImplementedError(f"{type(self).__name__}.sequence_penalty")
-
-
-def range_faults(field: str, value: float, *, least: float = -math.inf, above: float = -math.inf) -> list[str]:
-    """Of a number that must be finite, at least `least` and above `above`."""
-    if math.isfinite(value) and value >= least and value > above:
-        return []
-    law = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
-    return [f"{field} is {value}; it must be {law}"]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.base import Algorithm, TokenLoss, Tokens
 from megatron_r1.algorithms.group_advantage import group_advantages
 from megatron_r1.algorithms.token_weights import token_mean
+from megatron_r1.bounds import NonNegative, at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +25,10 @@ class CISPO(Algorithm):
 
     METRICS: ClassVar[Mapping[str, str]] = {"clip_fraction": "share of tokens whose importance weight was at its cap"}
 
-    ratio_cap: float = 5.0
+    ratio_cap: Annotated[float, at_least(1)] = 5.0
     """Largest importance weight, 1 + epsilon_high (arXiv 2510.13786 finds 4 to 8 alike). There is none below."""
-    deviation_floor: float = 1e-4
+    deviation_floor: NonNegative = 1e-4
     """The least standard deviation that a group's rewards are divided by."""
-
-    def faults(self, setting: Setting) -> list[str]:
-        return [
-            *range_faults("algorithm.ratio_cap", self.ratio_cap, least=1),
-            *range_faults("algorithm.deviation_floor", self.deviation_floor, least=0),
-        ]
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return group_advantages(rewards_G, deviation_floor=self.deviation_floor)

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.base import Algorithm, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.group_advantage import group_advantages, usable_rewards
 from megatron_r1.algorithms.grpo import CLIPPED_METRICS
 from megatron_r1.algorithms.token_weights import token_mean
+from megatron_r1.bounds import DECAY, Count, NonNegative
 from megatron_r1.types import RolloutGroup
 
 
@@ -32,30 +33,18 @@ class DAPO(Algorithm):
     METRICS: ClassVar[Mapping[str, str]] = CLIPPED_METRICS
 
     clip: Clip = field(default_factory=lambda: Clip(high=0.28))
-    sampling_rounds: int = 10
+    sampling_rounds: Count = 10
     """A step samples at most so often until it has prompts_per_step groups whose rewards differ; then it trains on
     those that it has. 1: no dynamic sampling."""
-    overlong_share: float = 0.2
+    overlong_share: Annotated[float, DECAY] = 0.2
     """The last share of max_new_tokens, in which an answer's reward falls (the paper: 4,096 of 20,480 tokens); 0: no
     overlong shaping."""
-    overlong_penalty: float = 1.0
+    overlong_penalty: NonNegative = 1.0
     """What an answer that fills max_new_tokens loses."""
-    deviation_floor: float = 1e-4
+    deviation_floor: NonNegative = 1e-4
     """The least standard deviation that a group's rewards are divided by."""
-    truncated_importance_cap: float = 0.0
+    truncated_importance_cap: NonNegative = 0.0
     """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
-
-    def faults(self, setting: Setting) -> list[str]:
-        faults = [
-            *self.clip.faults("algorithm.clip"),
-            *range_faults("algorithm.sampling_rounds", self.sampling_rounds, least=1),
-            *range_faults("algorithm.overlong_penalty", self.overlong_penalty, least=0),
-            *range_faults("algorithm.deviation_floor", self.deviation_floor, least=0),
-            *range_faults("algorithm.truncated_importance_cap", self.truncated_importance_cap, least=0),
-        ]
-        if not 0 <= self.overlong_share < 1:
-            faults.append(f"algorithm.overlong_share is {self.overlong_share}; it is a share: at least 0, below 1")
-        return faults
 
     def rewards(self, group: RolloutGroup, max_new_tokens: int) -> np.ndarray:
         totals_G = np.array([reward.total for reward in group.rewards], dtype=np.float64)

@@ -12,12 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.group_advantage import centred_rewards
 from megatron_r1.algorithms.grpo import CLIPPED_METRICS
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.algorithms.token_weights import constant
+from megatron_r1.bounds import NonNegative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class DrGRPO(Algorithm):
     clip: Clip = field(default_factory=Clip)
     kl: KL = field(default_factory=lambda: KL(coef=0.0))
     """Off, as in the paper."""
-    truncated_importance_cap: float = 0.0
+    truncated_importance_cap: NonNegative = 0.0
     """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
 
     @property
@@ -37,11 +38,7 @@ class DrGRPO(Algorithm):
         return self.kl.needs
 
     def faults(self, setting: Setting) -> list[str]:
-        return [
-            *self.clip.faults("algorithm.clip"),
-            *self.kl.faults("algorithm.kl"),
-            *range_faults("algorithm.truncated_importance_cap", self.truncated_importance_cap, least=0),
-        ]
+        return self.kl.faults("algorithm.kl")
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return centred_rewards(rewards_G)

@@ -13,11 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.group_advantage import group_advantages
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.algorithms.token_weights import sequence_mean
+from megatron_r1.bounds import NonNegative
 
 CLIPPED_METRICS = {
     "kl": "estimate of KL(policy || reference), nats per token; 0 without a reference policy",
@@ -33,10 +34,10 @@ class GRPO(Algorithm):
 
     clip: Clip = field(default_factory=Clip)
     kl: KL = field(default_factory=KL)
-    deviation_floor: float = 1e-4
+    deviation_floor: NonNegative = 1e-4
     """The least standard deviation that a group's rewards are divided by. Scores of a reward model that differ less
     differ by its rounding; one rule's verdict among 16 answers deviates by 0.24."""
-    truncated_importance_cap: float = 0.0
+    truncated_importance_cap: NonNegative = 0.0
     """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
 
     @property
@@ -44,12 +45,7 @@ class GRPO(Algorithm):
         return self.kl.needs
 
     def faults(self, setting: Setting) -> list[str]:
-        return [
-            *self.clip.faults("algorithm.clip"),
-            *self.kl.faults("algorithm.kl"),
-            *range_faults("algorithm.deviation_floor", self.deviation_floor, least=0),
-            *range_faults("algorithm.truncated_importance_cap", self.truncated_importance_cap, least=0),
-        ]
+        return self.kl.faults("algorithm.kl")
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return group_advantages(rewards_G, deviation_floor=self.deviation_floor)

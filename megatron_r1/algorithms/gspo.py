@@ -15,12 +15,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.group_advantage import group_advantages
 from megatron_r1.algorithms.grpo import CLIPPED_METRICS
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.algorithms.token_weights import sequence_mean
+from megatron_r1.bounds import NonNegative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class GSPO(Algorithm):
     clip: Clip = field(default_factory=lambda: Clip(low=3e-4, high=4e-4))
     """A sequence's ratio is far nearer to 1 than a token's; the paper's values (section 5.1)."""
     kl: KL = field(default_factory=lambda: KL(coef=0.0))
-    deviation_floor: float = 1e-4
+    deviation_floor: NonNegative = 1e-4
     """The least standard deviation that a group's rewards are divided by."""
 
     @property
@@ -40,11 +41,7 @@ class GSPO(Algorithm):
         return self.kl.needs
 
     def faults(self, setting: Setting) -> list[str]:
-        return [
-            *self.clip.faults("algorithm.clip"),
-            *self.kl.faults("algorithm.kl"),
-            *range_faults("algorithm.deviation_floor", self.deviation_floor, least=0),
-        ]
+        return self.kl.faults("algorithm.kl")
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return group_advantages(rewards_G, deviation_floor=self.deviation_floor)

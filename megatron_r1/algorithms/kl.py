@@ -16,7 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Needs, range_faults
+from megatron_r1.algorithms.base import Needs
+from megatron_r1.bounds import Natural, NonNegative
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -29,14 +30,14 @@ before that."""
 class KL:
     """How the reference policy holds the trained one back."""
 
-    coef: float = 0.001
+    coef: NonNegative = 0.001
     """0: no reference policy at all."""
     estimator: Estimator = "k3"
     """Of the divergence at a token; the paper's is k3."""
     place: Literal["loss", "reward"] = "loss"
     """loss: coef * KL is added to each token's loss. reward: coef * the sum over a completion's tokens is taken from
     its reward, before rewards are compared within the group."""
-    refresh_steps: int = 400
+    refresh_steps: Natural = 400
     """The reference policy becomes the current one every N optimizer steps; 0 keeps the start model."""
 
     @property
@@ -47,14 +48,12 @@ class KL:
         return Needs(reference=True, reference_refresh_steps=self.refresh_steps, old=in_reward, kl_in_reward=in_reward)
 
     def faults(self, field: str) -> list[str]:
-        faults = range_faults(f"{field}.coef", self.coef, least=0)
-        faults += range_faults(f"{field}.refresh_steps", self.refresh_steps, least=0)
         if self.coef > 0 and self.estimator == "k1" and self.place == "loss":
-            faults.append(
+            return [
                 f"{field}.estimator is k1 in the loss; the mean of its gradient is 0 whatever the reference policy is: "
                 "use k2 or k3, or place reward"
-            )
-        return faults
+            ]
+        return []
 
     def penalty(self, old_logprobs_T: np.ndarray, reference_logprobs_T: np.ndarray) -> float:
         """coef * sum_t KL_t of one completion, in float64; what its reward loses with place reward."""

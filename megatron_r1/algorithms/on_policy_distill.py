@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens, range_faults
+from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens
 from megatron_r1.algorithms.token_weights import sequence_mean
+from megatron_r1.bounds import Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Teacher:
 
     model: Path | None = None
     """Hugging Face folder with the student's tokenizer."""
-    tensor_parallel: int = 1
+    tensor_parallel: Count = 1
     devices: str = ""
     """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""
 
@@ -45,7 +46,7 @@ class OnPolicyDistill(Algorithm):
         return Needs(teacher=True)
 
     def faults(self, setting: Setting) -> list[str]:
-        faults = range_faults("algorithm.teacher.tensor_parallel", self.teacher.tensor_parallel, least=1)
+        faults = []
         if self.teacher.model is None:
             faults.append("algorithm.teacher.model is missing; name the teacher's Hugging Face folder")
         if setting.minibatches > 1:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from megatron_r1.bounds import number_faults
+from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig
 from megatron_r1.errors import ConfigError
 
@@ -25,10 +27,8 @@ class CheckDataConfig:
 
 def validate_check_data(config: CheckDataConfig) -> None:
     """ConfigError for what cannot be checked."""
-    faults = []
+    faults = number_faults(config) + reward_faults(config.rewards)
     if not config.data.files:
-        faults.append("data.files: empty; name the files to check: --data.files FILE ...")
-    if config.rewards.num_workers < 1:
-        faults.append(f"rewards.num_workers: {config.rewards.num_workers}; expected at least 1")
+        faults.append("data.files is empty; name the files to check: --data.files FILE ...")
     if faults:
         raise ConfigError(faults)

@@ -24,11 +24,6 @@ STEP_TOKENS = 8192
 """Prompt tokens that vLLM reads in one step at least."""
 
 
-AT_LEAST = {"rollout.start_timeout_seconds": 0.0, "rollout.stall_seconds": 0.0}
-ABOVE_ZERO = ("rollout.weights_gb_per_second",)
-"""Bounds of the fields that are read here, for every stage with servers."""
-
-
 def folder_bytes(folder: Path) -> int:
     """Of the weights in a Hugging Face folder; 0 if it has none."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

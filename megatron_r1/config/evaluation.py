@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from megatron_r1.config import deadlines
+from megatron_r1.bounds import Count, Natural, number_faults
 from megatron_r1.config.colocation import sleep_faults
-from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
-from megatron_r1.config.lengths import length_faults
+from megatron_r1.config.parts import problem_faults, request_faults, rollout_faults, sample_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
-from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, load_shape
-from megatron_r1.config.trainer_faults import bound_faults, reward_model_faults
+from megatron_r1.config.trainer_faults import reward_model_faults
 from megatron_r1.errors import ConfigError
 
 
@@ -49,15 +46,15 @@ class EvaluateConfig:
     """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
     data: DataConfig = field(default_factory=DataConfig)
     """Tasks or files; `holdout` and `validation` mean nothing here."""
-    limit: int = 0
+    limit: Natural = 0
     """At most so many problems, the first ones; 0: all of the files, 100 of each task."""
-    samples: int = 16
+    samples: Count = 16
     """Samples a problem: pass@1 is their mean."""
     pass_k: tuple[int, ...] = (1,)
     """The k of pass@k to report; each at most `samples`."""
-    consensus_k: int = 0
+    consensus_k: Natural = 0
     """Votes of cons@k, the first k samples; 0: all samples."""
-    seed: int = 0
+    seed: Natural = 0
     rollout: RolloutConfig = field(default_factory=_rollout)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -74,34 +71,17 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
         faults += [fault.replace("model.path", "model", 1) for fault in error.faults]
     if shape is not None:
         faults += reward_model_faults(shape, config.model, "model")
-    data, rollout, sampling = config.data, config.rollout, config.rollout.sampling
-    if bool(data.tasks) == bool(data.files):
-        faults.append("data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files")
-    faults += task_faults(data.tasks)
-    faults += [f"data.files: {file} does not exist" for file in data.files if not file.is_file()]
-    if config.samples < 1 or config.limit < 0 or config.seed < 0:
-        faults.append("samples must be at least 1, limit and seed at least 0")
+    rollout, server = config.rollout, config.server
+    faults += number_faults(config) + problem_faults(config.data) + reward_faults(config.rewards)
     if any(not 1 <= k <= config.samples for k in config.pass_k):
         faults.append(f"pass_k is {config.pass_k}; each must be 1 to samples = {config.samples}")
-    if not 0 <= config.consensus_k <= config.samples:
+    if config.consensus_k > config.samples:
         faults.append(f"consensus_k is {config.consensus_k}; it must be 0 to samples = {config.samples}")
-    if not 0 <= sampling.temperature < math.inf or not 0 < sampling.top_p <= 1:
-        faults.append("rollout.sampling.temperature must be 0 or more and top_p in (0, 1]")
-    if sampling.temperature == 0 and config.samples > 1:
-        faults.append(f"samples is {config.samples}; at rollout.sampling.temperature 0 they are all the same: use 1")
-    if not 1 <= sampling.max_new_tokens < rollout.max_model_len:
-        faults.append(
-            f"rollout.sampling.max_new_tokens is {sampling.max_new_tokens}; it must be 1 or more and leave room for a "
-            f"prompt in rollout.max_model_len = {rollout.max_model_len}"
-        )
-    faults += length_faults("rollout.max_model_len", rollout.max_model_len, shape, served=True)
-    if rollout.num_engines < 1 or config.rewards.num_workers < 1:
-        faults.append("rollout.num_engines and rewards.num_workers must be at least 1")
-    faults += reward_faults(config.rewards)
-    faults += bound_faults(config, deadlines.AT_LEAST, deadlines.ABOVE_ZERO) + sleep_faults(config.rollout)
-    server = config.server
-    if not server.url:
-        faults += server_faults(rollout, shape, fp8_block=shape.fp8_block if shape is not None else None)
+    faults += sample_faults(config.samples, rollout) + sleep_faults(rollout)
+    if server.url:
+        faults += request_faults(rollout, shape)
+    else:
+        faults += rollout_faults(rollout, shape, fp8_block=shape and shape.fp8_block)
     if server.url and not server.url.startswith(("http://", "https://")):
         faults.append(f"server.url is {server.url!r}; it must begin with http:// or https://")
     elif "@" in server.url:

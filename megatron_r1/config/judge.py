@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_r1.bounds import Count, Natural, NonNegative, Positive, Share
 from megatron_r1.errors import ConfigError
 
 
@@ -21,16 +21,16 @@ class JudgeConfig:
     """File that holds the server's bearer token."""
     domains: tuple[str, ...] = ()
     """Problems of these domains may be judged; empty: of all. Only answers that no rule recognised are."""
-    timeout_seconds: float = 300.0
+    timeout_seconds: Positive = 300.0
     """One request's; past it the request is sent again, `retries` times."""
-    retries: int = 2
+    retries: Natural = 2
     """Further attempts after a time-out, a failure of the server or an answer without a verdict."""
-    concurrency: int = 32
+    concurrency: Count = 32
     """Requests that are under way at once."""
-    max_new_tokens: int = 4096
-    temperature: float = 0.6
+    max_new_tokens: Count = 4096
+    temperature: NonNegative = 0.6
     """Above 0, so that a second attempt or judgement can differ from the first; the seeds are fixed."""
-    max_failed: float = 0.1
+    max_failed: Share = 0.1
     """Largest share of judgements that may come to nothing; more stops the stage."""
 
 
@@ -52,7 +52,7 @@ class PairConfig:
 
 
 def judge_faults(judge: JudgeConfig) -> list[str]:
-    """Every fault of `judge`, as sentences."""
+    """Faults of `judge` besides its bounds, as sentences."""
     faults = []
     if not judge.url.startswith(("http://", "https://")) or judge.url.endswith("/chat/completions"):
         faults.append(f"judge.url is {judge.url!r}; it is the API's root, such as http://host:8000/v1")
@@ -62,13 +62,4 @@ def judge_faults(judge: JudgeConfig) -> list[str]:
         faults.append("judge.model is empty; it is the name under which the server knows the judge (GET /v1/models)")
     if judge.token_file is not None and not judge.token_file.is_file():
         faults.append(f"judge.token_file: {judge.token_file} does not exist; it holds the server's bearer token")
-    if not 0 < judge.timeout_seconds < math.inf:
-        faults.append(f"judge.timeout_seconds is {judge.timeout_seconds}; it must be above 0")
-    for name, least in (("retries", 0), ("concurrency", 1), ("max_new_tokens", 1)):
-        if getattr(judge, name) < least:
-            faults.append(f"judge.{name} is {getattr(judge, name)}; it must be at least {least}")
-    if not 0 <= judge.temperature < math.inf:
-        faults.append(f"judge.temperature is {judge.temperature}; it must be 0 or more")
-    if not 0 <= judge.max_failed <= 1:
-        faults.append(f"judge.max_failed is {judge.max_failed}; it is a share between 0 and 1")
     return faults

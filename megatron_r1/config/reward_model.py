@@ -6,15 +6,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from megatron_r1.bounds import Count, Natural, at_least, number_faults
 from megatron_r1.config.colocation import offload_faults
 from megatron_r1.config.lengths import length_faults
+from megatron_r1.config.parts import missing_files
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import (
-    bound_faults,
     optimizer_faults,
     parallel_faults,
     row_faults,
@@ -33,13 +34,13 @@ class PairDataConfig:
     """How the turns before the answer become a prompt; the policy's own."""
     part: Literal["answer", "response"] = "answer"
     """What is judged: the final answer only (helpfulness), or thought and answer (harmlessness)."""
-    max_tokens: int = 8192
+    max_tokens: Annotated[int, at_least(2)] = 8192
     """Longest prompt and response together; pairs with a longer one are left out and counted."""
-    batch_pairs: int = 256
-    epochs: int = 1
-    validation: int = 512
+    batch_pairs: Count = 256
+    epochs: Count = 1
+    validation: Count = 512
     """Pairs kept apart, for accuracy before and after, and for the scale of the values."""
-    seed: int = 0
+    seed: Natural = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class RewardModelConfig:
     run_dir: Path
     model: ModelConfig
     data: PairDataConfig
-    seed: int = 0
+    seed: Natural = 0
     if_exists: Literal["refuse", "archive"] = "refuse"
     """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
     device: Literal["cpu", "cuda"] = "cuda"
@@ -60,24 +61,8 @@ class RewardModelConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=6e-6, min_lr=6e-6))
     save_dtype: Literal["fp32", "bf16"] = "bf16"
     """Of the exported weights."""
-    max_skipped_steps: int = 4
+    max_skipped_steps: Natural = 4
     """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
-
-
-AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "max_skipped_steps": 0,
-    "model.router_bias_update_rate": 0,
-    "data.max_tokens": 2,
-    "data.batch_pairs": 1,
-    "data.epochs": 1,
-    "data.validation": 1,
-    "data.seed": 0,
-    "train.threads_per_rank": 1,
-    "optimizer.warmup_steps": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.clip_grad": 0,
-}
 
 
 def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> ModelShape:
@@ -94,7 +79,7 @@ def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> 
         faults += length_faults("data.max_tokens", config.data.max_tokens, shape, served=False)
     if config.model.train_mtp:
         faults.append("model.train_mtp is True; a reward model predicts no tokens: leave it out")
-    faults += bound_faults(config, AT_LEAST, ("train.collective_timeout_seconds",))
+    faults += number_faults(config)
     # A reward model has no MTP layers, whatever its base has.
     faults += parallel_faults(config.parallel, shape and dataclasses.replace(shape, num_mtp_layers=0))
     faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)
@@ -103,7 +88,7 @@ def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> 
     faults += optimizer_faults(config.optimizer, config.train, config.device)
     if not config.data.files:
         faults.append("data.files is empty; name at least one jsonl file of preference pairs")
-    faults += [f"data.files: {file} does not exist" for file in config.data.files if not file.is_file()]
+    faults += missing_files({"data.files": config.data.files})
     if folder:
         faults += folder_faults(config)
     if faults or shape is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from megatron_r1.algorithms import GRPO, Algorithm
 from megatron_r1.algorithms.on_policy_distill import Teacher
+from megatron_r1.bounds import DECAY, Count, Natural, NonNegative, Positive, Share, above, at_least
 from megatron_r1.config.sandbox import SandboxConfig
 
 AnswerPlace = Literal["answer", "boxed", "either"]
@@ -32,7 +33,7 @@ class ModelConfig:
     train_mtp: bool = False
     """Train the multi-token-prediction layers too, with weight 0.1 of their loss; else they are kept, frozen. In RL
     they learn the sampled tokens, whatever their advantage."""
-    router_bias_update_rate: float = 0.0
+    router_bias_update_rate: NonNegative = 0.0
     """Step of the router's score-correction bias per optimizer step (1e-3 in V3 pretraining; 0 freezes it)."""
 
 
@@ -40,18 +41,18 @@ class ModelConfig:
 class ParallelConfig:
     """Megatron's parallel sizes. world = tensor * pipeline * context * data; experts are split inside data x tensor."""
 
-    tensor: int = 1
-    pipeline: int = 1
-    virtual_pipeline: int = 1
+    tensor: Count = 1
+    pipeline: Count = 1
+    virtual_pipeline: Count = 1
     """Model chunks per pipeline rank (interleaved schedule)."""
-    context: int = 1
-    expert: int = 1
-    expert_tensor: int = 1
+    context: Count = 1
+    expert: Count = 1
+    expert_tensor: Count = 1
     sequence: bool = False
     """Sequence parallelism (norms and dropout split over tensor ranks); required by MoE with tensor > 1."""
     pipeline_layout: str = ""
     """Megatron's pipeline layout string for uneven stages, e.g. `Et*3|(tt|)*29,m|L`; empty splits evenly."""
-    world_size: int = 1
+    world_size: Count = 1
     """Trainer processes in all."""
 
     @property
@@ -84,11 +85,11 @@ class FP8Config:
     """hybrid: gradients in e5m2, which has more range and less precision."""
     parameters: bool = False
     """Keep the weights that only FP8 products read in FP8 too. Refused: docs/fp8.md says why."""
-    amax_history: int = 1024
+    amax_history: Count = 1024
     """delayed only: steps that a scale looks back on."""
-    first_layers_bf16: int = 0
+    first_layers_bf16: Natural = 0
     """Layers at the start of the model that stay in bf16."""
-    last_layers_bf16: int = 0
+    last_layers_bf16: Natural = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,33 +100,33 @@ class TrainConfig:
     """Compute precision. fp8 needs Transformer Engine and is refused without it."""
     fp8: FP8Config = field(default_factory=FP8Config)
     recompute: Literal["none", "selective", "full"] = "none"
-    tokens_per_microbatch: int = 4096
+    tokens_per_microbatch: Count = 4096
     """Length of a packed row. Every sequence must fit in one."""
-    logprob_chunk_tokens: int = 1024
+    logprob_chunk_tokens: Count = 1024
     """At most this many rows of [tokens, vocabulary] are held in fp32 at a time."""
     deterministic: bool = False
     """The same bits from the same inputs on the same GPUs; slower. Rollouts are left out (docs/restart.md)."""
     offload: tuple[OffloadPart, ...] = ()
     """With servers on the trainer's GPUs (rollout.sync ipc): what goes to host memory while they sample. weights: with
     the router's biases; gradients: dropped, they hold nothing between steps; optimizer: master weights and moments."""
-    threads_per_rank: int = 1
+    threads_per_rank: Count = 1
     gpu: str = ""
     """GPU that the memory is checked for before the start (h100, h200, ...: docs/planner.md); empty: this machine's."""
-    collective_timeout_seconds: float = 6 * 3600.0
+    collective_timeout_seconds: Positive = 6 * 3600.0
     """A rank that waits longer for the others gives up. It must outlast a rollout: all ranks wait for rank 0's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    lr: float = 3e-6
-    min_lr: float = 3e-6
+    lr: NonNegative = 3e-6
+    min_lr: NonNegative = 3e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    clip_grad: float = 1.0
+    warmup_steps: Natural = 0
+    weight_decay: NonNegative = 0.0
+    beta1: Annotated[float, DECAY] = 0.9
+    beta2: Annotated[float, DECAY] = 0.95
+    eps: Positive = 1e-8
+    clip_grad: NonNegative = 1.0
     distributed: bool = True
     """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
     moments: Literal["fp32", "bf16"] = "fp32"
@@ -141,30 +142,30 @@ class DataConfig:
     """reasoning-gym dataset names, optionally with arguments: `chain_sum:min_terms=2,max_terms=2`."""
     files: tuple[Path, ...] = ()
     """jsonl files; each line has question and answer, or messages and answer (see docs/grpo.md)."""
-    task_size: int = 100_000
+    task_size: Count = 100_000
     """Problems drawn from each task before the stream wraps."""
     template: Literal["r1_zero", "chat", "plain"] = "r1_zero"
     """How a problem becomes a prompt: the paper's R1-Zero template, the model's chat template, or the bare text."""
     thinking: Literal["on", "off", "template"] = "on"
     """With template chat: ask the model's template for a thought (DeepSeek's `thinking`, Qwen's `enable_thinking`), for
     none, or leave it at its default. One that closes the thought before the answer is refused unless it is off."""
-    seed: int = 0
-    holdout: int = 100
+    seed: Natural = 0
+    holdout: Count = 100
     """Problems kept apart for accuracy before and after; never sampled for training."""
     holdout_files: tuple[Path, ...] = ()
     """jsonl files of problems to judge by instead; `holdout` then means nothing. Training problems with the same
     questions are passed over and counted."""
-    validation: int = 0
+    validation: Natural = 0
     """Further problems kept apart, for accuracy during training and for grpo.target_accuracy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: NonNegative = 1.0
+    top_p: Annotated[float, above(0, 1)] = 1.0
+    top_k: Annotated[int, at_least(-1)] = 0
     """0 means the whole vocabulary."""
-    max_new_tokens: int = 32_768
+    max_new_tokens: Count = 32_768
     stop_token_ids: tuple[int, ...] = ()
     """Besides the tokenizer's end-of-sequence token."""
 
@@ -173,43 +174,43 @@ class SamplingConfig:
 class RolloutConfig:
     """vLLM servers: how many, where, and how weights reach them."""
 
-    num_engines: int = 1
-    tensor_parallel: int = 1
-    max_model_len: int = 33_792
-    max_num_seqs: int = 256
+    num_engines: Count = 1
+    tensor_parallel: Count = 1
+    max_model_len: Count = 33_792
+    max_num_seqs: Count = 256
     dtype: Literal["fp32", "bf16"] = "bf16"
     device: Literal["cpu", "cuda"] = "cuda"
-    memory_fraction: float = 0.85
+    memory_fraction: Annotated[float, above(0, 1)] = 0.85
     """vLLM's --gpu-memory-utilization (on CPU it is a share of host memory)."""
-    kv_cache_gib: float = 1.0
+    kv_cache_gib: Positive = 1.0
     """CPU only: KV cache size."""
-    threads: int = 2
+    threads: Count = 2
     """CPU only: OpenMP threads of each server."""
     devices: tuple[str, ...] = ()
     """CUDA_VISIBLE_DEVICES of each server. Empty: the GPUs after the trainer's on this host (nccl), or those (ipc)."""
     sync: Literal["gloo", "nccl", "ipc"] = "nccl"
     """How weights reach the servers: gloo on CPUs; nccl to GPUs of their own; ipc, through the host's shared memory, to
     servers on the trainer's GPUs, or on CPUs."""
-    sync_bucket_mib: int = 512
+    sync_bucket_mib: Count = 512
     """Weights are gathered and sent in buckets of at most this size (one larger tensor is a bucket of its own)."""
     fp8_folder: Path | None = None
     """FP8 rollouts on GPUs: a folder of the same model in DeepSeek's FP8 form, which the servers start from; every sync
     then quantises the weights in its blocks before it sends them. None: rollouts in `dtype`."""
-    draft_tokens: int = 0
+    draft_tokens: Natural = 0
     """Tokens that the model's multi-token-prediction layer drafts and the model then checks (speculative decoding,
     exact). The layer keeps the weights that the server started with; 0 drafts none."""
     sleep_level: Literal[0, 1, 2] = 0
     """With servers on the trainer's GPUs (sync ipc): what they give back while it trains. 0: nothing. 1: the cache, and
     the weights to host memory. 2: both, and the weights come with the next sync."""
-    start_timeout_seconds: float = 0.0
+    start_timeout_seconds: NonNegative = 0.0
     """Until a server answers; 0: from the bytes of its weights (config/deadlines.py)."""
-    stall_seconds: float = 0.0
+    stall_seconds: NonNegative = 0.0
     """A server that has work and has moved no token for so long is stuck, and is restarted; 0: from the longest prompt.
     How long a request lasts does not matter."""
-    weights_gb_per_second: float = 0.5
+    weights_gb_per_second: Positive = 0.5
     """The slowest rate at which weights reach a server, from its folder or from the trainer: start and sync may take as
     long as their bytes do at it."""
-    max_restarts: int = 3
+    max_restarts: Natural = 3
     """Failures of a server since the last whole rollout."""
     enforce_eager: bool = False
     expert_parallel: bool = False
@@ -235,8 +236,8 @@ class PreferenceConfig:
     """Folder that a reward model stage made; its tokenizer is the policy's."""
     domains: tuple[str, ...]
     """The problems that it scores, by their domain."""
-    weight: float = 1.0
-    tensor_parallel: int = 1
+    weight: NonNegative = 1.0
+    tensor_parallel: Count = 1
     devices: str = ""
     """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""
 
@@ -246,9 +247,9 @@ class RewardConfig:
     """Total = accuracy_weight * accuracy + format_weight * format + language_weight * language + the reward models'
     scores by their weights (paper, sections 2.2.2, 2.3.2 and 2.3.3). A problem has the parts that apply to it."""
 
-    accuracy_weight: float = 1.0
-    format_weight: float = 1.0
-    language_weight: float = 0.0
+    accuracy_weight: NonNegative = 1.0
+    format_weight: NonNegative = 1.0
+    language_weight: NonNegative = 0.0
     """Of the language-consistency reward; 0 does not compute it. The paper adds it with weight 1 in R1's first RL."""
     language: str = "en"
     """The language that thoughts should be in, for problems that do not name one themselves: a code, or a name
@@ -260,9 +261,9 @@ class RewardConfig:
     answer_from: AnswerPlace = "answer"
     """Where the answer is: `<answer>` (the paper's template), the last \\boxed{} after the thought (models of Qwen and
     those distilled from R1), or either."""
-    num_workers: int = 4
+    num_workers: Count = 4
     """Worker processes that grade answers, and programs that run at once."""
-    timeout_seconds: float = 5.0
+    timeout_seconds: Positive = 5.0
     """One answer's grading time, of the processor: a busy machine makes no answer wrong. Past it the worker is killed
     and the answer scores 0."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
@@ -274,25 +275,25 @@ class GRPOLoopConfig:
     """The loop of GRPO and its relatives: how much is sampled, in how many optimizer steps it is trained on, what is
     looked after on the way. What is computed of it is the algorithm's."""
 
-    steps: int = 10_400
+    steps: Count = 10_400
     """Rollouts; each is followed by `minibatches` optimizer steps."""
-    prompts_per_step: int = 32
-    group_size: int = 16
-    minibatches: int = 1
+    prompts_per_step: Count = 32
+    group_size: Annotated[int, at_least(2)] = 16
+    minibatches: Count = 1
     """Optimizer steps per rollout (the paper splits 8,192 outputs into 16)."""
-    mismatch_bound: float = 0.05
+    mismatch_bound: NonNegative = 0.05
     """Step 0 stops the run if the mean |logprob(vLLM) - logprob(trainer)| exceeds this."""
-    max_skipped_steps: int = 4
+    max_skipped_steps: Natural = 4
     """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
-    eval_every: int = 0
+    eval_every: Natural = 0
     """Greedy accuracy on the validation problems every N steps (0: never)."""
-    target_accuracy: float = 0.0
+    target_accuracy: Share = 0.0
     """If > 0, stop early once an evaluation (every eval_every steps) reaches this."""
-    preference_from_step: int = 0
+    preference_from_step: Natural = 0
     """Problems with grader "preference" are drawn from this step on (paper: in the last 400 of 1,700)."""
-    save_every: int = 0
+    save_every: Natural = 0
     """Export a Hugging Face folder every N steps (0: at the end only)."""
-    rollouts_logged_per_step: int = 16
+    rollouts_logged_per_step: Natural = 16
     """Completions written to rollouts.jsonl a step; 0 writes none."""
 
 
@@ -300,9 +301,9 @@ class GRPOLoopConfig:
 class SFTConfig:
     """Supervised warm-up that makes the embedded default's base model."""
 
-    steps: int = 0
-    batch_size: int = 64
-    noise: float = 0.0
+    steps: Natural = 0
+    batch_size: Count = 64
+    noise: Share = 0.0
     """Share of demonstrations that forget every carry, so that RL has something to correct."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, min_lr=1e-3))
 
@@ -312,21 +313,21 @@ class DeadlineConfig:
     """Seconds that a phase may last. Past them every rank writes its Python stacks to run_dir/stacks and the run ends
     with status 75, so that a batch system starts it again. 0: no deadline."""
 
-    start: float = 2 * 3600.0
+    start: NonNegative = 2 * 3600.0
     """Loading the model and waiting for every server; the warm-up too, if there is one."""
-    rollout: float = 4 * 3600.0
+    rollout: NonNegative = 4 * 3600.0
     """Sampling, and grading beside it."""
-    reward: float = 3600.0
+    reward: NonNegative = 3600.0
     """Grading that outlasts sampling."""
-    teacher: float = 3600.0
-    logprob: float = 3600.0
+    teacher: NonNegative = 3600.0
+    logprob: NonNegative = 3600.0
     """Scoring by the old and the reference policy, and the check of rollouts against the trainer."""
-    train: float = 2 * 3600.0
+    train: NonNegative = 2 * 3600.0
     """All optimizer steps of one rollout."""
-    sync: float = 2 * 3600.0
+    sync: NonNegative = 2 * 3600.0
     """Pushing the weights, a server that died and starts again meanwhile included."""
-    evaluate: float = 4 * 3600.0
-    save: float = 3600.0
+    evaluate: NonNegative = 4 * 3600.0
+    save: NonNegative = 3600.0
     """An export, or what a checkpoint holds the ranks up."""
 
     def by_phase(self, rank: int) -> dict[str, float]:
@@ -347,13 +348,13 @@ class RunConfig:
     name: str
     run_dir: Path
     model: ModelConfig
-    seed: int = 0
+    seed: Natural = 0
     if_exists: Literal["refuse", "archive", "resume"] = "refuse"
     """What to do with a run_dir that is not empty: stop; rename it to run_dir.1, .2, ...; or go on from its last
     checkpoint, if it is a run of this very configuration (else rename it)."""
-    checkpoint_every: int = 5
+    checkpoint_every: Natural = 5
     """Save what a restart needs every N steps (0: never). It is written while the next steps run."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     keep_best_checkpoint: bool = False
     """Keep the checkpoint with the highest validation accuracy too."""
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -32,8 +31,6 @@ def preference_faults(config: RunConfig, policy: ModelShape | None) -> list[str]
         used.add(preference.name)
         if not preference.domains:
             faults.append(f"{field}.domains is empty; name the domains of the problems that it scores")
-        if preference.tensor_parallel < 1 or not 0 <= preference.weight < math.inf:
-            faults.append(f"{field}: tensor_parallel must be at least 1 and weight at least 0")
         found = _tokenizer(preference.model)
         if found is None:
             faults.append(f"{field}.model: {preference.model} has no tokenizer.json; it must be a reward model stage's")

@@ -6,11 +6,11 @@ Defaults are the paper's second SFT (arXiv 2501.12948 v2, appendix B.4.1): 2-3 e
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.bounds import Count, Natural, number_faults
 from megatron_r1.config.colocation import offload_faults
 from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.run_folder import folder_faults
@@ -18,7 +18,6 @@ from megatron_r1.config.schema import DeadlineConfig, ModelConfig, OptimizerConf
 from megatron_r1.config.sft_data import SFTDataConfig, sft_data_faults
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import (
-    bound_faults,
     checkpoint_faults,
     mtp_faults,
     optimizer_faults,
@@ -29,22 +28,6 @@ from megatron_r1.config.trainer_faults import (
 )
 from megatron_r1.errors import ConfigError
 
-AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "validate_every": 0,
-    "save_every": 0,
-    "checkpoint_every": 0,
-    "keep_checkpoints": 1,
-    "max_skipped_steps": 0,
-    **{f"deadlines.{field.name}": 0 for field in dataclasses.fields(DeadlineConfig)},
-    "train.threads_per_rank": 1,
-    "train.logprob_chunk_tokens": 1,
-    "model.router_bias_update_rate": 0,
-    "optimizer.warmup_steps": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.clip_grad": 0,
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SFTRunConfig:
@@ -54,7 +37,7 @@ class SFTRunConfig:
     run_dir: Path
     model: ModelConfig
     data: SFTDataConfig
-    seed: int = 0
+    seed: Natural = 0
     if_exists: Literal["refuse", "archive", "resume"] = "refuse"
     """What to do with a run_dir that is not empty: stop; rename it to run_dir.1, .2, ...; or go on from its last
     checkpoint, if it is a run of this very configuration (else rename it)."""
@@ -64,17 +47,17 @@ class SFTRunConfig:
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=5e-5, min_lr=5e-6, schedule="cosine", warmup_steps=10)
     )
-    validate_every: int = 100
+    validate_every: Natural = 100
     """Loss on the validation examples every N steps, and at the start and end; 0: at the start and end only."""
-    save_every: int = 0
+    save_every: Natural = 0
     """Export a Hugging Face folder every N steps (0: at the end only)."""
-    checkpoint_every: int = 0
+    checkpoint_every: Natural = 0
     """Save what a restart needs every N steps (0: never)."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     save_dtype: Literal["fp32", "bf16"] = "bf16"
     """Of the exported weights."""
-    max_skipped_steps: int = 4
+    max_skipped_steps: Natural = 4
     """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
 
 
@@ -89,7 +72,7 @@ def validate_sft(config: SFTRunConfig, *, folder: bool = True) -> ModelShape:
     if shape is not None:
         faults += weight_faults(config.model, shape) + mtp_faults(config.model, shape)
         faults += length_faults("data.max_tokens", config.data.max_tokens, shape, served=False)
-    faults += bound_faults(config, AT_LEAST, ("train.collective_timeout_seconds",))
+    faults += number_faults(config)
     faults += parallel_faults(config.parallel, shape)
     faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)
     faults += row_faults(config.train, config.data.max_tokens, "data.max_tokens")

@@ -6,7 +6,9 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from megatron_r1.bounds import Count, Natural, at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,43 +24,28 @@ class SFTDataConfig:
     thinking: Literal["on", "off", "template"] = "on"
     """With template chat: ask the model's template for a thought (DeepSeek's `thinking`, Qwen's `enable_thinking`), for
     none, or leave it at its default. One that closes the thought before the answer is refused unless it is off."""
-    max_tokens: int = 32_768
+    max_tokens: Annotated[int, at_least(2)] = 32_768
     """Longest example, prompt, answer and end token together; longer ones are left out and counted."""
-    batch_sequences: int = 128
+    batch_sequences: Count = 128
     """Examples an optimizer step (paper: 128 for R1's mixed SFT, 64 for distillation)."""
-    epochs: int = 2
+    epochs: Count = 2
     """Paper: 2 to 3."""
-    validation: int = 0
+    validation: Natural = 0
     """Examples with different questions that are kept apart; no other example with such a question is trained on."""
     loss: Literal["token_mean", "sequence_mean"] = "token_mean"
     """Mean over the batch's trained tokens, or over each example's and then over examples."""
     reader: Literal["torch", "dali"] = "torch"
     """torch's DataLoader or NVIDIA DALI: the same batches in the same order (docs/benchmarks.md)."""
-    num_workers: int = 0
+    num_workers: Natural = 0
     """Processes that read ahead; 0: the training process reads."""
-    prefetch_batches: int = 2
+    prefetch_batches: Count = 2
     """Batches that each worker reads ahead (torch), or all of them together (dali)."""
-    seed: int = 0
-
-
-AT_LEAST = {
-    "max_tokens": 2,
-    "batch_sequences": 1,
-    "epochs": 1,
-    "validation": 0,
-    "num_workers": 0,
-    "prefetch_batches": 1,
-    "seed": 0,
-}
+    seed: Natural = 0
 
 
 def sft_data_faults(config: SFTDataConfig, field: str = "data") -> list[str]:
-    """Every fault of `config`, as sentences; `field` is its name in the run's configuration."""
-    faults = [
-        f"{field}.{name} is {getattr(config, name)}; it must be at least {least}"
-        for name, least in AT_LEAST.items()
-        if getattr(config, name) < least
-    ]
+    """Faults of `config` besides its bounds, as sentences; `field` is its name in the run's configuration."""
+    faults = []
     if not config.files:
         faults.append(f"{field}.files is empty; name at least one jsonl file of conversations")
     faults += [f"{field}.files: {file} does not exist" for file in config.files if not file.is_file()]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.bounds import Count, Natural, Share, number_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.errors import ConfigError
 
@@ -21,42 +22,33 @@ class TinyWorldConfig:
 
     name: str = "data"
     run_dir: Path = Path("runs/tiny_world")
-    seed: int = 0
+    seed: Natural = 0
     if_exists: Literal["refuse", "archive"] = "refuse"
-    base: int = 24_000
+    base: Count = 24_000
     """Conversations that the base models are made of."""
-    cold_start: int = 1_000
-    other: int = 1_000
+    cold_start: Count = 1_000
+    other: Count = 1_000
     """Conversations that need no reasoning, for the second SFT."""
-    problems: int = 4_000
-    scenarios: int = 1_000
+    problems: Count = 4_000
+    scenarios: Count = 1_000
     """Prompts without a right answer, for the last RL."""
-    pairs: int = 2_000
+    pairs: Count = 2_000
     """Preference pairs of each kind."""
-    held_out: int = 200
+    held_out: Count = 200
     """Sums that occur in no other file."""
-    forgets_carries: float = 0.7
+    forgets_carries: Share = 0.7
     """Share of the base data's sums that forget every carry."""
-    other_language: float = 0.5
+    other_language: Share = 0.5
     """Share of the base data's sentences that are in Chinese."""
-    bad_manners: float = 0.6
+    bad_manners: Share = 0.6
     """Share of the base data's greetings and refusals that are not what people prefer."""
 
 
 def validate_tiny_world(config: TinyWorldConfig, *, folder: bool = True) -> None:
     """Raises ConfigError listing every fault."""
-    faults = [
-        f"{name} is {getattr(config, name)}; it must be at least 1"
-        for name in ("base", "cold_start", "other", "problems", "scenarios", "pairs", "held_out")
-        if getattr(config, name) < 1
-    ]
+    faults = number_faults(config)
     if config.held_out > 2000:
         faults.append(f"held_out is {config.held_out}; of the 8,100 sums, at most 2000 may be kept apart")
-    faults += [
-        f"{name} is {getattr(config, name)}; it is a share between 0 and 1"
-        for name in ("forgets_carries", "other_language", "bad_manners")
-        if not 0 <= getattr(config, name) <= 1
-    ]
     if folder:
         faults += folder_faults(config)
     if faults:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_r1.bounds import number_faults
 from megatron_r1.config.model_folder import mtp_left_out, tensor_names
 from megatron_r1.config.pipeline_layout import layout_stages
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
@@ -19,23 +18,6 @@ from megatron_r1.errors import ConfigError
 def has_module(name: str) -> bool:
     """Whether a package is installed, without importing it."""
     return importlib.util.find_spec(name) is not None
-
-
-def bound_faults(
-    config: object, at_least: Mapping[str, float], above_zero: Sequence[str], *, field: str = ""
-) -> list[str]:
-    """Fields of `config` (by path) that are below their least value or not above 0; infinity and NaN are refused."""
-    read = {path: functools.reduce(getattr, path.split("."), config) for path in (*at_least, *above_zero)}
-    faults = [
-        f"{field}{path} is {read[path]}; it must be at least {least}"
-        for path, least in at_least.items()
-        if not least <= read[path] < math.inf  # pyright: ignore[reportOperatorIssue]
-    ]
-    return faults + [
-        f"{field}{path} is {read[path]}; it must be above 0"
-        for path in above_zero
-        if not 0 < read[path] < math.inf  # pyright: ignore[reportOperatorIssue]
-    ]
 
 
 def reward_model_faults(shape: ModelShape, folder: Path, field: str) -> list[str]:
@@ -92,14 +74,10 @@ def mtp_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
 
 
 def parallel_faults(parallel: ParallelConfig, shape: ModelShape | None) -> list[str]:
-    """Whether the layout divides the world and, if `shape` is known, the model."""
+    """Whether the layout divides the world and, if `shape` is known, the model. Sizes below 1 are bounds.py's."""
+    if number_faults(parallel):
+        return []  # they are told of already; nothing can be divided by them
     faults: list[str] = []
-    sizes = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "world_size")
-    for name in sizes:
-        if getattr(parallel, name) < 1:
-            faults.append(f"parallel.{name} is {getattr(parallel, name)}; it must be at least 1")
-    if faults:
-        return faults
     model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     if parallel.world_size % model_ranks:
         faults.append(
@@ -196,10 +174,10 @@ FP8_ROWS = 32
 def _fp8_faults(train: TrainConfig, parallel: ParallelConfig, shape: ModelShape | None) -> list[str]:
     fp8, faults = train.fp8, []
     kept = fp8.first_layers_bf16 + fp8.last_layers_bf16
-    if min(fp8.first_layers_bf16, fp8.last_layers_bf16) < 0 or (shape is not None and kept > shape.num_layers):
+    if shape is not None and kept > shape.num_layers:
         faults.append(
             f"train.fp8.first_layers_bf16 {fp8.first_layers_bf16} and last_layers_bf16 {fp8.last_layers_bf16} must be "
-            "at least 0 and together at most the number of layers"
+            f"together at most the number of layers {shape.num_layers}"
         )
     if kept and fp8.recipe == "delayed":
         faults.append("train.fp8.recipe delayed keeps no layers in bf16 (Megatron-Core refuses it): use another recipe")
@@ -208,8 +186,6 @@ def _fp8_faults(train: TrainConfig, parallel: ParallelConfig, shape: ModelShape 
             "train.fp8.parameters is True; Megatron-Core takes the fp32 master weights of FP8 parameters from their "
             "random initial values, not from the weights that are loaded: use --train.fp8.no-parameters"
         )
-    if fp8.amax_history < 1:
-        faults.append(f"train.fp8.amax_history is {fp8.amax_history}; it must be at least 1")
     rows = FP8_ROWS * parallel.tensor * parallel.context
     if train.tokens_per_microbatch % rows:
         faults.append(
@@ -234,7 +210,7 @@ def optimizer_faults(
 ) -> list[str]:
     """`device`: cpu or cuda, where the trainer's ranks are."""
     faults = []
-    if not 0 <= optimizer.min_lr <= optimizer.lr < math.inf:
+    if optimizer.min_lr > optimizer.lr:
         faults.append(f"{field}.min_lr is {optimizer.min_lr}; it must be between 0 and lr = {optimizer.lr}")
     if optimizer.moments == "bf16":
         faults += _moment_faults(optimizer, train, device, field)

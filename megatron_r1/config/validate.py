@@ -7,23 +7,21 @@ Faults of content (a malformed jsonl line, a missing tensor) are found later, wh
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 from megatron_r1.algorithms.base import Setting
+from megatron_r1.bounds import number_faults
 from megatron_r1.config import deadlines
 from megatron_r1.config.colocation import colocation_faults
-from megatron_r1.config.gym_tasks import task_faults
 from megatron_r1.config.languages import reward_faults
-from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.model_folder import mtp_left_out
+from megatron_r1.config.parts import device_faults, problem_faults, request_faults
 from megatron_r1.config.run_folder import folder_faults
-from megatron_r1.config.schema import DeadlineConfig, RolloutConfig, RunConfig
+from megatron_r1.config.schema import RolloutConfig, RunConfig
 from megatron_r1.config.served_beside import preference_faults, teacher_faults
 from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import (
-    bound_faults,
     checkpoint_faults,
     mtp_faults,
     optimizer_faults,
@@ -33,57 +31,6 @@ from megatron_r1.config.trainer_faults import (
     weight_faults,
 )
 from megatron_r1.errors import ConfigError
-
-AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "checkpoint_every": 0,
-    "keep_checkpoints": 1,
-    **{f"deadlines.{field.name}": 0 for field in dataclasses.fields(DeadlineConfig)},
-    "train.threads_per_rank": 1,
-    "train.logprob_chunk_tokens": 1,
-    "model.router_bias_update_rate": 0,
-    "optimizer.warmup_steps": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.clip_grad": 0,
-    "data.seed": 0,
-    "data.task_size": 1,
-    "data.holdout": 1,
-    "data.validation": 0,
-    "rollout.num_engines": 1,
-    "rollout.tensor_parallel": 1,
-    "rollout.max_num_seqs": 1,
-    "rollout.threads": 1,
-    "rollout.sync_bucket_mib": 1,
-    "rollout.max_restarts": 0,
-    **deadlines.AT_LEAST,
-    "rollout.draft_tokens": 0,
-    "rollout.sampling.max_new_tokens": 1,
-    "rewards.num_workers": 1,
-    "rewards.accuracy_weight": 0,
-    "rewards.format_weight": 0,
-    "rewards.language_weight": 0,
-    "grpo.steps": 1,
-    "grpo.prompts_per_step": 1,
-    "grpo.mismatch_bound": 0,
-    "grpo.max_skipped_steps": 0,
-    "grpo.eval_every": 0,
-    "grpo.save_every": 0,
-    "grpo.preference_from_step": 0,
-    "grpo.rollouts_logged_per_step": 0,
-    "sft.steps": 0,
-    "sft.batch_size": 1,
-    "sft.optimizer.warmup_steps": 0,
-    "sft.optimizer.weight_decay": 0,
-}
-"""The least value of a field; infinity and NaN are refused too."""
-
-ABOVE_ZERO = (
-    "rollout.kv_cache_gib",
-    "rollout.memory_fraction",
-    *deadlines.ABOVE_ZERO,
-    "rewards.timeout_seconds",
-    "train.collective_timeout_seconds",
-)
 
 
 def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
@@ -98,7 +45,7 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
         faults += error.faults
     if shape is not None:
         faults += weight_faults(config.model, shape) + mtp_faults(config.model, shape)
-    faults += bound_faults(config, AT_LEAST, ABOVE_ZERO)
+    faults += number_faults(config)
     faults += parallel_faults(config.parallel, shape)
     faults += train_faults(config.train, config.parallel, config.model, shape)
     faults += row_faults(config.train, config.rollout.max_model_len, "rollout.max_model_len")
@@ -119,7 +66,7 @@ def validate(config: RunConfig, *, folder: bool = True) -> ModelShape:
         served = config.rollout.fp8_folder or config.model.path
         size = deadlines.folder_bytes(served)
         faults += deadlines.start_faults(config.rollout, config.deadlines, size)
-    faults += _data_faults(config)
+    faults += problem_faults(config.data)
     faults += preference_faults(config, shape) + _algorithm_faults(config) + teacher_faults(config, shape)
     if folder:
         faults += folder_faults(config)
@@ -134,16 +81,9 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
         faults.append("rollout.sync is nccl; on rollout.device cpu use gloo or ipc")
     if rollout.device == "cuda" and rollout.sync == "gloo":
         faults.append("rollout.sync is gloo; on rollout.device cuda use nccl (separate GPUs) or ipc (shared GPUs)")
-    if rollout.memory_fraction > 1:
-        faults.append(f"rollout.memory_fraction is {rollout.memory_fraction}; it is a share of a GPU's memory: 0 to 1")
     if rollout.sync == "ipc" and rollout.device == "cuda":
         faults += _beside_faults(config)
-    if rollout.devices and len(rollout.devices) != rollout.num_engines:
-        faults.append(
-            f"rollout.devices has {len(rollout.devices)} entries; give one for each of rollout.num_engines = "
-            f"{rollout.num_engines} servers, such as 4,5,6,7, or none"
-        )
-    faults += length_faults("rollout.max_model_len", rollout.max_model_len, shape, served=True)
+    faults += request_faults(rollout, shape) + device_faults(rollout)
     faults += colocation_faults(rollout, config.train)
     if rollout.fp8_folder is not None:
         faults += _fp8_rollout_faults(rollout, rollout.fp8_folder, shape)
@@ -154,12 +94,7 @@ def _rollout_faults(config: RunConfig, shape: ModelShape | None) -> list[str]:
         faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}, but {why}: use 0")
     if rollout.draft_tokens and rollout.device == "cpu":
         faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}; drafting is offered on GPUs only: use 0")
-    if sampling.max_new_tokens >= rollout.max_model_len:
-        faults.append(
-            f"rollout.sampling.max_new_tokens is {sampling.max_new_tokens}; it leaves no room for a prompt in "
-            f"rollout.max_model_len = {rollout.max_model_len}"
-        )
-    if not 0 < sampling.temperature < math.inf:
+    if sampling.temperature == 0:
         faults.append(f"rollout.sampling.temperature is {sampling.temperature}; training needs samples: use 1.0")
     if sampling.top_p != 1.0 or sampling.top_k not in (0, -1):
         faults.append(
@@ -207,14 +142,10 @@ def _fp8_rollout_faults(rollout: RolloutConfig, folder: Path, shape: ModelShape 
 
 def _grpo_faults(config: RunConfig) -> list[str]:
     grpo, faults = config.grpo, []
-    if grpo.group_size < 2:
-        faults.append(f"grpo.group_size is {grpo.group_size}; an advantage relative to the group needs at least 2")
-    if not 1 <= grpo.minibatches <= grpo.prompts_per_step:
+    if grpo.minibatches > grpo.prompts_per_step:
         faults.append(
             f"grpo.minibatches is {grpo.minibatches}; it must be 1 to prompts_per_step = {grpo.prompts_per_step}"
         )
-    if not 0 <= grpo.target_accuracy <= 1:
-        faults.append(f"grpo.target_accuracy is {grpo.target_accuracy}; it is a share between 0 and 1")
     if grpo.target_accuracy > 0 and not grpo.eval_every:
         faults.append(f"grpo.target_accuracy is {grpo.target_accuracy}; it needs grpo.eval_every > 0")
     if grpo.eval_every and not config.data.validation:
@@ -243,17 +174,3 @@ def _algorithm_faults(config: RunConfig) -> list[str]:
             temperature=sampling.temperature,
         )
     )
-
-
-def _data_faults(config: RunConfig) -> list[str]:
-    data, faults = config.data, []
-    if bool(data.tasks) == bool(data.files):
-        faults.append("data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files")
-    faults += task_faults(data.tasks)
-    named = {"data.files": data.files, "data.holdout_files": data.holdout_files}
-    faults += [
-        f"{name}: {file} does not exist" for name, files in named.items() for file in files if not file.is_file()
-    ]
-    if config.sft.steps and not 0 <= config.sft.noise <= 1:
-        faults.append(f"sft.noise is {config.sft.noise}; it is a share between 0 and 1")
-    return faults

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_r1.bounds import number_faults
 from megatron_r1.config.rejection import RejectionConfig
 from megatron_r1.config.schema import ParallelConfig, RunConfig, StageConfig
 from megatron_r1.config.server_faults import server_faults
@@ -90,7 +91,7 @@ def plan_stage(config: StageConfig, options: PlanOptions, packaged: Mapping[str,
     folder = config.model if isinstance(config, RejectionConfig) else config.model.path
     shape = planned_shape(config, load_shape(folder if folder.exists() else packaged.get(folder.name, folder)))
     trainer, servers = setups_of(config)
-    faults = parallel_faults(trainer.parallel, shape) if trainer else []
+    faults = number_faults(config) + (parallel_faults(trainer.parallel, shape) if trainer else [])
     if faults:
         raise ConfigError(faults)
     work, assume = stage_workload(config, options.mean_tokens), Assumptions()

@@ -28,6 +28,7 @@ from megatron_r1.algorithms.base import Setting, Tokens
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.dapo import overlong
 from megatron_r1.algorithms.kl import KL
+from megatron_r1.bounds import number_faults
 from megatron_r1.errors import ConfigError
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup
 
@@ -164,7 +165,7 @@ def test_what_a_penalty_needs():
         (DAPO(sampling_rounds=0), "algorithm.sampling_rounds is 0; it must be at least 1"),
         (DAPO(overlong_share=1.0), "algorithm.overlong_share is 1.0"),
         (DAPO(overlong_penalty=math.nan), "algorithm.overlong_penalty is nan"),
-        (DAPO(clip=Clip(high=math.inf)), "algorithm.clip.high inf above 0"),
+        (DAPO(clip=Clip(high=math.inf)), "algorithm.clip.high is inf; it must be above 0"),
         (GSPO(kl=KL(coef=-1)), "algorithm.kl.coef is -1"),
         (GSPO(deviation_floor=math.inf), "algorithm.deviation_floor is inf"),
         (DrGRPO(truncated_importance_cap=-1), "algorithm.truncated_importance_cap is -1"),
@@ -173,13 +174,13 @@ def test_what_a_penalty_needs():
     ],
 )
 def test_a_setting_that_cannot_be_is_named(algorithm, words):
-    (fault,) = algorithm.faults(SETTING)
+    (fault,) = number_faults(algorithm, "algorithm") + algorithm.faults(SETTING)
     assert re.search(words, fault), fault
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "on_policy_distill"])
 def test_the_defaults_are_sound(name):
-    assert ALGORITHMS[name]().faults(SETTING) == []
+    assert number_faults(ALGORITHMS[name]()) + ALGORITHMS[name]().faults(SETTING) == []
     assert GRPO(kl=KL(estimator="k1", place="reward")).faults(SETTING) == []
 
 

@@ -40,10 +40,13 @@ def test_a_sound_configuration_has_no_faults(tmp_path):
         ({"data": DataConfig(files=(Path("/no/such.jsonl"),))}, "/no/such.jsonl does not exist"),
         ({"server": ServerConfig(url="http://me:secret@h/v1", model="m")}, "server.url holds a password"),
         ({"rewards": RewardConfig(language="jp")}, "rewards.language is 'jp'"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"samples": 4, "pass_k": (1, 8)}, "each must be 1 to samples = 4"),
         ({"samples": 4, "consensus_k": 5}, "consensus_k is 5"),
-        ({"rollout": RolloutConfig(max_model_len=64, sampling=SamplingConfig(max_new_tokens=64))}, "leave room"),
+        (
+            {"rollout": RolloutConfig(max_model_len=64, sampling=SamplingConfig(max_new_tokens=64))},
+            "no room for a prompt",
+        ),
         ({"rollout": RolloutConfig(max_model_len=4096, sampling=SamplingConfig(max_new_tokens=64))}, "max_position"),
         ({"rollout": RolloutConfig(weights_gb_per_second=0.0)}, "rollout.weights_gb_per_second is 0.0"),
         ({"rollout": RolloutConfig(vllm_args=("dtype=half",))}, "set rollout.dtype"),
@@ -70,5 +73,5 @@ def test_the_command_reports_all_faults_with_status_2(tmp_path, capsys):
     words = ["evaluate", "--model", "/no/such/model", "--run-dir", str(tmp_path / "out"), "--samples", "0"]
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert "the configuration has" in said and "/no/such/model" in said and "samples must be" in said
+    assert "the configuration has" in said and "/no/such/model" in said and "samples is 0" in said
     assert not (tmp_path / "out").exists()

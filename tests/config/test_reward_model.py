@@ -209,9 +209,9 @@ def test_reward_models_alone_are_a_reward(make_run):
         ({"name": "accuracy"}, "name is 'accuracy'; it must be a name"),
         ({"name": "../x"}, "name is '../x'"),
         ({"domains": ()}, "domains is empty"),
-        ({"weight": -1.0}, "weight at least 0"),
-        ({"weight": float("nan")}, "weight at least 0"),
-        ({"tensor_parallel": 0}, "tensor_parallel must be at least 1"),
+        ({"weight": -1.0}, "weight is -1.0; it must be at least 0"),
+        ({"weight": float("nan")}, "weight is nan; it must be at least 0"),
+        ({"tensor_parallel": 0}, "tensor_parallel is 0; it must be at least 1"),
         ({"model": Path("/absent")}, "/absent has no tokenizer.json"),
     ],
 )

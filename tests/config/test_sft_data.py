@@ -23,11 +23,6 @@ def test_a_sound_configuration_has_no_faults(file):
     ("change", "fault"),
     [
         ({"files": ()}, "sft.data.files is empty"),
-        ({"max_tokens": 1}, "sft.data.max_tokens is 1; it must be at least 2"),
-        ({"batch_sequences": 0}, "sft.data.batch_sequences is 0; it must be at least 1"),
-        ({"epochs": 0}, "sft.data.epochs is 0"),
-        ({"validation": -1}, "sft.data.validation is -1"),
-        ({"prefetch_batches": 0}, "sft.data.prefetch_batches is 0"),
         ({"weights": (1.0, 2.0)}, "sft.data.weights has 2 entries for 1 files"),
         ({"weights": (0.0,)}, "each must be above 0"),
         ({"weights": (math.nan,)}, "each must be above 0"),

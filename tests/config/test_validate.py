@@ -121,7 +121,6 @@ def test_a_sound_configuration_gives_the_shape(sound, model):
         {"rollout.sampling.top_k": -1},
         {"grpo.minibatches": 32},
         {"algorithm.truncated_importance_cap": 2.0, "algorithm.kl.refresh_steps": 0, "algorithm.kl.coef": 0.0},
-        {"sft.noise": 7.0},
         {"checkpoint_every": 10, "keep_best_checkpoint": True, "grpo.eval_every": 5, "data.validation": 8},
         {"checkpoint_every": 0, "optimizer.distributed": False},
         {"deadlines.train": 0},
@@ -129,7 +128,7 @@ def test_a_sound_configuration_gives_the_shape(sound, model):
     ids=lambda fields: " ".join(f"{key}={value}" for key, value in fields.items()),
 )
 def test_sound_variants_pass(sound, fields):
-    """The laws do not refuse what the trainer can do (sft.noise means nothing while sft.steps is 0)."""
+    """The laws do not refuse what the trainer can do."""
     assert faults_of(sound(fields)) == []
 
 
@@ -234,12 +233,12 @@ ALONE = [
     ({"grpo.steps": 0}, ["grpo.steps is 0", "at least 1"]),
     ({"grpo.group_size": 1}, ["grpo.group_size is 1", "at least 2"]),
     ({"grpo.minibatches": 33}, ["grpo.minibatches is 33", "1", "prompts_per_step = 32"]),
-    ({"grpo.minibatches": 0}, ["grpo.minibatches is 0", "prompts_per_step = 32"]),
-    ({"algorithm.clip.low": 0.0}, ["algorithm.clip.low 0.0", "(0, 1]"]),
-    ({"algorithm.clip.low": 1.5}, ["algorithm.clip.low 1.5", "(0, 1]"]),
+    ({"grpo.minibatches": 0}, ["grpo.minibatches is 0", "at least 1"]),
+    ({"algorithm.clip.low": 0.0}, ["algorithm.clip.low is 0.0", "above 0 and at most 1"]),
+    ({"algorithm.clip.low": 1.5}, ["algorithm.clip.low is 1.5", "above 0 and at most 1"]),
     ({"algorithm.clip.dual": 1.0}, ["algorithm.clip.dual is 1.0", "above 1"]),
     ({"algorithm.deviation_floor": -1.0}, ["algorithm.deviation_floor is -1.0"]),
-    ({"algorithm.clip.high": 0.0}, ["algorithm.clip.high 0.0", "above 0"]),
+    ({"algorithm.clip.high": 0.0}, ["algorithm.clip.high is 0.0", "above 0"]),
     ({"algorithm.kl.coef": -0.1}, ["algorithm.kl.coef is -0.1", "at least 0"]),
     ({"algorithm.truncated_importance_cap": -1.0}, ["algorithm.truncated_importance_cap is -1.0"]),
     ({"grpo.mismatch_bound": -1.0}, ["grpo.mismatch_bound is -1.0"]),
@@ -287,7 +286,7 @@ ALONE = [
     ({"data.task_size": 0}, ["data.task_size is 0", "at least 1"]),
     ({"sft.steps": -1}, ["sft.steps is -1"]),
     ({"sft.batch_size": 0}, ["sft.batch_size is 0", "at least 1"]),
-    ({"optimizer.lr": float("inf")}, ["optimizer.min_lr", "inf"]),
+    ({"optimizer.lr": float("inf")}, ["optimizer.lr is inf", "at least 0"]),
     ({"data.tasks": ("chain_sums",)}, ["'chain_sums' is no reasoning-gym dataset", "did you mean chain_sum"]),
     ({"data.tasks": ("n_queens:n=4",)}, ["n_queens", "runs the answer as Python code", "choose another dataset"]),
     ({"data.holdout": 0}, ["data.holdout is 0", "at least 1"]),

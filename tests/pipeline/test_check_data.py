@@ -131,9 +131,9 @@ def test_the_command(tmp_path, capsys):
         assert f"fault  {place}" in out
     assert "3 math problems, 3 faults" in out
     assert main(["check-data"]) == 2
-    assert "data.files: empty" in capsys.readouterr().err
+    assert "data.files is empty" in capsys.readouterr().err
 
 
 def test_a_configuration_without_files_is_refused():
-    with pytest.raises(ConfigError, match=r"data\.files: empty"):
+    with pytest.raises(ConfigError, match=r"data\.files is empty"):
         check_data(CheckDataConfig())

@@ -234,6 +234,12 @@ def _refuse_sizes(read: Reader, architecture: str) -> None:
         read.refuse(f"num_hidden_layers is {layers} with {experts} experts each; at most {_MOST_EXPERTS} are read")
     if architecture == "deepseek_v3":
         _refuse_groups(read, experts, top_k)
+        dense = read.count("first_k_dense_replace")
+        if dense > layers and read.count("num_nextn_predict_layers"):
+            read.refuse(
+                f"first_k_dense_replace is {dense}; beside MTP layers, which are built with experts, it must be at "
+                f"most num_hidden_layers {layers}"
+            )
 
 
 def _refuse_groups(read: Reader, experts: int, top_k: int) -> None:

@@ -12,6 +12,7 @@ multi-token-prediction layers (mtp.py).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 
@@ -50,11 +51,13 @@ def mtp_spec(
 ) -> MultiTokenPredictionBlockSubmodules | None:
     """The multi-token-prediction layers, on the last pipeline stage only; None elsewhere or if there are none.
 
-    An MTP layer is built like the last decoder layer (a MoE layer in DeepSeek-V3).
+    An MTP layer is built as the next decoder layer would be: with experts, also where every decoder layer is dense.
     """
     if not config.mtp_num_layers:
         return None
-    last_layer = get_gpt_decoder_layer_specs(config, transformer_engine, "RMSNorm")[-1]
+    sparse = copy.copy(config)
+    sparse.moe_layer_freq = [1] * config.num_layers
+    last_layer = get_gpt_decoder_layer_specs(sparse, transformer_engine, "RMSNorm")[-1]
     last_layer = _own_parts(last_layer, config, shape, transformer_engine=transformer_engine)
     spec = get_gpt_mtp_block_spec(config, last_layer, use_transformer_engine=transformer_engine, vp_stage=vp_stage)
     if spec is None:

@@ -437,6 +437,7 @@ def llama3(**numbers) -> dict:
         (DEEPSEEK | {"first_k_dense_replace": -1}, "first_k_dense_replace is -1; it must be 0 or a positive integer"),
         (DEEPSEEK | {"first_k_dense_replace": None}, "field first_k_dense_replace is missing"),
         (DEEPSEEK | {"num_nextn_predict_layers": -1}, "num_nextn_predict_layers is -1; it must be 0 or a positive"),
+        (DEEPSEEK | {"first_k_dense_replace": 4}, "it must be at most num_hidden_layers 3"),
         (DEEPSEEK | {"n_group": 0}, "n_group is 0; it must be a positive integer"),
         (DEEPSEEK | {"topk_group": 0}, "topk_group is 0; it must be a positive integer"),
         (DEEPSEEK | {"routed_scaling_factor": 1}, "routed_scaling_factor is 1; transformers takes no integer"),
@@ -446,6 +447,14 @@ def test_an_impossible_number_is_refused_with_its_law(raw, words):
     with pytest.raises(ConfigError) as caught:
         shape_from_config(raw, "here/config.json")
     assert "here/config.json: " in str(caught.value) and words in str(caught.value)
+
+
+def test_all_decoder_layers_may_be_dense():
+    """MTP layers, from layer 3 on, have experts then; without them first_k_dense_replace may be any number."""
+    shape = shape_from_config(DEEPSEEK | {"first_k_dense_replace": 3})
+    assert [shape.is_moe_layer(layer) for layer in range(4)] == [False, False, False, True]
+    shape = shape_from_config(DEEPSEEK | {"first_k_dense_replace": 9, "num_nextn_predict_layers": 0})
+    assert not any(shape.is_moe_layer(layer) for layer in range(3))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import save_model
-from ranks import run_launches
+from ranks import run_launches, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,48 @@ def test_sharded_optimizer_equals_the_plain_one(results, ranks):
         np.testing.assert_allclose(found[f"sharded:{name}"], found[f"plain:{name}"], atol=1e-6, err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def dense(results, tmp_path_factory) -> dict:
+    """The same for a decoder of dense layers alone: its MTP layer, from first_k_dense_replace on, has experts."""
+    root = tmp_path_factory.mktemp("dense")
+    model = save_without_experts(results["root"], root)
+    run_ranks("policy.py", str(root), "mtp", ranks=1)
+    return {"root": root, "model": model, 1: dict(np.load(root / "found1.npz"))}
+
+
+def save_without_experts(source: Path, root: Path):
+    """`source` with layer 0's feed-forward part in all four decoder layers, as transformers reads it."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    weights = load_file(source / "model.safetensors")
+    for layer in range(1, 4):
+        mlp = f"model.layers.{layer}.mlp."
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(mlp)}
+        for part in ("gate_proj", "up_proj", "down_proj"):
+            tensor = weights[f"model.layers.0.mlp.{part}.weight"]
+            weights[f"{mlp}{part}.weight"] = tensor + torch.randn_like(tensor) * 0.02
+    save_file(weights, root / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text()) | {"first_k_dense_replace": 4}
+    (root / "config.json").write_text(json.dumps(config))
+    return AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32).eval()
+
+
+def test_an_mtp_layer_behind_dense_layers_has_experts(dense):
+    check_mtp_scores(dense, 1)
+    names = set(dense[1]["mtp.names"])
+    assert "model.layers.4.mlp.experts.7.down_proj.weight" in names and "model.layers.4.mlp.gate.weight" in names
+    assert "model.layers.3.mlp.down_proj.weight" in names
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_mtp_layer_scores_the_token_after_next(results, ranks):
     """h' = layer(W [enorm(embed(t+1)); hnorm(h_t)]), logprob of token t + 2 (DeepSeek-V3, section 2.2), by
     transformers' own decoder layer."""
+    check_mtp_scores(results, ranks)
+
+
+def check_mtp_scores(results: dict, ranks: int) -> None:
     found, model = results[ranks], results["model"]
     expected = [mtp_logprobs(results["root"], model, found[f"mtp.ids{i}"]) for i in range(2)]
     for start, index in zip(found["mtp.cu_seqlens"], found["mtp.order"], strict=False):
@@ -105,10 +144,9 @@ def mtp_logprobs(root: Path, model, ids: np.ndarray) -> np.ndarray:
     weights = load_file(root / "model.safetensors")
     prefix = f"model.layers.{model.config.num_hidden_layers}."
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    layer = DeepseekV3DecoderLayer(model.config, layer_idx=model.config.num_hidden_layers - 1).eval()
-    last = model.model.layers[-1].state_dict()
+    layer = DeepseekV3DecoderLayer(model.config, layer_idx=model.config.num_hidden_layers).eval()
     state = {}
-    for name in last:
+    for name in layer.state_dict():
         if name.endswith("experts.gate_up_proj"):
             experts = range(model.config.n_routed_experts)
             state[name] = torch.stack(

@@ -67,16 +67,17 @@ def snapshot(policy: Policy) -> dict[str, np.ndarray]:
     return {name: tensor.numpy().copy() for name, tensor in stream}
 
 
-def main(store: str, root: Path) -> None:
+def main(store: str, root: Path, *, mtp_alone: bool) -> None:
     ranks = int(os.environ["WORLD_SIZE"])
     parallel = ParallelConfig(world_size=ranks, expert=ranks)
     topology.initialise(parallel, seed=1, cpu=True, store_path=store)
     found: dict[str, np.ndarray] = {}
-    found |= train_four_steps(root, parallel)
     found |= mtp_scores(root, parallel)
-    found |= reference_round_trip(root, parallel)
-    found |= broken_gradient(root, parallel)
-    found |= missing_mtp(root, parallel)
+    if not mtp_alone:
+        found |= train_four_steps(root, parallel)
+        found |= reference_round_trip(root, parallel)
+        found |= broken_gradient(root, parallel)
+        found |= missing_mtp(root, parallel)
     if dist.get_rank() == 0:
         np.savez(root / f"found{ranks}.npz", **found)
     dist.barrier()
@@ -119,6 +120,7 @@ def mtp_scores(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
         "mtp.cu_seqlens": row.cu_seqlens,
         "mtp.eh_proj_gradient": np.array(float(gradients["mtp.layers.0.eh_proj.weight"].norm())),
         "mtp.eh_proj_gradient.grpo": np.array(float(grpo["mtp.layers.0.eh_proj.weight"].norm())),
+        "mtp.names": np.array(sorted(snapshot(policy))),
     } | {f"mtp.ids{i}": sequence.token_ids for i, sequence in enumerate(batch)}
 
 
@@ -183,4 +185,4 @@ def missing_mtp(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), mtp_alone=sys.argv[3:] == ["mtp"])

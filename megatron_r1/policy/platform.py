@@ -16,6 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.utils._device as torch_device_context
@@ -155,6 +156,7 @@ def _patch_megatron() -> None:
     hidden = "transformer_engine" not in sys.modules
     if hidden:
         sys.modules["transformer_engine"] = None  # pyright: ignore[reportArgumentType] - an import fails, as if absent
+    import megatron.core.tensor_parallel.mappings as mappings
     import megatron.core.tensor_parallel.random as random
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
@@ -171,6 +173,42 @@ def _patch_megatron() -> None:
     # It warns whenever the CPU generator moves inside a fork of the device's: here they are the same one.
     logging.getLogger(random.__name__).setLevel(logging.ERROR)
     token_dispatcher.maybe_move_tensor_to_cpu = _to_host
+    # Experts that are split over tensor ranks gather tokens, of which each rank has another number; gloo has no such
+    # collectives.
+    mappings._gather_along_first_dim = _gather_ragged(mappings._gather_along_first_dim)
+    mappings._reduce_scatter_along_first_dim = _reduce_scatter_ragged(mappings._reduce_scatter_along_first_dim)
+
+
+def _gather_ragged(even: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Megatron's gather of rows [n_r, ...] over a group -> [sum of n_r, ...]; parts of unequal length are filled up to
+    the longest."""
+
+    @functools.wraps(even)
+    def gather(input_: torch.Tensor, group: Any, output_split_sizes: Any = None, *rest: Any, **named: Any):
+        if output_split_sizes is None or group.size() == 1:
+            return even(input_, group, output_split_sizes, *rest, **named)
+        longest = max(output_split_sizes)
+        filled = input_.new_zeros((longest, *input_.shape[1:]))
+        filled[: len(input_)] = input_
+        parts = [torch.empty_like(filled) for _ in output_split_sizes]
+        torch.distributed.all_gather(parts, filled, group=group)
+        return torch.cat([part[:rows] for part, rows in zip(parts, output_split_sizes, strict=True)])
+
+    return gather
+
+
+def _reduce_scatter_ragged(even: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The gather's reverse: the sum of all ranks' [sum of n_r, ...], of which each keeps its n_r rows."""
+
+    @functools.wraps(even)
+    def reduce_scatter(input_: torch.Tensor, group: Any, input_split_sizes: Any = None, *rest: Any, **named: Any):
+        if input_split_sizes is None or group.size() == 1:
+            return even(input_, group, input_split_sizes, *rest, **named)
+        summed = input_.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(summed, group=group)
+        return torch.split(summed, list(input_split_sizes))[group.rank()].clone()
+
+    return reduce_scatter
 
 
 def _to_host(tensor: object, as_numpy: bool = False, record_stream: bool = False) -> object:

@@ -15,7 +15,7 @@ V3, MTP = "deepseek_v3", "-mtp"
 FAST = {V3: {1: ["one"], 2: ["tp2", "ep2", "pp2", "vpp2", "cp2", "tp2ep2"], 4: ["tp2pp2ep2"]}}
 """By architecture and number of ranks; the first layout is what the others are held against."""
 SLOW = {
-    V3: {1: ["one"], 2: ["cp2ep2"], 4: ["cp2tp2", "cp2pp2", "cp2tp2ep2", "cp2pp2ep2"]},
+    V3: {1: ["one"], 2: ["cp2ep2"], 4: ["cp2tp2", "cp2pp2", "cp2tp2ep2", "cp2pp2ep2", "tp4ep2etp2", "tp2ep2etp2"]},
     V3 + MTP: {1: ["one-mtp"], 2: ["cp2-mtp", "cp2ep2-mtp"], 4: ["tp2pp2ep2-mtp", "cp2tp2-mtp", "cp2pp2ep2-mtp"]},
     # Two key-value heads: with TP4 two ranks share one.
     **{

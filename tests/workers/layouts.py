@@ -56,6 +56,8 @@ LAYOUTS = {
     "tp2pp2": {"tensor": 2, "pipeline": 2, "sequence": True},
     "cp2tp2dense": {"context": 2, "tensor": 2},
     "tp4": {"tensor": 4, "sequence": True},
+    "tp2ep2etp2": {"tensor": 2, "sequence": True, "expert": 2, "expert_tensor": 2},
+    "tp4ep2etp2": {"tensor": 4, "sequence": True, "expert": 2, "expert_tensor": 2},
     "tp4nosp": {"tensor": 4},
 }
 ALGORITHM = GRPO(clip=Clip(low=0.2, high=0.3), kl=KL(coef=0.05))

@@ -16,6 +16,8 @@ from typing import Any
 
 from megatron_r1.errors import ConfigError
 
+PACKAGE = str(Path(__file__).parent)
+
 
 def is_import_path(word: str) -> bool:
     """Whether `word` is a path of this form, and not a name of ours."""
@@ -31,18 +33,23 @@ def imported(path: str, field: str) -> Any:
     except ConfigError as error:
         raise ConfigError([f"{field}: {path}: {fault}" for fault in error.faults]) from error
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
-        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        if isinstance(error, SyntaxError) and error.filename:
-            where = f" at {error.filename}:{error.lineno}"
-        raise ConfigError([f"{field}: {path}: importing it fails{where}: {type(error).__name__}: {error}"]) from error
+        raise ConfigError([f"{field}: {path}: importing it fails{told(error)}"]) from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
             raise ConfigError([f"{field}: {path}: {module.__file__ or module_name} has no {name}"])
         found = getattr(found, part)
     return found
+
+
+def told(error: Exception) -> str:
+    """` at FILE:LINE: KIND: MESSAGE` of an error in user code; without a place if none of it is the user's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename and not frame.filename.startswith(PACKAGE)]
+    where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f" at {error.filename}:{error.lineno}"
+    return f"{where}: {type(error).__name__}: {error}"
 
 
 def _from_path(name: str) -> ModuleType:

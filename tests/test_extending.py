@@ -5,12 +5,22 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_r1.__main__ import parse
 from megatron_r1.algorithms import algorithm_named
+from megatron_r1.config.custom_reward import reward_faults
+from megatron_r1.config.parts import problem_faults
+from megatron_r1.config.schema import DataConfig, RewardConfig
+from megatron_r1.data.problems import load_problems
+from megatron_r1.errors import ConfigError, DataError, RewardError
+from megatron_r1.pipeline.sampling import given_problems
+from megatron_r1.rewards.wiring import scorer_for
+from megatron_r1.types import Completion, Problem
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -30,9 +40,15 @@ def command_of(title: str) -> list[str]:
 
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch) -> Path:
+def outside(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The folder of a user, whose modules no other test has loaded."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield tmp_path
+    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes"):
+        sys.modules.pop(name, None)
 
 
 def dry_run(words: list[str], folder: Path) -> str:
@@ -51,14 +67,178 @@ def test_an_algorithm(outside):
     assert algorithm.advantages(np.array([2.0, 0.0, 1.0])) == pytest.approx([1.5, -1.5, 0.0])
 
 
+def completions(*texts: str) -> tuple[Completion, ...]:
+    return tuple(
+        Completion(
+            token_ids=np.arange(len(text), dtype=np.int32),
+            logprobs=np.full(len(text), -0.5, np.float32),
+            finish_reason="length" if text.endswith("...") else "stop",
+            weight_version=0,
+            text=text,
+        )
+        for text in texts
+    )
+
+
+PROBLEM = Problem(id="p", domain="math", messages=({"role": "user", "content": "1+1?"},), answer="2")
+
+
+def test_a_reward(outside):
+    """In real grading workers, found from the folder that the command runs in."""
+    (outside / "mine.py").write_text(code_of("A reward"))
+    assert "mine.py:brevity=0.5" in dry_run(command_of("A reward"), outside)
+    config = RewardConfig(custom=("mine.py:brevity=0.5", "mine.py:unlike_the_others"), num_workers=1)
+    group = completions("a" * 10, "a" * 10, "b" * 30, "c...")
+    with scorer_for(config, [PROBLEM]) as scorer:
+        found = [scorer.submit(PROBLEM, one, group).result(120) for one in group]
+    assert [reward.parts["brevity"] for reward in found] == pytest.approx([0.75, 0.75, 0.25, 0.0])
+    assert [reward.parts["unlike_the_others"] for reward in found] == [0.0, 0.0, 1.0, 1.0]
+    assert [reward.total for reward in found] == pytest.approx([0.375, 0.375, 1.125, 1.0])
+
+
+FAULTY = """
+from mine import unlike_the_others
+
+def raises(problem, completion):
+    return 1 / 0
+
+def says_nothing(problem, completion):
+    pass
+
+def far(problem, completion):
+    return -17.5 if completion.token_ids.size == 3 and problem.answer == "2" else 0.0
+
+def endless(problem, completion):
+    while True:
+        pass
+
+def one(problem):
+    return 0.0
+
+def accuracy(problem, completion):
+    return 0.0
+
+number = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("raises", r"rewards.custom faulty:raises on problem p at .*faulty.py:5: ZeroDivisionError: division by zero"),
+        ("says_nothing", r"faulty:says_nothing on problem p TypeError: it gave None; a reward is a number"),
+    ],
+)
+def test_a_reward_that_fails_says_where(outside, name, says):
+    (outside / "mine.py").write_text(code_of("A reward"))
+    (outside / "faulty.py").write_text(FAULTY)
+    config = RewardConfig(custom=(f"faulty:{name}",), num_workers=1)
+    with scorer_for(config, [PROBLEM]) as scorer, pytest.raises(RewardError, match=says):
+        scorer.submit(PROBLEM, "abc").result(120)
+
+
+def test_a_reward_may_be_any_number_and_its_time_is_limited(outside):
+    (outside / "mine.py").write_text(code_of("A reward"))
+    (outside / "faulty.py").write_text(FAULTY)
+    config = RewardConfig(custom=("faulty:far=2", "faulty:endless"), num_workers=1, timeout_seconds=1.0)
+    with scorer_for(config, [PROBLEM]) as scorer:
+        reward = scorer.submit(PROBLEM, completions("abc")[0]).result(120)
+        assert scorer.counts().timeouts == 1
+    assert reward.parts["far"] == -17.5 and reward.total == -35.0 and reward.parts["endless"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("faulty:one", "must be a function of .*; it has 1 parameters"),
+        ("faulty:number", "it is a int"),
+        ("faulty:nothing", "has no nothing"),
+        ("faulty", "is no import path"),
+        ("faulty:far=much", "'much' is no weight"),
+        ("faulty:far=nan", "'nan' is no weight"),
+        ("faulty:accuracy", "a part of the reward is called accuracy already"),
+    ],
+)
+def test_a_reward_that_cannot_be_used_is_refused_before_the_run(outside, entry, says):
+    (outside / "mine.py").write_text(code_of("A reward"))
+    (outside / "faulty.py").write_text(FAULTY)
+    (fault,) = reward_faults(RewardConfig(custom=(entry,)))
+    assert re.search(says, fault), fault
+    assert len(reward_faults(RewardConfig(custom=("faulty:far", "faulty:far=2")))) == 1
+
+
+def test_problems(outside):
+    (outside / "sums.py").write_text(code_of("Problems"))
+    assert "data.source = sums.py:problems" in dry_run(command_of("Problems"), outside)
+    split = load_problems(DataConfig(source="sums.py:problems", holdout=20, validation=20))
+    assert len(split) == 81 and len(split.held_out) == len(split.validation) == 20
+    assert split.problem(80).answer == "18" and split.known()[0].id == "1+1"
+    assert [one.id for one in given_problems(DataConfig(source="sums:problems"), of_each_task=1)][:2] == ["1+1", "1+2"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("    yield Problem(id='a', domain='math', messages=(), answer='1')\n" * 2, "problem id 'a' is given twice"),
+        ("    yield 3\n", "item 0 is a int; expected a Problem"),
+        ("    return ()\n", "gave no problems"),
+        ("    yield from ()\n    open('/no/such')\n", "broken.py:5: FileNotFoundError"),
+    ],
+)
+def test_problems_that_are_none_are_named(outside, monkeypatch, body, says):
+    (outside / "broken.py").write_text(f"from megatron_r1.types import Problem\n\ndef problems():\n{body}")
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(DataError, match=says):
+        load_problems(DataConfig(source="broken.py:problems"))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"source": "nowhere_here:problems"}, "there is no module nowhere_here"),
+        ({"source": "math:pi"}, "math:pi is a float; it must be a function"),
+        ({"source": "problems"}, "it must be module:function or file.py:function"),
+        ({"source": "math:sin", "tasks": ("chain_sum",)}, "give one of them"),
+        ({}, "give one of them"),
+    ],
+)
+def test_a_source_that_is_none_is_refused_before_the_run(data, says):
+    (fault,) = problem_faults(DataConfig(**data))
+    assert says in fault
+
+
+def test_a_recipe(outside):
+    (outside / "recipes.py").write_text(code_of("A recipe"))
+    out = dry_run(command_of("A recipe"), outside)
+    assert "algorithm.sampling_rounds = 3" in out and "grpo.steps = 20" in out
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("nothing", "no recipe is called 'nothing'; there are quickstart, "),
+        ("math:pi", "recipe: math:pi is a float; it must be a function that returns one"),
+        ("json:JSONDecoder", "recipe: json:JSONDecoder returned a JSONDecoder; expected a stage's configuration"),
+        ("struct:pack", "recipe: struct:pack: TypeError"),
+        ("nowhere_here:mine", "recipe: nowhere_here:mine: there is no module nowhere_here"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(word, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        parse([word])
+
+
 @pytest.mark.slow
 def test_an_algorithm_of_ones_own_trains(outside):
     """Three steps of the quickstart on every rank, from the run's launcher to its report."""
     (outside / "rloo.py").write_text(code_of("An algorithm"))
     words = [*command_of("An algorithm"), "--grpo.steps", "3", "--sft.steps", "40", "--run-dir", "run"]
+    words += ["--rewards.custom", "mine.py:brevity=0.5", "mine.py:unlike_the_others"]
+    (outside / "mine.py").write_text(code_of("A reward"))
     done = subprocess.run(
         [sys.executable, "-m", "megatron_r1", *words], capture_output=True, text=True, check=False, cwd=outside
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert '"name": "rloo:RLOO"' in (outside / "run" / "run.json").read_text()
-    assert len((outside / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    lines = (outside / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and all('"brevity"' in line and '"unlike_the_others"' in line for line in lines)

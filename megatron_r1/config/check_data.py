@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from megatron_r1.bounds import number_faults
-from megatron_r1.config.languages import reward_faults
+from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig
 from megatron_r1.errors import ConfigError
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from megatron_r1.bounds import Count, Natural, number_faults
 from megatron_r1.config.colocation import sleep_faults
-from megatron_r1.config.languages import reward_faults
+from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.parts import problem_faults, request_faults, rollout_faults, sample_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig

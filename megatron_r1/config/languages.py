@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 
-from megatron_r1.config.schema import RewardConfig
-
 NAMES = {
     "af": "afr afrikaans", "am": "amh amharic", "an": "arg aragonese", "ar": "ara arabic العربية",
     "as": "asm assamese", "az": "aze azerbaijani", "ba": "bak bashkir", "be": "bel belarusian",
@@ -87,9 +85,3 @@ def language_fault(text: str) -> str | None:
     if language_code(text) is not None:
         return None
     return f"{text!r}; it is no language that can be told: use a code such as en or zh ({', '.join(sorted(NAMES))})"
-
-
-def reward_faults(rewards: RewardConfig) -> list[str]:
-    """The fault of the language that the thoughts should be in, as a sentence."""
-    fault = language_fault(rewards.language)
-    return [f"rewards.language is {fault}"] if fault else []

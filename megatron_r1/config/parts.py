@@ -13,15 +13,32 @@ from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.schema import DataConfig, RolloutConfig
 from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.errors import ConfigError
+from megatron_r1.plugins import imported, is_import_path
 
 
 def problem_faults(data: DataConfig) -> list[str]:
     """Of where problems come from."""
     faults = []
-    if bool(data.tasks) == bool(data.files):
-        faults.append("data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files")
+    if sum(map(bool, (data.tasks, data.files, data.source))) != 1:
+        faults.append(
+            "data.tasks and data.files: give one of them, reasoning-gym tasks or jsonl files, or data.source alone"
+        )
+    if data.source:
+        faults += import_faults(data.source, "data.source")
     faults += task_faults(data.tasks)
     return faults + missing_files({"data.files": data.files, "data.holdout_files": data.holdout_files})
+
+
+def import_faults(path: str, field: str) -> list[str]:
+    """Of an import path that must name a function."""
+    if not is_import_path(path):
+        return [f"{field} is {path!r}; it must be module:function or file.py:function"]
+    try:
+        found = imported(path, field)
+    except ConfigError as error:
+        return error.faults
+    return [] if callable(found) else [f"{field}: {path} is a {type(found).__name__}; it must be a function"]
 
 
 def missing_files(named: Mapping[str, Sequence[Path]]) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from megatron_r1.bounds import Count, Natural, Positive, Share, at_least, number_faults
 from megatron_r1.config.colocation import sleep_faults
+from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.judge import JudgeConfig, judge_faults
-from megatron_r1.config.languages import reward_faults
 from megatron_r1.config.parts import missing_files, problem_faults, rollout_faults, sample_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig

@@ -136,12 +136,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Where problems come from: reasoning-gym tasks (procedural, seeded) or jsonl files, never both."""
+    """Where problems come from: reasoning-gym tasks (procedural, seeded), files or a function of yours."""
 
     tasks: tuple[str, ...] = ()
     """reasoning-gym dataset names, optionally with arguments: `chain_sum:min_terms=2,max_terms=2`."""
     files: tuple[Path, ...] = ()
     """jsonl files; each line has question and answer, or messages and answer (see docs/grpo.md)."""
+    source: str = ""
+    """module:function or file.py:function that gives problems (docs/extending.md)."""
     task_size: Count = 100_000
     """Problems drawn from each task before the stream wraps."""
     template: Literal["r1_zero", "chat", "plain"] = "r1_zero"
@@ -258,6 +260,9 @@ class RewardConfig:
     """Compute the language-consistency reward even where its weight is 0."""
     preferences: tuple[PreferenceConfig, ...] = ()
     """Reward models, for problems with grader "preference" and any others of their domains."""
+    custom: tuple[str, ...] = ()
+    """Rewards of your own, each module:function or file.py:function, with =WEIGHT behind if it is not 1; the part has
+    the function's name (docs/extending.md)."""
     answer_from: AnswerPlace = "answer"
     """Where the answer is: `<answer>` (the paper's template), the last \\boxed{} after the thought (models of Qwen and
     those distilled from R1), or either."""

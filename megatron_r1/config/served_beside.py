@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from megatron_r1.config.custom_reward import PARTS
 from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.schema import RolloutConfig, RunConfig
 from megatron_r1.config.server_faults import served_otherwise, splits
@@ -19,7 +20,7 @@ PART_NAME = re.compile(r"[A-Za-z0-9_-]+")
 def preference_faults(config: RunConfig, policy: ModelShape | None) -> list[str]:
     """Of rewards.preferences; `policy` is the shape of model.path, where it could be read."""
     faults: list[str] = []
-    used = {"accuracy", "format", "language", "length"}
+    used = set(PARTS)
     own = _tokenizer(config.model.path)
     for number, preference in enumerate(config.rewards.preferences):
         field = f"rewards.preferences[{number}]"

@@ -13,7 +13,7 @@ from megatron_r1.algorithms.base import Setting
 from megatron_r1.bounds import number_faults
 from megatron_r1.config import deadlines
 from megatron_r1.config.colocation import colocation_faults
-from megatron_r1.config.languages import reward_faults
+from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.config.parts import device_faults, problem_faults, request_faults
 from megatron_r1.config.run_folder import folder_faults
@@ -152,7 +152,7 @@ def _grpo_faults(config: RunConfig) -> list[str]:
         faults.append(f"grpo.eval_every is {grpo.eval_every}; it needs data.validation > 0 problems to evaluate on")
     rewards = config.rewards
     rules = (rewards.accuracy_weight, rewards.format_weight, rewards.language_weight)
-    if not any((*rules, *(preference.weight for preference in rewards.preferences))):
+    if not any((*rules, *(preference.weight for preference in rewards.preferences), *rewards.custom)):
         faults.append(
             "rewards.accuracy_weight, format_weight and language_weight are all 0, and no reward model has a weight; "
             "every reward would be 0"

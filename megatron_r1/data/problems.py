@@ -15,6 +15,7 @@ import numpy as np
 
 from megatron_r1.config.schema import DataConfig
 from megatron_r1.data.jsonl import read_problems
+from megatron_r1.data.source import problems_from
 from megatron_r1.errors import ConfigError, DataError
 from megatron_r1.types import Problem
 
@@ -75,15 +76,15 @@ def load_problems(config: DataConfig, usable: Callable[[Problem], bool] | None =
     DataError for a malformed file, or what `usable` raises.
     """
     num_unusable = 0
-    if bool(config.tasks) == bool(config.files):
-        got = "both" if config.tasks else "neither"
-        raise ConfigError(f"data: {got} of tasks and files are set; expected exactly one of them")
-    if config.files:
-        problems = read_problems(config.files)
+    if sum(map(bool, (config.tasks, config.files, config.source))) != 1:
+        raise ConfigError("data: expected exactly one of tasks, files and source")
+    listed = bool(config.files or config.source)
+    if listed:
+        problems = read_problems(config.files) if config.files else problems_from(config.source)
         num_unusable = sum(not usable(problem) for problem in problems) if usable else 0
         if num_unusable == len(problems):
             raise DataError(
-                f"data.files: none of the {len(problems)} problems leaves room for an answer; lower "
+                f"data: none of the {len(problems)} problems leaves room for an answer; lower "
                 "rollout.sampling.max_new_tokens or raise rollout.max_model_len"
             )
         sources: tuple[Sequence[Problem], ...] = (problems,)
@@ -104,7 +105,7 @@ def load_problems(config: DataConfig, usable: Callable[[Problem], bool] | None =
         usable=usable,
         given_texts=given_texts,
     )
-    overlapping = [p for p in sources[0] if normalised_text(p) in given_texts] if config.files else []
+    overlapping = [p for p in sources[0] if normalised_text(p) in given_texts] if listed else []
     held_out = tuple(problem for problem in given if usable is None or usable(problem)) or split.held_out
     return dataclasses.replace(split, held_out=held_out, num_unusable=num_unusable, num_overlapping=len(overlapping))
 

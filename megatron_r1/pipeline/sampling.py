@@ -14,6 +14,7 @@ from pathlib import Path
 from megatron_r1.config.schema import DataConfig, RolloutConfig
 from megatron_r1.config.shape import hf_files
 from megatron_r1.data.jsonl import read_problems
+from megatron_r1.data.source import problems_from
 from megatron_r1.data.template import PromptRoom, Template, encode_prompt
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.errors import ConfigError
@@ -49,9 +50,11 @@ def model_folder(model: Path, exported: Path) -> Path:
 
 
 def given_problems(data: DataConfig, *, of_each_task: int) -> Sequence[Problem]:
-    """The files' problems, or the first `of_each_task` of each task."""
+    """The files' problems, those of the user's own source, or the first `of_each_task` of each task."""
     if data.files:
         return read_problems(data.files)
+    if data.source:
+        return problems_from(data.source)
     from megatron_r1.data.tasks import TaskProblems, parse_task
 
     tasks = [TaskProblems(parse_task(line), seed=data.seed, size=of_each_task) for line in data.tasks]
@@ -137,7 +140,7 @@ def sample_and_grade(
     graded: dict[int, list[Future[Reward]]] = {}
 
     def grade(index: int, group: Group) -> None:
-        graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
+        graded[index] = [scorer.submit(problems[index], completion, group) for completion in group]
         progress.add()
 
     collected = collect(

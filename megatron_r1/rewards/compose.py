@@ -14,12 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+import numpy as np
+
+from megatron_r1.config.custom_reward import CustomReward
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig
-from megatron_r1.errors import DataError
+from megatron_r1.errors import DataError, RewardError
 from megatron_r1.rewards.code_grader import CodeGrader
+from megatron_r1.rewards.custom import job_of
 from megatron_r1.rewards.format import after_thought, extract_answer, format_score
 from megatron_r1.rewards.pool import GradingPool, PoolCounts, Verdict
-from megatron_r1.types import Problem, Reward
+from megatron_r1.types import Completion, Problem, Reward
 
 INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 """An integer in its one canonical spelling."""
@@ -63,6 +67,7 @@ class Scorer:
         graders: tuple[str, ...] = ("math", "reasoning_gym"),
         programs: Sequence[Problem] = (),
         preferences: Sequence[Preference] = (),
+        custom: Sequence[CustomReward] = (),
         instructions: bool = False,
     ) -> None:
         """`programs` are the coding problems to come: their tests are checked and the sandbox is opened now.
@@ -77,12 +82,15 @@ class Scorer:
             "format": config.format_weight,
             "language": config.language_weight,
             **{preference.config.name: preference.config.weight for preference in preferences},
+            **{reward.name: reward.weight for reward in custom},
         }
+        self._custom = tuple(custom)
         self._needs_language = bool(config.language_weight) or config.record_language
         if self._needs_language and "language" not in graders:
             graders = (*graders, "language")
         if instructions:
             graders = (*graders, "instructions")
+        graders = (*graders, *(reward.grader for reward in custom))
         self._pool = GradingPool(
             num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, graders=graders
         )
@@ -95,13 +103,19 @@ class Scorer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def submit(self, problem: Problem, response: str) -> Future[Reward]:
-        """Start scoring one response; `.result()` is its Reward with those parts that apply: accuracy (unless only
-        reward models score the problem) and format, each 0 or 1; language, the share of the thought's words in the
-        problem's language, if it is asked for; and the scores of the reward models for the problem's domain.
+    def submit(
+        self, problem: Problem, completion: Completion | str, group: Sequence[Completion] = ()
+    ) -> Future[Reward]:
+        """Start scoring one completion of `group`; of a bare text no more is known. `.result()` is its Reward with
+        those parts that apply: accuracy (unless only reward models score the problem) and format, each 0 or 1;
+        language, the share of the thought's words in the problem's language, if it is asked for; the scores of the
+        reward models for the problem's domain; and rewards.custom, whose failure is raised as a RewardError.
 
         DataError for a problem whose grader is unknown or has no reference answer to compare with.
         """
+        if isinstance(completion, str):
+            completion = completion_of(completion)
+        response = completion.text
         parts = {"format": format_score(response)}
         in_box = problem.grader not in ("code", "instructions")  # neither is written in one
         answer = extract_answer(response, self.config.answer_from if in_box else "answer")
@@ -131,7 +145,10 @@ class Scorer:
         if self._needs_language:
             language = problem.language or self.config.language
             waiting["language"] = self._pool.submit("language", response, reference=language)
-        return self._when_done(parts, waiting)
+        for reward in self._custom:
+            job = job_of(problem, completion, group or (completion,), reward)
+            waiting[reward.name] = self._pool.submit(reward.grader, "", reference=None, metadata=job, bounded=False)
+        return self._when_done(parts, waiting, problem)
 
     def submit_answer(self, problem: Problem, answer: str) -> Future[Verdict]:
         """The verdict of a rule (math, exact or reasoning_gym) on an answer that was taken out of its response."""
@@ -178,11 +195,12 @@ class Scorer:
             self._programs.close()
 
     def _when_done(
-        self, parts: dict[str, float], waiting: Mapping[str, Future[Verdict] | Future[float]]
+        self, parts: dict[str, float], waiting: Mapping[str, Future[Verdict] | Future[float]], problem: Problem
     ) -> Future[Reward]:
         """The reward of `parts` and of the verdicts that are still being reached."""
         future: Future[Reward] = Future()
         left = set(waiting)
+        own = {reward.name: f"rewards.custom {reward.path}" for reward in self._custom}
         lock = threading.Lock()
 
         def take(name: str, graded: Future[Verdict] | Future[float]) -> None:
@@ -195,7 +213,9 @@ class Scorer:
                 else:
                     found = graded.result()
                     if isinstance(found, Verdict):
-                        found = found.score if name == "language" else float(found.correct)
+                        if name in own and found.error is not None and not future.done():
+                            future.set_exception(RewardError(f"{own[name]} on problem {problem.id} {found.error}"))
+                        found = found.score if name == "language" or name in own else float(found.correct)
                     parts[name] = found
                 left.discard(name)
                 if not left and not future.done():
@@ -212,6 +232,18 @@ class Scorer:
         # 0 * NaN is NaN: a part that is recorded only has no part in the total.
         weighted = [(self._weights[name], part) for name, part in ordered.items()]
         return Reward(total=sum(weight * part for weight, part in weighted if weight), parts=ordered)
+
+
+def completion_of(text: str) -> Completion:
+    """A text of which no tokens are known."""
+    nothing = np.zeros(0)
+    return Completion(
+        token_ids=nothing.astype(np.int32),
+        logprobs=nothing.astype(np.float32),
+        finish_reason="stop",
+        weight_version=0,
+        text=text,
+    )
 
 
 def _is_lost(graded: Future[Verdict]) -> bool:

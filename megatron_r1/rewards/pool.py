@@ -47,8 +47,8 @@ PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONHASHSEED", "TZ", "LANG", "L
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One graded answer. `score` is in [0, 1], 1 is right. `timed_out`: the limit passed; `error`: the grader raised or
-    died. Either scores 0."""
+    """One graded answer. `score` is in [0, 1], 1 is right (a reward of the user's own: any number). `timed_out`: the
+    limit passed; `error`: the grader raised or died. Either scores 0."""
 
     score: float
     timed_out: bool = False
@@ -94,7 +94,7 @@ class GradingPool:
             )
         self.timeout_seconds = timeout_seconds
         self.graders = tuple(graders)
-        self._jobs: queue.SimpleQueue[tuple[str, bytes, Future[Verdict]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._graded = self._timeouts = self._errors = 0
         self._closing = threading.Event()
@@ -113,10 +113,16 @@ class GradingPool:
         self.close()
 
     def submit(
-        self, grader: str, answer: str, *, reference: str | None, metadata: Mapping[str, Any] | None = None
+        self,
+        grader: str,
+        answer: str,
+        *,
+        reference: str | None,
+        metadata: Mapping[str, Any] | None = None,
+        bounded: bool = True,
     ) -> Future[Verdict]:
-        """Queue one answer. The result never raises for a bad answer, only WorkerStartError where no worker
-        can be had; ValueError after close()."""
+        """Queue one answer; `bounded`: its score must lie in [0, 1]. The result never raises for a bad answer, only
+        WorkerStartError where no worker can be had; ValueError after close()."""
         job_id = secrets.token_hex(16)  # the reply must name it: nothing else can pass for the verdict on this job
         job = {
             "id": job_id,
@@ -130,7 +136,7 @@ class GradingPool:
         with self._lock:  # a job queued behind close() would never be answered
             if self._closing.is_set():
                 raise ValueError("the grading pool is closed; submit answers before close()")
-            self._jobs.put((job_id, content, future))
+            self._jobs.put(_Job(job_id, content, future, bounded))
         return future
 
     def check_started(self) -> None:
@@ -154,7 +160,7 @@ class GradingPool:
         while not self._jobs.empty():
             item = self._jobs.get()
             if item is not None:
-                item[2].cancel()
+                item.future.cancel()
 
     def _serve(self, started: Future[None]) -> None:
         """The life of one thread: nothing that happens to a worker ends it before close()."""
@@ -169,7 +175,7 @@ class GradingPool:
             item = self._jobs.get()
             if item is None:
                 break
-            job_id, content, future = item
+            future = item.future
             if not future.set_running_or_notify_cancel():
                 continue
             if worker is None:
@@ -179,7 +185,7 @@ class GradingPool:
                     continue
                 refused = False
             try:
-                verdict = worker.grade(job_id, content, self.timeout_seconds)
+                verdict = worker.grade(item, self.timeout_seconds)
             except Exception as error:  # a fault of this file or of the machine: the caller must hear of it
                 worker.kill()
                 worker = None
@@ -226,6 +232,14 @@ class GradingPool:
             self._errors += verdict.error is not None
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    id: str
+    content: bytes
+    future: Future[Verdict]
+    bounded: bool
+
+
 class _Worker:
     """One process and its socket, as seen by the one thread that owns it. OSError where none can be made."""
 
@@ -239,9 +253,10 @@ class _Worker:
             "-m",
             "megatron_r1.rewards.worker",
             str(far_end.fileno()),
-            ",".join(graders),
+            json.dumps(list(graders)),
+            json.dumps(sys.path),
         ]
-        self._command = " ".join(command)
+        self._command = " ".join(command[:-1])
         try:
             self._process = subprocess.Popen(
                 command,
@@ -275,12 +290,12 @@ class _Worker:
                 f"reasoning-gym import: {self._command}"
             )
 
-    def grade(self, job_id: str, job: bytes, timeout_seconds: float) -> Verdict:
+    def grade(self, job: _Job, timeout_seconds: float) -> Verdict:
         """Hand over a job and wait. After a timeout, a death or a wrong reply `alive` is False and the worker must
         be replaced."""
         try:
             used_before = self._cpu_seconds()
-            self._connection.send_bytes(job)
+            self._connection.send_bytes(job.content)
             deadline = time.monotonic() + MOST_WAITING * timeout_seconds
             left = timeout_seconds
             while not self._connection.poll(left):
@@ -295,7 +310,7 @@ class _Worker:
             self._process.kill()  # a worker that closed its socket, or sent too much, may still run
             code = self._process.wait()
             return Verdict(score=0.0, error=f"the grading worker died (exit status {code})")
-        verdict = read_reply(reply, job_id)
+        verdict = read_reply(reply, job.id, bounded=job.bounded)
         if verdict is None:
             self.alive = False
             return Verdict(score=0.0, error="the grading worker gave no proper reply to this job; it was ended")
@@ -315,7 +330,7 @@ class _Worker:
         self._connection.close()
 
 
-def read_reply(reply: bytes, job_id: str) -> Verdict | None:
+def read_reply(reply: bytes, job_id: str, *, bounded: bool = True) -> Verdict | None:
     """The verdict in a worker's reply; None unless it is well formed and names the job that was asked."""
     try:
         fields = json.loads(reply)
@@ -324,7 +339,7 @@ def read_reply(reply: bytes, job_id: str) -> Verdict | None:
     if not isinstance(fields, dict) or fields.get("id") != job_id:
         return None
     score, error = fields.get("score"), fields.get("error")
-    if not isinstance(score, float) or not 0.0 <= score <= 1.0:
+    if not isinstance(score, float) or (bounded and not 0.0 <= score <= 1.0):
         return None
     return Verdict(score=score if error is None else 0.0, error=None if error is None else str(error))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from megatron_r1.config.custom_reward import custom_reward
 from megatron_r1.config.languages import language_fault
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import DataError
@@ -33,6 +34,7 @@ def scorer_for(config: RewardConfig, problems: Iterable[Problem], *, preferences
         graders=("math", "reasoning_gym") if "reasoning_gym" in graders else ("math",),
         programs=[problem for problem in problems if problem.grader == "code"],
         preferences=preferences,
+        custom=[custom_reward(entry) for entry in config.custom],
         instructions="instructions" in graders,
     )
 

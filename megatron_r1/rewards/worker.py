@@ -1,6 +1,6 @@
 """The process that grades answers, one at a time, until it is told to stop or killed.
 
-Started by pool.py as `python -m megatron_r1.rewards.worker FD GRADERS`; speaks JSON over the socket FD. It
+Started by pool.py as `python -m megatron_r1.rewards.worker FD GRADERS PATHS`; speaks JSON over the socket FD. It
 imports only what grading needs (never torch) and dies with the thread that started it. No answer is ever run as
 code (gym.py); in case a library does so after all, the process has a bare environment and cannot write files,
 start processes or take much memory. Left out: time limits, which only the parent can enforce, because C code
@@ -20,6 +20,10 @@ from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any
 
+from megatron_r1.config.custom_reward import PREFIX
+from megatron_r1.plugins import imported, told
+from megatron_r1.rewards import custom
+
 MEMORY_BYTES = 4 << 30
 """Address space of a worker: `10**10**10` alone would take 4 GB of the trainer's memory. sympy and reasoning-gym
 together need less than 1 GB."""
@@ -30,7 +34,13 @@ PR_SET_NO_NEW_PRIVS = 38
 
 def grade(grader: str, answer: str, reference: str | None, metadata: Mapping[str, Any]) -> float:
     """The answer's score in [0, 1]. The rules that need a worker; exact matches never come here."""
+    if grader.startswith(PREFIX):
+        return custom.call(_custom(grader), metadata)
     return float(GRADERS[grader](answer, reference, metadata))
+
+
+def _custom(grader: str) -> Callable[..., Any]:
+    return imported(grader.removeprefix(PREFIX), "rewards.custom")
 
 
 def _grade_math(answer: str, reference: str | None, metadata: Mapping[str, Any]) -> bool:
@@ -92,7 +102,8 @@ MODULES = {
 
 
 def main(arguments: list[str]) -> None:
-    """Serve jobs on socket `arguments[0]`, after importing what the graders named in `arguments[1]` need."""
+    """Serve jobs on socket `arguments[0]`, after importing what the graders named in `arguments[1]` (a JSON list) need.
+    User code is found on `arguments[2]`, the starter's sys.path, after everything else."""
     system = ctypes.CDLL(None)
     system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     system.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -100,8 +111,14 @@ def main(arguments: list[str]) -> None:
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     _limit(resource.RLIMIT_CORE, 0)
     sys.set_int_max_str_digits(100_000)
-    for grader in arguments[1].split(","):
-        importlib.import_module(MODULES[grader])
+    graders: list[str] = json.loads(arguments[1])
+    if any(grader.startswith(PREFIX) for grader in graders):
+        sys.path += [path for path in json.loads(arguments[2]) if path not in sys.path]
+    for grader in graders:
+        if grader.startswith(PREFIX):
+            _custom(grader)
+        else:
+            importlib.import_module(MODULES[grader])
     # After the imports, so that a failing one can still say why in a log file.
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NPROC, 0)  # root is exempt from this one
@@ -132,7 +149,8 @@ def _verdict(job: Mapping[str, Any]) -> Mapping[str, Any]:
     except Exception as error:
         # Parsers and scorers of third parties raise anything at all on a model's text: such an answer is not
         # right.
-        return {"score": 0.0, "error": f"{type(error).__name__}: {error}"[:500]}
+        said = told(error) if job["grader"].startswith(PREFIX) else f": {type(error).__name__}: {error}"
+        return {"score": 0.0, "error": said.removeprefix(": ").strip()[:500]}
 
 
 if __name__ == "__main__":

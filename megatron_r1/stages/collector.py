@@ -122,7 +122,7 @@ class Collector:
             def grade(index: int, group: Group) -> None:
                 if file is not None and index not in known:
                     record(file, first + index, problems[index], group)
-                graded[index] = [scorer.submit(problems[index], completion.text) for completion in group]
+                graded[index] = [scorer.submit(problems[index], completion, group) for completion in group]
 
             collected = collect(
                 self._engines,

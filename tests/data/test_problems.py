@@ -118,9 +118,9 @@ def test_task_problems_are_seeded_and_unique():
 
 
 def test_config_needs_exactly_one_source():
-    with pytest.raises(ConfigError, match="neither of tasks and files"):
+    with pytest.raises(ConfigError, match="exactly one of tasks, files and source"):
         load_problems(DataConfig())
-    with pytest.raises(ConfigError, match="both of tasks and files"):
+    with pytest.raises(ConfigError, match="exactly one of tasks, files and source"):
         load_problems(DataConfig(tasks=("chain_sum",), files=(Path("x"),)))
     with pytest.raises(ConfigError, match="listed twice"):
         load_problems(DataConfig(tasks=("chain_sum", "chain_sum")))

@@ -25,7 +25,7 @@ def children():
 IN_THE_WORKERS_PLACE = """
 import json, sys, time
 from multiprocessing.connection import Connection
-connection = Connection(int(sys.argv[-2]))
+connection = Connection(int(sys.argv[-3]))
 connection.send_bytes(b"ready")
 while True:
     job = json.loads(connection.recv_bytes())
@@ -236,7 +236,7 @@ def test_worker_that_answers_for_another_job_is_ended_and_counted(tmp_path, monk
     fake = tmp_path / "python"
     fake.write_text(
         f"#!{sys.executable}\nimport sys\nfrom multiprocessing.connection import Connection\n"
-        "connection = Connection(int(sys.argv[-2]))\nconnection.send_bytes(b'ready')\n"
+        "connection = Connection(int(sys.argv[-3]))\nconnection.send_bytes(b'ready')\n"
         'connection.recv_bytes()\nconnection.send_bytes(b\'{"id": "0", "score": 1.0}\')\n'
         "connection.recv_bytes()\n"
     )

@@ -1,6 +1,7 @@
 """pass@k, cons@k and intervals against hand-computed values and against counting."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -75,3 +76,9 @@ def test_the_interval_covers_the_mean_and_shrinks_with_more_problems():
 def test_the_mean_of_a_part_is_over_those_that_have_it():
     rewards = [Reward(total=1.0, parts={"accuracy": 1.0, "format": 1.0}), Reward(total=0.5, parts={"format": 0.5})]
     assert mean_parts(rewards) == {"accuracy": 1.0, "format": 0.75}
+
+
+def test_the_mean_of_a_part_is_over_finite_numbers():
+    rewards = [Reward(total=1.0, parts={"helpful": value, "harmless": math.inf}) for value in (math.nan, 1.0, 2.0)]
+    found = mean_parts(rewards)
+    assert found["helpful"] == 1.5 and math.isnan(found["harmless"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -72,6 +73,8 @@ def bootstrap_interval(
 
 
 def mean_parts(rewards: Sequence[Reward]) -> dict[str, float]:
-    """The mean of each part of the rewards over those that have it."""
+    """The mean of each part over the rewards that have it as a finite number; NaN of none. A part of weight 0 may be
+    broken (a reward model that gives NaN) in a reward whose total is sound."""
     names = dict.fromkeys(name for reward in rewards for name in reward.parts)
-    return {name: float(np.mean([r.parts[name] for r in rewards if name in r.parts])) for name in names}
+    found = {name: [r.parts[name] for r in rewards if math.isfinite(r.parts.get(name, math.nan))] for name in names}
+    return {name: float(np.mean(values)) if values else math.nan for name, values in found.items()}

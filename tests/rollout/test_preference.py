@@ -17,8 +17,9 @@ import torch
 import urllib3
 
 from megatron_r1.config import RolloutConfig
-from megatron_r1.config.schema import PreferenceConfig
+from megatron_r1.config.schema import PreferenceConfig, RewardConfig
 from megatron_r1.errors import ConfigError, EngineError
+from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.command import server_command
 from megatron_r1.rollout.preference import RewardModelServer, read_scale
 from megatron_r1.types import Problem
@@ -187,3 +188,35 @@ def test_a_served_reward_model(server: RewardModelServer, judge: Path) -> None:
     assert not server.engine.alive() and server.engine.starts == 3
     port = f"--port {server.engine.port}"
     assert not [p for p in psutil.process_iter(["cmdline"]) if port in " ".join(p.info["cmdline"] or [])]
+
+
+@pytest.mark.slow
+def test_a_served_reward_model_whose_head_is_broken(config: RolloutConfig, judge: Path, tmp_path: Path) -> None:
+    """A NaN in the head: the server answers with it (base64; JSON has none), and one part without a weight leaves the
+    reward as it is, while one with a weight makes it NaN, which training leaves out."""
+    from safetensors.torch import load_file, save_file
+
+    broken = copy_of(judge, tmp_path / "broken", model__safetensors=None)
+    weights = load_file(judge / "model.safetensors")
+    weights["score.weight"][0, 0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    limited = dataclasses.replace(config, max_model_len=48)
+    server = RewardModelServer(preference(broken), limited, run_dir=tmp_path / "run")
+    problem = Problem(
+        id="a", domain="general", grader="exact", answer="w7", messages=({"role": "user", "content": "w5"},)
+    )
+    try:
+        server.engine.start()
+        server.engine.wait_ready()
+        assert np.isnan(server.value([5, 9, 12]))
+        totals = {}
+        for weight in (0.0, 1.0):
+            server.config = dataclasses.replace(server.config, weight=weight)
+            with Scorer(RewardConfig(num_workers=1), graders=("exact",), preferences=[server]) as scorer:
+                reward = scorer.submit(problem, "<think> w4 </think> <answer> w7 </answer>").result(60)
+            assert np.isnan(reward.parts["helpful"]) and reward.parts["accuracy"] == 1.0
+            totals[weight] = reward.total
+        assert totals[0.0] == reward.parts["accuracy"] + reward.parts["format"] and np.isnan(totals[1.0])
+        assert server.engine.starts == 1 and server.engine.failures == 0
+    finally:
+        server.close()

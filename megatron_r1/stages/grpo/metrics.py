@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm
 from megatron_r1.stages.grpo.sampling import Sampled
-from megatron_r1.stages.grpo.usable import left_out, usable_places
+from megatron_r1.stages.grpo.usable import left_out, usable_places, without_signal
 from megatron_r1.stages.scores import mean_parts
 from megatron_r1.types import StepResult
 
@@ -20,9 +20,10 @@ def step_metrics(
 ) -> dict[str, Any]:
     """All but the timing. `advantages`: f64[G] of each group that was kept.
 
-    Means of rewards, lengths and the like are over all groups that were sampled, and over rewards that are usable.
-    Token metrics of several minibatches are averaged, except `mismatch`, which only the first that is trained measures
-    (later ones differ because the policy has moved)."""
+    Means of rewards, lengths and the like are over all groups that were sampled, and over rewards that are usable (of a
+    part: where it is a finite number; `broken_parts` counts the others). Token metrics of several minibatches are
+    averaged, except `mismatch`, which only the first that is trained measures (later ones differ because the policy has
+    moved)."""
     groups = sampled.groups
     usable = [usable_places(group) for group in groups]
     rewards = [
@@ -32,10 +33,6 @@ def step_metrics(
         if place
     ]
     completions = [completion for group in groups for completion in group.completions]
-    equal = sum(
-        len({reward.total for reward, place in zip(group.rewards, places, strict=True) if place}) == 1
-        for group, places in zip(groups, usable, strict=True)
-    )
     trained = [result for result in results if result.metrics]
     completions_left_out, groups_left_out = left_out(advantages)
     return {
@@ -52,9 +49,10 @@ def step_metrics(
         "skipped_steps": sum(result.skipped for result in results),
         "length_mean": float(np.mean([len(completion.token_ids) for completion in completions])),
         "truncated": float(np.mean([completion.finish_reason == "length" for completion in completions])),
-        "zero_advantage_groups": equal,
+        "zero_advantage_groups": sum(map(without_signal, groups)),
         "completions_left_out": completions_left_out,
         "groups_left_out": groups_left_out,
+        "broken_parts": sum(not math.isfinite(part) for g in groups for r in g.rewards for part in r.parts.values()),
         **({"groups_sampled": len(groups), "sampling_rounds": sampled.rounds} if algorithm.sampling_rounds > 1 else {}),
         "weight_version": max(completion.weight_version for completion in completions),
         "completion_tokens": sum(len(completion.token_ids) for completion in completions),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_r1.algorithms.group_advantage import usable_rewards
+from megatron_r1.algorithms.group_advantage import group_advantages, usable_rewards
 from megatron_r1.types import RolloutGroup
 
 NAMED = 4
@@ -22,6 +22,14 @@ def left_out(advantages: Sequence[np.ndarray]) -> tuple[int, int]:
     completion is left out."""
     missing = [np.isnan(advantages_G) for advantages_G in advantages]
     return sum(int(missing_G.sum()) for missing_G in missing), sum(bool(missing_G.all()) for missing_G in missing)
+
+
+def without_signal(group: RolloutGroup) -> bool:
+    """Whether its usable rewards are all equal, so that there is nothing to tell apart. A group that is left out whole,
+    for lack of two usable rewards, is not among them."""
+    centred_G = group_advantages(np.array([reward.total for reward in group.rewards]))
+    known = centred_G[~np.isnan(centred_G)]
+    return known.size > 0 and not known.any()
 
 
 def left_out_note(groups: Sequence[RolloutGroup], advantages: Sequence[np.ndarray]) -> str | None:

@@ -28,6 +28,10 @@ def advantages_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS) -> 
     return [algorithm.advantages(algorithm.rewards(group, 8)) for group in groups]
 
 
+def metrics_of(results: list[StepResult], groups: list[RolloutGroup]):
+    return step_metrics(results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS)
+
+
 def sequences_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS):
     return to_sequences(list(zip(groups, advantages_of(groups, algorithm), strict=True)), algorithm, 8)
 
@@ -92,16 +96,31 @@ def test_the_log_names_the_problem_and_the_part():
 
 
 def test_metrics_count_them_and_average_the_others():
-    groups = [group("a", [1.0, NAN, 0.0]), group("b", [1.0, 1.0]), group("c", [NAN, 0.5])]
+    groups = [
+        group("a", [1.0, NAN, 0.0]), group("b", [1.0, 1.0]), group("c", [NAN, 0.5]), group("d", [NAN, NAN]),
+        group("e", [0.3, NAN, 0.3]),
+    ]  # fmt: skip
     token_metrics = {"kl": 0.1, "entropy": 0.2, "clip_fraction": 0.0, "mismatch": 0.01}
     taken = StepResult(loss=1.0, grad_norm=2.0, learning_rate=1e-3, metrics=token_metrics)
     skipped = StepResult(loss=0.0, grad_norm=0.0, learning_rate=2e-3, metrics={}, skipped=True)
-    metrics = step_metrics([taken, skipped], Sampled(groups=groups, kept=groups), advantages_of(groups), GRPO())
-    assert (metrics["completions_left_out"], metrics["groups_left_out"]) == (3, 1)
-    assert metrics["reward_mean"] == metrics["helpful"] == pytest.approx(3.5 / 5)
-    assert metrics["zero_advantage_groups"] == 2, "b, and c's one score"
+    metrics = metrics_of([taken, skipped], groups)
+    assert (metrics["completions_left_out"], metrics["groups_left_out"]) == (1 + 2 + 2 + 1, 2)
+    assert metrics["reward_mean"] == metrics["helpful"] == pytest.approx((1.0 + 2.0 + 0.5 + 0.6) / 7)
+    assert metrics["zero_advantage_groups"] == 2, "b and e; c and d are left out whole, which is another count"
+    assert metrics["broken_parts"] == 5
     assert (metrics["loss"], metrics["grad_norm"], metrics["kl"], metrics["skipped_steps"]) == (1.0, 2.0, 0.1, 1)
-    assert metrics["completion_tokens"] == 2 + 3 + 4 + 2 + 3 + 2 + 3, "all that was sampled"
+    assert metrics["completion_tokens"] == (2 + 3 + 4) * 2 + (2 + 3) * 3, "all that was sampled"
+
+
+def test_a_broken_part_without_a_weight_breaks_nothing():
+    """A reward model that is only recorded (weight 0) gives NaN: the total knows nothing of it, nor do the means."""
+    scored = group("a", [1.0, 0.0, 0.5])
+    parts = [{"accuracy": 1.0, "helpful": NAN}, {"accuracy": 0.0, "helpful": -2.0}, {"accuracy": 0.5, "helpful": 4.0}]
+    rewards = tuple(Reward(total=p["accuracy"], parts=p) for p in parts)
+    taken = StepResult(loss=1.0, grad_norm=2.0, learning_rate=1e-3, metrics={"mismatch": 0.0})
+    metrics = metrics_of([taken], [dataclasses.replace(scored, rewards=rewards)])
+    assert (metrics["reward_mean"], metrics["accuracy"], metrics["helpful"]) == (0.5, 0.5, 1.0)
+    assert (metrics["broken_parts"], metrics["completions_left_out"], metrics["zero_advantage_groups"]) == (1, 0, 0)
 
 
 def test_a_run_whose_rewards_are_all_broken_stops_and_says_why():

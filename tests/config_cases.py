@@ -13,13 +13,14 @@ TINY = {
     "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 40, "max_position_embeddings": 256,
 }  # fmt: skip
+_LATENT_TINY = TINY | {
+    "num_key_value_heads": 4, "q_lora_rank": 12, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+    "v_head_dim": 12, "n_routed_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
 BASES: dict[str, dict[str, Any]] = {
-    "deepseek_v3": TINY
-    | {
-        "num_key_value_heads": 4, "q_lora_rank": 12, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
-        "v_head_dim": 12, "n_routed_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 16,
-        "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,
-    },
+    "deepseek_v2": _LATENT_TINY,
+    "deepseek_v3": _LATENT_TINY | {"num_nextn_predict_layers": 0},
     "llama": TINY,
     "qwen2": TINY,
     "qwen3": TINY | {"head_dim": 16},
@@ -42,6 +43,7 @@ ALTERNATIVES: dict[str, list[Any]] = {
     "rms_norm_eps": [1e-3, 1e-5], "tie_word_embeddings": [True], "rope_interleave": [False, None],
     "rope_parameters": [YARN, LLAMA3, {"rope_type": "linear", "factor": 2.0}, {"rope_theta": 500.0},
                         {"rope_type": "dynamic", "factor": 2.0}],
+    "topk_method": ["group_limited_greedy", "noaux_tc"],
     "attention_bias": [True], "mlp_bias": [True], "use_sliding_window": [True], "sliding_window": [4],
     "max_window_layers": [0], "layer_types": [["full_attention", "sliding_attention"], ["full_attention"] * 2],
     "decoder_sparse_step": [2], "mlp_only_layers": [[0], [1]], "num_mtp_layers": [0],
@@ -129,6 +131,26 @@ _LATENT = {
     "chosen greedily": {"topk_method": "greedy"},
     "experts in every second layer": {"moe_layer_freq": 2},
 }  # fmt: skip
+_GROUPS = {"topk_method": "group_limited_greedy"}
+_DEEPSEEK_V2 = {
+    "published Lite": {
+        "rope_scaling": {
+            "type": "yarn", "factor": 40, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1,
+            "mscale": 0.707, "mscale_all_dim": 0.707,
+        },
+        "q_lora_rank": None, "scoring_func": "softmax", "topk_method": "greedy", "moe_layer_freq": 1, "ep_size": 1,
+        "seq_aux": True, "aux_loss_alpha": 0.001, "n_group": 1, "topk_group": 1, "norm_topk_prob": False,
+    },
+    "in groups": _routing(6, 8, 3, 32, routed_scaling_factor=16.0, **_GROUPS),
+    "one of a group": _routing(1, 4, 2, **_GROUPS),
+    "groups that greed passes over": _routing(4, 4, 2),
+    "one expert": {"num_experts_per_tok": 1},
+    "groups of one expert each": _routing(4, 16, 8, **_GROUPS),
+    "renormalised": {"norm_topk_prob": True},
+    "scored by sigmoid": {"scoring_func": "sigmoid"},
+    "latent norms beside eps 1e-2": {"rms_norm_eps": 1e-2},
+    "scaling 0": {"routed_scaling_factor": 0.0},
+}  # fmt: skip
 _QWEN3_MOE = {
     "k1 normalised": {"num_experts_per_tok": 1, "norm_topk_prob": True},
     "k1": {"num_experts_per_tok": 1, "norm_topk_prob": False},
@@ -151,6 +173,7 @@ COMPUTED = (
 """Of the combinations below, numbers that look odd and that transformers computes: they must not be refused."""
 
 COMBINATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "deepseek_v2": _DENSE | _DEEPSEEK_V2,
     "deepseek_v3": _DENSE | _LATENT,
     "llama": _DENSE | {"no mention of rope": {}, "biases and yarn": {"attention_bias": True, "rope_scaling": _YARN}},
     "qwen2": _DENSE | _SLIDING | {"a switch that is not read": {"attention_bias": True}},

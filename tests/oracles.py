@@ -51,6 +51,12 @@ def make_model(name: str):
         "deepseek_v3_plain_q": lambda: hf.DeepseekV3ForCausalLM(
             hf.DeepseekV3Config(**(deepseek | {"q_lora_rank": None, "rope_parameters": PLAIN}))
         ),
+        "deepseek_v2": lambda: hf.DeepseekV2ForCausalLM(
+            hf.DeepseekV2Config(
+                **{name: value for name, value in deepseek.items() if name not in ("n_group", "topk_group")}
+                | {"q_lora_rank": None, "n_shared_experts": 2, "routed_scaling_factor": 1.0}
+            )
+        ),
         "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, rope_parameters=LLAMA3, tie_word_embeddings=True)),
         "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SMALL, rope_parameters=PLAIN)),
         "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**SMALL, rope_parameters=PLAIN)),

@@ -25,14 +25,6 @@ class Missing:
 
 MISSING = (
     Missing(
-        "DeepSeek-V2-Lite, V2",
-        "deepseek_v2",
-        "V3's attention and experts are there; its router scores by softmax, chooses greedily or among groups ranked "
-        "by their best expert, has no bias and does not renormalise: a branch of model/router.py, no expert_bias in "
-        "weights/table.py, and a test against transformers, whose V2 rotates otherwise than its V3",
-        ("topk_method", "n_group", "topk_group"),
-    ),
-    Missing(
         "DeepSeek-V3.2",
         "deepseek_v32",
         "sparse attention: each token attends to index_topk others that a small indexer with weights of its own picks; "
@@ -90,7 +82,7 @@ def fields_text() -> str:
     parts += ["", _wrapped("Any other number in a scaling is refused by its name, and so is any other type."), ""]
     parts += ["## What is missing for others", "", "| model | model_type | what it would take |", "| --- | --- | --- |"]
     parts += [f"| {each.model} | `{each.model_type}` | {each.needs} |" for each in MISSING]
-    parts += ["", _wrapped(f"Each is refused in these words: `{refusal('deepseek_v2')}`.")]
+    parts += ["", _wrapped(f"Each is refused in these words: `{refusal('deepseek_v32')}`.")]
     return "\n".join(parts)
 
 

@@ -24,6 +24,19 @@ _V3 = {
         "mscale": 1.0, "mscale_all_dim": 1.0,
     },
 }  # fmt: skip
+_V2_LITE = {key: value for key, value in _V3.items() if key != "num_nextn_predict_layers"} | {
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048,
+    "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 10944,
+    "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+    "n_group": 1, "topk_group": 1, "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0, "first_k_dense_replace": 1, "q_lora_rank": None, "aux_loss_alpha": 0.001,
+    "seq_aux": True, "rope_scaling": _V3["rope_scaling"] | {"mscale": 0.707, "mscale_all_dim": 0.707},
+}  # fmt: skip
+_V2 = _V2_LITE | {
+    "hidden_size": 5120, "num_hidden_layers": 60, "num_attention_heads": 128, "num_key_value_heads": 128,
+    "intermediate_size": 12288, "moe_intermediate_size": 1536, "n_routed_experts": 160, "n_group": 8, "topk_group": 3,
+    "topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0, "q_lora_rank": 1536,
+}  # fmt: skip
 _KIMI_K2 = _V3 | {
     "model_type": "kimi_k2", "vocab_size": 163840, "num_attention_heads": 64, "num_key_value_heads": 64,
     "n_routed_experts": 384, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827, "first_k_dense_replace": 1,
@@ -91,6 +104,8 @@ _LONG = {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_
 _SMALL3 = {"head_dim": 64, "tie_word_embeddings": True}
 
 PUBLISHED: Mapping[str, dict[str, Any]] = {
+    "DeepSeek-V2-Lite": _V2_LITE,
+    "DeepSeek-V2, V2.5": _V2,
     "DeepSeek-V3, V3-0324, V3.1, R1, R1-0528, R1-Zero": _V3,
     "Kimi-K2-Base, -Instruct": _KIMI_K2,
     "Moonlight-16B-A3B": _MOONLIGHT,

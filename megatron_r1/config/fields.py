@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-ARCHITECTURES = ("deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe")
+ARCHITECTURES = ("deepseek_v2", "deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe")
+
+LATENT = ("deepseek_v2", "deepseek_v3")
+"""Those with latent attention."""
 
 MODEL_TYPES = {"kimi_k2": "deepseek_v3"}
 """Other names of an architecture: Kimi-K2's folders bring DeepSeek-V3's classes under their own model_type."""
 
 ALIASES = {
+    "deepseek_v2": {"num_experts": "n_routed_experts"},
     "deepseek_v3": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "qwen3_moe": {"num_local_experts": "num_experts"},
 }
@@ -27,6 +31,11 @@ _COMMON_DEFAULTS = {
     "rope_theta": 10000.0,
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": _COMMON_DEFAULTS
+    | {
+        "n_shared_experts": 2, "routed_scaling_factor": 1.0, "q_lora_rank": 1536, "n_group": None, "topk_group": None,
+        "first_k_dense_replace": 0, "topk_method": "greedy",
+    },
     "deepseek_v3": _COMMON_DEFAULTS
     | {
         "n_shared_experts": 1, "routed_scaling_factor": 2.5, "q_lora_rank": 1536, "n_group": 8, "topk_group": 4,
@@ -46,13 +55,14 @@ _SIZES = (
     "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "initializer_range",
     "rope_theta", "rope_scaling", "rope_parameters", "quantization_config", "architectures", "num_labels", "id2label",
 )  # fmt: skip
+_DEEPSEEK = (
+    "moe_intermediate_size", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group",
+    "first_k_dense_replace", "routed_scaling_factor", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
+    "qk_rope_head_dim", "v_head_dim",
+)  # fmt: skip
 _HONOURED = {
-    "deepseek_v3": (
-        "moe_intermediate_size", "n_routed_experts", "num_local_experts", "n_shared_experts", "num_experts_per_tok",
-        "n_group", "topk_group", "first_k_dense_replace", "norm_topk_prob", "routed_scaling_factor", "q_lora_rank",
-        "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "num_nextn_predict_layers",
-        "num_mtp_layers",
-    ),
+    "deepseek_v2": (*_DEEPSEEK, "num_experts", "topk_method"),
+    "deepseek_v3": (*_DEEPSEEK, "num_local_experts", "norm_topk_prob", "num_nextn_predict_layers", "num_mtp_layers"),
     "llama": ("head_dim", "attention_bias"),
     "qwen2": ("head_dim",),
     "qwen3": ("head_dim",),
@@ -85,6 +95,11 @@ _LIMITED_BY_ARCHITECTURE: dict[str, dict[str, tuple[tuple[Any, ...], str]]] = {
     "qwen2": {**_CHUNKS, "qk_norm": ((False,), "vLLM alone reads it")},
     "qwen3": _CHUNKS,
     "qwen3_moe": {**_CHUNKS, "shared_expert_intermediate_size": ((0,), "vLLM alone reads it")},
+    "deepseek_v2": {
+        "scoring_func": (("softmax",), "DeepSeek-V2's router"),
+        "norm_topk_prob": ((False,), "vLLM alone reads it"),
+        "moe_layer_freq": ((1,), "every layer after the dense ones has experts"),
+    },
     "deepseek_v3": {
         "index_topk": ((None,), "the sparse attention of DeepSeek-V3.2"),
         "rope_interleave": ((True,), "Megatron-Core and vLLM pair neighbours"),
@@ -107,6 +122,7 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 
 _WITHOUT_EFFECT_BY_ARCHITECTURE = {
+    "deepseek_v2": {"head_dim": "set from qk_rope_head_dim"},
     "qwen2": {"attention_bias": "not read: queries, keys and values have biases, whatever it says"},
 }
 

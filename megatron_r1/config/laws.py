@@ -33,7 +33,6 @@ def _turns_in_pairs(field: str, **named: Any) -> Law:
     return Law(field, lambda value, _: value % 2 == 0, "be even: rotary embeddings turn pairs of numbers", **named)
 
 
-_LATENT = ("deepseek_v3",)
 FIELD_LAWS = (
     Law("rms_norm_eps", lambda value, _: value > 0, "be above 0, or a row of zeros is divided by 0"),
     Law("initializer_range", lambda value, _: value >= 0, "be at least 0: it is a standard deviation"),
@@ -42,15 +41,15 @@ FIELD_LAWS = (
         "hidden_size",
         lambda value, all_: value % all_["num_attention_heads"] == 0,
         "be a multiple of num_attention_heads",
-        ("llama",),
+        ("llama", "deepseek_v2"),
     ),
-    _turns_in_pairs("head_dim"),
+    _turns_in_pairs("head_dim", architectures=("llama", "qwen2", "qwen3", "qwen3_moe")),
     _turns_in_pairs("qk_rope_head_dim"),
     Law(
         "head_dim",
         lambda value, all_: value == all_["qk_rope_head_dim"],
         "be qk_rope_head_dim, or be left out",
-        _LATENT,
+        ("deepseek_v3",),
     ),
 )
 """Of the fields themselves. Sizes are positive integers already (reader.py)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config.fields import ALIASES, ARCHITECTURES, DEFAULTS, MODEL_TYPES, limited_fields
+from megatron_r1.config.fields import ALIASES, ARCHITECTURES, DEFAULTS, LATENT, MODEL_TYPES, limited_fields
 from megatron_r1.config.laws import hold_field_laws
 from megatron_r1.config.model_folder import folder_faults, hf_files, lacks_layers
 from megatron_r1.config.reader import Reader, short
@@ -50,7 +50,8 @@ class MLAShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoEShape:
-    """Mixture of experts. `router` is sigmoid with a score-correction bias (V3) or softmax (Qwen3-MoE). `dense_layers`
+    """Mixture of experts. `router` is sigmoid with a score-correction bias (DeepSeek-V3; its groups are
+    ranked by their best two experts) or softmax (Qwen3-MoE, DeepSeek-V2; by their best). `dense_layers`
     are the decoder layers without experts."""
 
     num_experts: int
@@ -133,7 +134,7 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
     _refuse_unsupported(read, architecture)
     num_heads = read.integer("num_attention_heads")
     hidden_size = read.integer("hidden_size")
-    mla = _mla_shape(read) if architecture == "deepseek_v3" else None
+    mla = _mla_shape(read) if architecture in LATENT else None
     if mla:
         head_dim = mla.qk_nope_dim + mla.qk_rope_dim
     else:
@@ -221,7 +222,7 @@ def _refuse_unsupported(read: Reader, architecture: str) -> None:
 
 def _refuse_sizes(read: Reader, architecture: str) -> None:
     heads, groups = read.integer("num_attention_heads"), read.optional_integer("num_key_value_heads")
-    if architecture == "deepseek_v3" and groups not in (None, heads):
+    if architecture in LATENT and groups not in (None, heads):
         read.refuse(f"num_key_value_heads is {groups}; with latent attention it must be num_attention_heads, {heads}")
     if groups and heads % groups:
         read.refuse(f"num_key_value_heads is {groups}; it must divide num_attention_heads {heads}")
@@ -232,8 +233,9 @@ def _refuse_sizes(read: Reader, architecture: str) -> None:
     layers = read.integer("num_hidden_layers")
     if layers * experts > _MOST_EXPERTS:
         read.refuse(f"num_hidden_layers is {layers} with {experts} experts each; at most {_MOST_EXPERTS} are read")
-    if architecture == "deepseek_v3":
+    if architecture == "deepseek_v3" or read.raw.get("topk_method") == "group_limited_greedy":
         _refuse_groups(read, experts, top_k)
+    if architecture == "deepseek_v3":
         dense = read.count("first_k_dense_replace")
         if dense > layers and read.count("num_nextn_predict_layers"):
             read.refuse(
@@ -290,10 +292,9 @@ def _mla_shape(read: Reader) -> MLAShape:
 
 
 def _moe_shape(read: Reader, architecture: str) -> MoEShape | None:
-    if architecture == "deepseek_v3":
+    if architecture in LATENT:
         first = read.count("first_k_dense_replace", nullable=False)
-        # Either of them null: a token may go to any group.
-        groups, kept = read.optional_integer("n_group") or 1, read.optional_integer("topk_group")
+        groups, kept = _groups(read, architecture)
         limited = groups > 1 and kept is not None
         return MoEShape(
             num_experts=read.integer("n_routed_experts"),
@@ -301,11 +302,11 @@ def _moe_shape(read: Reader, architecture: str) -> MoEShape | None:
             expert_ffn_size=read.integer("moe_intermediate_size"),
             num_shared_experts=read.count("n_shared_experts", nullable=False),
             dense_layers=frozenset(range(min(first, read.integer("num_hidden_layers")))),
-            router="sigmoid",
+            router="sigmoid" if architecture == "deepseek_v3" else "softmax",
             num_groups=groups if limited else 1,
             topk_groups=kept if limited and kept else 1,
             routed_scaling=read.number("routed_scaling_factor"),
-            normalise_topk=read.boolean("norm_topk_prob"),
+            normalise_topk=architecture == "deepseek_v3" and read.boolean("norm_topk_prob"),
         )
     if architecture == "qwen3_moe":
         return MoEShape(
@@ -321,6 +322,22 @@ def _moe_shape(read: Reader, architecture: str) -> MoEShape | None:
             normalise_topk=read.boolean("norm_topk_prob"),
         )
     return None
+
+
+def _groups(read: Reader, architecture: str) -> tuple[int, int | None]:
+    """(groups of experts, how many of them a token may go to). DeepSeek-V3: to any, where either number is null.
+    DeepSeek-V2 has groups where its topk_method says so."""
+    if architecture == "deepseek_v3":
+        return read.optional_integer("n_group") or 1, read.optional_integer("topk_group")
+    method = read.raw.get("topk_method")
+    if method == "greedy":
+        return 1, None
+    if method != "group_limited_greedy":
+        read.refuse(f"topk_method is {short(method)}; supported are greedy and group_limited_greedy")
+    groups, kept = read.optional_integer("n_group"), read.optional_integer("topk_group")
+    if groups is None or kept is None:
+        read.refuse("topk_method is group_limited_greedy; it needs n_group and topk_group")
+    return groups, kept
 
 
 def _dense_layers(read: Reader) -> frozenset[int]:

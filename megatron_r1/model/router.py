@@ -17,9 +17,9 @@ def megatron_routes_alike(moe: MoEShape) -> bool:
     """Whether Megatron's own router computes this one; it is used if so."""
     if moe.routed_scaling == 0:
         return False
-    if moe.router == "softmax":
-        return moe.top_k > 1 or not moe.normalise_topk
     limited = moe.topk_groups < moe.num_groups
+    if moe.router == "softmax":
+        return (moe.top_k > 1 or not moe.normalise_topk) and not limited
     return moe.normalise_topk and moe.top_k > 1 and (not limited or moe.top_k // moe.topk_groups == 2)
 
 
@@ -44,8 +44,8 @@ class SpecifiedRouter(TopKRouter):
 
 
 def route(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, moe: MoEShape) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights [T, K], experts i64[T, K]): DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) or Qwen3-MoE, as in
-    transformers' DeepseekV3TopkRouter and Qwen3MoeTopKRouter."""
+    """(weights [T, K], experts i64[T, K]): DeepSeek-V3 (arXiv 2412.19437, section 2.1.2), DeepSeek-V2 or
+    Qwen3-MoE, as in transformers' DeepseekV3TopkRouter, DeepseekV2TopkRouter and Qwen3MoeTopKRouter."""
     sigmoid = moe.router == "sigmoid"
     scores_TE = logits_TE.float().sigmoid() if sigmoid else logits_TE.float().softmax(dim=-1)
     ranked_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
@@ -59,8 +59,14 @@ def route(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, moe: MoEShape) -
 
 
 def _within_best_groups(ranked_TE: torch.Tensor, moe: MoEShape) -> torch.Tensor:
-    """-inf outside the topk_groups groups with the largest sums of their two best experts."""
+    """-inf outside the topk_groups groups with the largest sums of their two best experts, or (softmax) the largest
+    best expert."""
     grouped_TGE = ranked_TE.view(len(ranked_TE), moe.num_groups, -1)
-    best_TG = grouped_TGE.topk(2, dim=-1).values.sum(dim=-1).topk(moe.topk_groups, dim=-1).indices
+    best_TG = (
+        grouped_TGE.topk(2 if moe.router == "sigmoid" else 1, dim=-1)
+        .values.sum(dim=-1)
+        .topk(moe.topk_groups, dim=-1)
+        .indices
+    )
     outside_TG = torch.ones(grouped_TGE.shape[:2], dtype=torch.bool, device=ranked_TE.device).scatter(1, best_TG, False)
     return grouped_TGE.masked_fill(outside_TG[:, :, None], float("-inf")).flatten(1)

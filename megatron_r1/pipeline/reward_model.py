@@ -31,6 +31,7 @@ from megatron_r1.types import TrainingSequence
 from megatron_r1.weights.export import save_hf_folder
 
 ARCHITECTURES = {
+    "deepseek_v2": "DeepseekV2ForSequenceClassification",
     "deepseek_v3": "DeepseekV3ForSequenceClassification",
     "llama": "LlamaForSequenceClassification",
     "qwen2": "Qwen2ForSequenceClassification",

@@ -205,6 +205,9 @@ def model_overrides(model_path: Path) -> dict[str, object]:
         found |= {name: value for name, value in usual.items() if fields.get(name) is None}
         if any(name in fields and not fields[name] for name in ("n_group", "topk_group")):
             found |= {"n_group": 1, "topk_group": 1}
+    if fields.get("model_type") == "deepseek_v2" and fields.get("topk_method", "greedy") == "greedy":
+        # It would choose among groups whatever the method is, and has no word for none.
+        found |= {name: 1 for name in ("n_group", "topk_group") if fields.get(name) != 1}
     if fields.get("hidden_act") == "swish":
         found["hidden_act"] = "silu"
     return found

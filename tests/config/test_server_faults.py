@@ -204,3 +204,8 @@ def test_vllm_is_told_what_it_reads_otherwise(tmp_path):
     assert told(bare) == router
     assert told(fields | router | {"n_group": None}) == {"n_group": 1, "topk_group": 1}
     assert told({"model_type": "llama", "hidden_act": "swish"}) == {"hidden_act": "silu"}
+    bare_v2 = {name: value for name, value in bare.items() if name not in ("n_group", "topk_group")}
+    v2 = bare_v2 | {"model_type": "deepseek_v2", "hidden_size": 7168, "routed_scaling_factor": 1.0}
+    assert told(v2 | {"norm_topk_prob": False}) == {"n_group": 1, "topk_group": 1}
+    grouped = {"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3, "norm_topk_prob": False}
+    assert told(v2 | grouped) == {}

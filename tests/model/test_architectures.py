@@ -7,7 +7,7 @@ import pytest
 from oracles import all_logits, random_sequences, save_model
 from ranks import run_ranks
 
-NAMES = ["deepseek_v3", "deepseek_v3_plain_q", "llama", "qwen2", "qwen3", "qwen3_moe"]
+NAMES = ["deepseek_v2", "deepseek_v3", "deepseek_v3_plain_q", "llama", "qwen2", "qwen3", "qwen3_moe"]
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,10 @@ class EngineError(UserError, RuntimeError):
     """A vLLM process that cannot be started, died, or answered nonsense; carries the tail of its log."""
 
 
+class DeviceMemoryError(UserError, RuntimeError):
+    """Memory of a device that was lent to others and does not come back."""
+
+
 class MismatchError(UserError, RuntimeError):
     """Rollout and trainer disagree on logprobs by more than the configured bound."""
 

@@ -121,3 +121,12 @@ def all_logits(model, sequences: list[np.ndarray]) -> list[np.ndarray]:
     """fp32 logits [L, V] of each sequence, one at a time."""
     with torch.no_grad():
         return [model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float().numpy() for ids in sequences]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """vLLM reads one although only ids are exchanged: 101 words."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(101)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2").save_pretrained(folder)

@@ -9,6 +9,7 @@ trainer's ranks; rank 0 talks to the servers. Left out: whether it all fits, whi
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -26,13 +27,25 @@ from megatron_r1.rollout.client import EngineClient, RequestError
 from megatron_r1.rollout.server import Engine
 from megatron_r1.rollout.source import WeightSource
 
+POLL_SECONDS, UNHEALTHY = 5.0, 3
+"""How often a server is asked for its health while it goes to sleep or wakes, and what number of bad answers in a row
+ends it."""
+
 
 class Colocation:
     """One on every rank. `engines` on rank 0 only. Where nothing is configured to move, nothing is done."""
 
-    def __init__(self, rollout: RolloutConfig, train: TrainConfig, policy: Policy, engines: Sequence[Engine]) -> None:
+    def __init__(
+        self,
+        rollout: RolloutConfig,
+        train: TrainConfig,
+        policy: Policy,
+        engines: Sequence[Engine],
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`say` is told of servers that would not sleep or wake."""
         self.level = rollout.sleep_level
-        self.engines = engines
+        self.engines, self.say = engines, say
         self.offload = Offload(policy, train.offload)
         self.turn: Literal["both", "sampling", "training"] = "both"
         """Servers that sleep at their start are the trainer's turn: see `started_asleep`."""
@@ -86,14 +99,37 @@ class Colocation:
             self._each(lambda client: client.wake("kv_cache"))
         self.turn = "sampling"
 
+    def revive(self, fallen: Callable[[], Sequence[Engine]]) -> None:
+        """Start the servers again that `fallen` names on rank 0. A start takes all the memory that a server has when it
+        serves: what moves of the trainer is on the host meanwhile, and where others sleep these do afterwards. Raises
+        EngineError on every rank if one does not start."""
+        again: list[Engine] = []
+
+        def count() -> int:
+            again.extend(fallen())
+            return len(again)
+
+        def start() -> None:
+            for engine in again:
+                engine.restart()
+                if self.level and self.turn == "training":
+                    engine.client.sleep(1)  # deeper than 1 it would lose weights that nothing has replaced
+
+        if on_rank_zero(count):
+            self.offload.to_host()
+            dist.barrier()
+            on_rank_zero(start)
+
     def _each(self, call: Callable[[EngineClient], None]) -> None:
         """Rank 0 asks every living server at once; all ranks wait. One that fails is stopped: a rollout or the next
         sync starts it again, as one that died."""
 
         def ask(engine: Engine) -> None:
             try:
-                call(engine.client)
-            except (EngineError, RequestError):
+                with _ended_with(engine):
+                    call(engine.client)
+            except (EngineError, RequestError) as error:
+                self.say(f"{engine.name} is stopped, and started again when it is needed: {error}")
                 engine.stop()
 
         def ask_all() -> None:
@@ -102,6 +138,28 @@ class Colocation:
                 list(threads.map(ask, living))
 
         on_rank_zero(ask_all)
+
+
+@contextlib.contextmanager
+def _ended_with(engine: Engine) -> Iterator[None]:
+    """Within, a request ends soon after the engine behind it: vLLM leaves one open that waits for an engine which has
+    died, and its HTTP process then waits for that request before it goes."""
+    answered = threading.Event()
+
+    def watch() -> None:
+        ill = 0
+        while ill < UNHEALTHY and not answered.wait(POLL_SECONDS):
+            ill = 0 if engine.client.healthy() else ill + 1
+        if not answered.is_set():
+            engine.stop()
+
+    watcher = threading.Thread(target=watch, name="turns", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        answered.set()
+        watcher.join()
 
 
 class ResidentSource:

@@ -25,6 +25,7 @@ from megatron_r1.observe.watch import Watch
 from megatron_r1.pipeline.checkpoints import Checkpoints
 from megatron_r1.pipeline.colocation import Colocation
 from megatron_r1.pipeline.preempt import Preemption
+from megatron_r1.pipeline.push import push_weights
 from megatron_r1.pipeline.trainer import export
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
@@ -208,30 +209,9 @@ class GRPORun:
     # ---- what the loop calls
 
     def push(self, version: int) -> None:
-        """Weights to every server; a server that died meanwhile, or dies of it, is restarted and pushed to again.
-
-        Raises EngineError on every rank when a server is past its restarts or the second push fails too.
-        """
-        for attempt in range(2):
-            failure: EngineError | None = None
-            with self.colocation.for_sync():
-                on_rank_zero(lambda: self._revive(suspect=attempt > 0))  # noqa: B023 - called at once
-                try:
-                    report = self.sync.push(version)
-                    self.sync_milliseconds.append(report.seconds * 1e3)
-                except EngineError as error:  # on rank 0 only: the others' part of the push is done
-                    failure = error
-                failure = on_rank_zero(lambda: failure)  # noqa: B023 - called at once
-            if failure is None:
-                return
-            if attempt == 1:
-                raise EngineError(f"weight sync failed twice; {failure}") from failure
-
-    def _revive(self, *, suspect: bool) -> None:
-        """Restart who has died; after a push that failed, also who lives and does not answer."""
-        for engine in self.sync.engines:
-            if not engine.alive() or (suspect and not engine.client.healthy()):
-                engine.restart()
+        """See push_weights. A collective."""
+        report = push_weights(self.sync, self.colocation, version)
+        self.sync_milliseconds.append(report.seconds * 1e3)
 
     def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
         """The groups with the teacher's logprobs; rank 0 asks, all get them. A collective."""

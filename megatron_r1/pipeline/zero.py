@@ -110,7 +110,7 @@ def _run(
             policy, engines = _policy_and_engines(config, shape, device, model, say)
             on_rank_zero(lambda: wait_for_graders(scorer, [*(judge.engine for judge in judges), *teachers]))
         seconds["start"] = time.perf_counter() - marked
-        colocation = Colocation(config.rollout, config.train, policy, engines)
+        colocation = Colocation(config.rollout, config.train, policy, engines, say)
         colocation.started_asleep()
         sync = WeightSync(
             config.rollout,

@@ -15,9 +15,11 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator
 
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_r1.config.schema import OffloadPart
+from megatron_r1.errors import DeviceMemoryError
 from megatron_r1.policy.policy import Policy
 
 
@@ -58,9 +60,9 @@ class Offload:
         return sum(size for _, size in self._shrunk[part])
 
     def _take(self, part: OffloadPart) -> int:
-        taken = self._shrunk.pop(part)
+        taken = self._shrunk[part]
         for storage, size in taken:
-            storage.resize_(size)
+            self._grow(storage, size, part)
             if part == "gradients":
                 _bytes_of(storage).zero_()
             else:
@@ -68,7 +70,20 @@ class Offload:
         if self.policy.device.type == "cuda":
             torch.cuda.synchronize()
         self.away.remove(part)
+        del self._shrunk[part]
         return sum(size for _, size in taken)
+
+    def _grow(self, storage: torch.UntypedStorage, size: int, part: OffloadPart) -> None:
+        """Raises DeviceMemoryError if the device has no room; the part is away then, and can be asked for again."""
+        try:
+            storage.resize_(size)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            reason = str(error).split("\n", 1)[0]
+            raise DeviceMemoryError(
+                f"train.offload: the {part} of rank {dist.get_rank()} do not fit on {self.policy.device} any more "
+                f"({size:,} bytes: {reason}); the servers beside it hold more than was planned: lower "
+                "rollout.memory_fraction, or use rollout.sleep_level 2"
+            ) from error
 
     def _host(self, storage: torch.UntypedStorage, size: int) -> torch.Tensor:
         """The host copy of a storage, u8[size]."""

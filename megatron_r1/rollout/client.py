@@ -138,8 +138,13 @@ class EngineClient:
         self.request("POST", f"/sleep?level={level}&mode=wait", timeout=self.transfer_seconds)
 
     def wake(self, tag: str) -> None:
-        """Take memory again: "weights" (after level 2 they hold nothing) or "kv_cache". With both it serves."""
+        """Take memory again: "weights" (after level 2 they hold nothing) or, last, "kv_cache". With both it serves.
+
+        Raises EngineError if it says afterwards that it sleeps: vLLM answers a wake that it passes over with 200, and
+        requests would wait for ever in what looks like a pause."""
         self.request("POST", f"/wake_up?tags={tag}", timeout=self.transfer_seconds)
+        if tag == "kv_cache" and self.request("GET", "/is_sleeping")["is_sleeping"]:
+            raise EngineError(f"POST /wake_up?tags={tag}: the vLLM server sleeps on; its weights were not woken first")
 
     def weight_version(self) -> int:
         """The version of the weights that the engine serves now; 0 is the start checkpoint."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracles import save_model
+from oracles import save_model, write_tokenizer
 from ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(1800)  # every layout starts an engine
@@ -45,15 +45,6 @@ def results(tmp_path_factory):
         return found
 
     return of
-
-
-def write_tokenizer(folder) -> None:
-    """vLLM reads one although only ids are exchanged: 101 words."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(101)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2").save_pretrained(folder)
 
 
 @pytest.mark.parametrize(("group", "layout"), CASES)

@@ -1,4 +1,4 @@
-"""One step's row of metrics.jsonl (docs/metrics.md)."""
+"""One step's row of metrics.jsonl."""
 
 from __future__ import annotations
 

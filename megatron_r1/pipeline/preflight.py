@@ -205,10 +205,10 @@ class Meeting:
                     found[node] = content
                     if seen_at is not None:
                         seen_at[node] = self.clock()
-            if time.monotonic() - told > TELL_SECONDS:
+            absent = [node for node in nodes if node not in found]
+            if absent and time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                absent = self._list([node for node in nodes if node not in found])
-                self.tell(f"waiting for {absent}, {told - begun:.0f} of {seconds:.0f} s")
+                self.tell(f"waiting for {self._list(absent)}, {told - begun:.0f} of {seconds:.0f} s")
             time.sleep(POLL_SECONDS / 4)
         return dict(sorted(found.items()))
 

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch.distributed as dist
+from megatron.core import parallel_state
 
 from megatron_r1.algorithms import DAPO, GRPO, Algorithm, OnPolicyDistill
 from megatron_r1.algorithms.kl import KL
-from megatron_r1.config import GRPOLoopConfig, ParallelConfig
+from megatron_r1.config import GRPOLoopConfig
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.errors import DivergedError, MismatchError
 from megatron_r1.policy import topology
-from megatron_r1.policy.platform import configure_process
 from megatron_r1.stages.collector import Rollout
 from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.grpo.loop import Loop, Trained, TrainingLoop
@@ -29,8 +30,10 @@ SAMPLED = -1.0
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank():
-    configure_process(threads=1, cpu=True)
-    topology.initialise(ParallelConfig(), seed=0, cpu=True)
+    """Megatron's groups of one process. Not by topology.initialise: it needs the CPU's patches, which would stay for
+    other tests."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
     yield
     topology.finalise()
 

@@ -32,8 +32,8 @@ from megatron_r1.stages.divergence import SkippedSteps
 from megatron_r1.stages.grpo.loss import policy_loss
 from megatron_r1.stages.grpo.metrics import step_metrics
 from megatron_r1.stages.grpo.mismatch import check_mismatch
-from megatron_r1.stages.grpo.sampling import Collect, Sampled, sample_step
-from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, charge_kl, to_sequences
+from megatron_r1.stages.grpo.sampling import Collect, Rollout, Sampled, sample_step
+from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, charge_kl, refresh_now, to_sequences
 from megatron_r1.types import Problem, RolloutGroup, StepResult, TrainingSequence
 
 ASIDE = ("evaluate", "save")
@@ -160,16 +160,19 @@ class TrainingLoop:
         def wanted(problem: Problem) -> bool:
             return not (early and problem.grader == "preference")
 
-        with self.timer.phase("rollout"):
-            sampled = sample_step(
-                lambda count: self.loop.stream.take(count, wanted),
-                self.loop.collect,
-                self.algorithm,
-                prompts=self.config.prompts_per_step,
-                group_size=self.config.group_size,
-                seed=self.seed,
-                step=step,
-            )
+        def collect(problems: Sequence[Problem], **asked: int) -> Rollout:
+            with self.timer.phase("rollout"):  # each round has the phase's whole deadline
+                return self.loop.collect(problems, **asked)
+
+        sampled = sample_step(
+            lambda count: self.loop.stream.take(count, wanted),
+            collect,
+            self.algorithm,
+            prompts=self.config.prompts_per_step,
+            group_size=self.config.group_size,
+            seed=self.seed,
+            step=step,
+        )
         if self.loop.teach is not None:
             with self.timer.phase("teacher"):
                 sampled.kept = self.loop.teach(sampled.kept)
@@ -244,9 +247,3 @@ class TrainingLoop:
         if self.config.save_every and (step + 1) % self.config.save_every == 0:
             with self.timer.phase("save"):
                 self.loop.save(step + 1)
-
-
-def refresh_now(done: int, minibatches: int, every: int) -> bool:
-    """Whether a multiple of `every` (0: never) was passed by the last rollout's `minibatches` optimizer steps; `done`
-    of them have been taken."""
-    return every > 0 and done > 0 and done // every > (done - minibatches) // every

@@ -91,3 +91,9 @@ def charge_kl(
         charged.append((group, advantages_G))
         of_sequences += advantages_G[kept_G].tolist()
     return [with_advantages(row, of_sequences) for row in rows], charged
+
+
+def refresh_now(done: int, minibatches: int, every: int) -> bool:
+    """Whether a multiple of `every` (0: never) was passed by the last rollout's `minibatches` optimizer steps; `done`
+    of them have been taken."""
+    return every > 0 and done > 0 and done // every > (done - minibatches) // every

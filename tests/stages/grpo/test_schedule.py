@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from megatron_r1.recipes import RECIPES
-from megatron_r1.stages.grpo.loop import refresh_now
 from megatron_r1.stages.grpo.sampling import step_seed
+from megatron_r1.stages.grpo.sequences import refresh_now
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -22,13 +21,14 @@ from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.pipeline.chain import run_pipeline
 from megatron_r1.pipeline.cluster import become_rank
-from megatron_r1.pipeline.kinds import STAGE_KINDS, check, summary_of
+from megatron_r1.pipeline.kinds import check, summary_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.pipeline.options import split_options
 from megatron_r1.pipeline.run import run_here, run_stage
 from megatron_r1.planning.summary import describe_fields
-from megatron_r1.plugins import imported, is_import_path, told
+from megatron_r1.plugins import told
 from megatron_r1.recipes import RECIPES
+from megatron_r1.recipes.named import recipe_named
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 run PIPELINE [--from STAGE] [--until STAGE] [--only STAGE] [--dry-run] [--STAGE.FIELD VALUE ...]
@@ -93,31 +93,14 @@ def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
     if not words or words[0].startswith("-"):
         raise ConfigError(f"name a recipe first: {', '.join(RECIPES)}")
     recipe, rest = with_choices(recipe_named(words[0]), words[1:])
-    return tyro.cli(type(recipe), default=recipe, args=rest, prog=f"megatron-r1 run {words[0]}")
-
-
-def recipe_named(word: str) -> StageConfig | PipelineConfig:
-    """The configuration of that recipe, or of the user's own: module:function or file.py:function. ConfigError if it is
-    none."""
-    if word in RECIPES:
-        return RECIPES[word]()
-    if not is_import_path(word):
-        raise ConfigError(
-            f"no recipe is called {word!r}; there are {', '.join(RECIPES)}, or your own, file.py:function"
-        )
-    recipe = imported(word, "recipe")
-    if not callable(recipe):
-        raise ConfigError(f"recipe: {word} is a {type(recipe).__name__}; it must be a function that returns one")
     try:
-        found: Any = recipe()
-    except Exception as error:
-        raise ConfigError(f"recipe: {word}{told(error)}") from error
-    if not isinstance(found, (PipelineConfig, *STAGE_KINDS)):
-        raise ConfigError(
-            f"recipe: {word} returned a {type(found).__name__}; expected a stage's configuration or a pipeline's, as "
-            "those of megatron_r1/recipes"
-        )
-    return found
+        return tyro.cli(type(recipe), default=recipe, args=rest, prog=f"megatron-r1 run {words[0]}")
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's class refuses what it is given
+        if not told(error).startswith(" at "):
+            raise
+        raise ConfigError(f"the command line cannot be used{told(error)}") from error
 
 
 def _run(words: list[str]) -> int:

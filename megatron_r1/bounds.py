@@ -77,10 +77,12 @@ def _numbers(value: Any, path: str, bound: Bound = FINITE) -> Iterator[tuple[str
 @functools.cache
 def _bounds(kind: type) -> Mapping[str, Bound]:
     """The bounds of a dataclass's fields, by name; those of a tuple's items are written at the items."""
-    try:
-        hints = typing.get_type_hints(kind, include_extras=True)
-    except NameError:  # a user's class whose annotations exist for a type checker only
-        return {}
+    hints: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        try:
+            hints |= typing.get_type_hints(base, include_extras=True) if dataclasses.is_dataclass(base) else {}
+        except Exception:  # annotations of a user's class that exist for a type checker only: its bases keep theirs
+            continue
     found = {name: next(_bound_in(hint), None) for name, hint in hints.items()}
     return {name: bound for name, bound in found.items() if bound is not None}
 

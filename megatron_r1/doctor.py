@@ -24,7 +24,7 @@ from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, nee
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.parameters import bytes_per_rank, count_parameters
-from megatron_r1.recipes import RECIPES
+from megatron_r1.recipes.named import recipe_named
 
 DISTRIBUTION = "megatron-r1"
 PYTHONS = ((3, 11), (3, 12))
@@ -94,14 +94,13 @@ class Need:
 
 def doctor(words: Sequence[str]) -> int:
     """Print what is here and whether the recipe (or quickstart) can run: exit status 0, else 1."""
-    if len(words) > 1 or (words and words[0] not in RECIPES):
-        asked, known = " ".join(words), ", ".join(RECIPES)
-        raise ConfigError(f"doctor takes one recipe or none, got {asked!r}; there are {known}")
+    if len(words) > 1:
+        raise ConfigError(f"doctor takes one recipe or none, got {' '.join(words)!r}")
+    name = words[0] if words else "quickstart"
+    config = _largest(name)
     machine = look()
     print(describe_machine(machine))
     print(describe_extras(machine, read_extras()))
-    name = words[0] if words else "quickstart"
-    config = _largest(name)
     needs = recipe_needs(config, machine)
     print(describe_needs(name, needs))
     missing = [need for need in needs if not need.met]
@@ -112,7 +111,7 @@ def doctor(words: Sequence[str]) -> int:
 
 def _largest(name: str) -> RunConfig:
     """The recipe's reinforcement learning, which needs most: trainers and servers at once."""
-    recipe = RECIPES[name]()
+    recipe = recipe_named(name)
     stages = list(stages_of(recipe).values()) if isinstance(recipe, PipelineConfig) else [recipe]
     found = [stage for stage in stages if isinstance(stage, RunConfig)]
     if not found:

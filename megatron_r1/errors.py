@@ -31,6 +31,10 @@ class CheckpointError(UserError, ValueError):
     """A model folder that cannot be read or written as it is: names the file and the tensor, and the remedy."""
 
 
+class AlgorithmError(UserError, ValueError):
+    """An algorithm of the user's own gave what cannot be trained on: names it and what it gave."""
+
+
 class RewardError(UserError, RuntimeError):
     """A reward of the user's own raised, or gave no number: names it, the problem, the file and the line."""
 

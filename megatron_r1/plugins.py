@@ -37,9 +37,17 @@ def imported(path: str, field: str) -> Any:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ConfigError([f"{field}: {path}: {module.__file__ or module_name} has no {name}"])
+            raise ConfigError([f"{field}: {path}: {getattr(module, '__file__', None) or module_name} has no {name}"])
         found = getattr(found, part)
     return found
+
+
+def file_of(path: str) -> Path | None:
+    """The file that holds what an import path names, once it has been imported; None for what has no file."""
+    module = path.partition(":")[0]
+    name = Path(module).stem if module.endswith(".py") else module
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file) if file else None
 
 
 def told(error: Exception) -> str:
@@ -69,12 +77,12 @@ def _from_file(file: Path) -> ModuleType:
     file = file.absolute()
     if not file.is_file():
         raise ConfigError([f"{file} does not exist"])
-    # Under the file's own name, so that classes of it can be pickled for worker processes that import it again.
+    # Under the file's own name, so that its classes have one that is the same in every process.
     known = sys.modules.get(file.stem)
-    if known is not None:
-        if getattr(known, "__file__", None) == str(file):
-            return known
-        raise ConfigError([f"a module {file.stem} is loaded already, from {known.__file__}; rename the file"])
+    if known is not None and getattr(known, "__file__", None) == str(file):
+        return known
+    if known is not None or _elsewhere(file):
+        raise ConfigError([f"{file.name} has the name of the installed module {file.stem}; rename the file"])
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -85,3 +93,12 @@ def _from_file(file: Path) -> ModuleType:
         del sys.modules[file.stem]
         raise
     return module
+
+
+def _elsewhere(file: Path) -> bool:
+    """Whether another module would be found under the file's name, which then stood for it in the whole process."""
+    try:
+        found = importlib.util.find_spec(file.stem)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.origin != str(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -16,10 +17,13 @@ from megatron_r1.algorithms import algorithm_named
 from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.parts import problem_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig
+from megatron_r1.config.user_code import code_files
+from megatron_r1.config.validate import validate
 from megatron_r1.data.problems import load_problems
 from megatron_r1.errors import ConfigError, DataError, RewardError
 from megatron_r1.pipeline.sampling import given_problems
-from megatron_r1.rewards.wiring import scorer_for
+from megatron_r1.rewards.wiring import check_problems, scorer_for
+from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import Completion, Problem
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -65,6 +69,8 @@ def test_an_algorithm(outside):
     algorithm = algorithm_named("rloo.py:RLOO")
     # The others' means are 1, 2 and 1.5.
     assert algorithm.advantages(np.array([2.0, 0.0, 1.0])) == pytest.approx([1.5, -1.5, 0.0])
+    broken = advantages_of(algorithm, np.array([2.0, np.nan, 0.0, np.inf]))
+    np.testing.assert_array_equal(broken, [2.0, np.nan, -2.0, np.nan])
 
 
 def completions(*texts: str) -> tuple[Completion, ...]:
@@ -97,6 +103,7 @@ def test_a_reward(outside):
 
 
 FAULTY = """
+import numpy as np
 from mine import unlike_the_others
 
 def raises(problem, completion):
@@ -119,13 +126,41 @@ def accuracy(problem, completion):
     return 0.0
 
 number = 3
+
+class Class:
+    def method(self, problem, completion):
+        return 1.0
+
+    @staticmethod
+    def static(problem, completion):
+        return 0.25
+
+def step(problem, completion):
+    return 1.0
+
+kl = step
+
+def scaled(problem, completion, scale=0.5):
+    return scale
+
+def options(problem, completion, *, scale=0.5, **more):
+    return scale + len(more)
+
+def anything(*given):
+    return float(len(given))
+
+def for_group(problem, completion, group=()):
+    return len(group)
+
+def of_numpy(problem, completion):
+    return completion.token_ids.size == np.array(3)
 """
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("raises", r"rewards.custom faulty:raises on problem p at .*faulty.py:5: ZeroDivisionError: division by zero"),
+        ("raises", r"rewards.custom faulty:raises on problem p at .*faulty.py:6: ZeroDivisionError: division by zero"),
         ("says_nothing", r"faulty:says_nothing on problem p TypeError: it gave None; a reward is a number"),
     ],
 )
@@ -147,16 +182,54 @@ def test_a_reward_may_be_any_number_and_its_time_is_limited(outside):
     assert reward.parts["far"] == -17.5 and reward.total == -35.0 and reward.parts["endless"] == 0.0
 
 
+def test_how_a_reward_may_be_written(outside):
+    (outside / "mine.py").write_text(code_of("A reward"))
+    (outside / "faulty.py").write_text(FAULTY)
+    names = {"scaled": 0.5, "options": 0.5, "anything": 2.0, "for_group": 2.0, "of_numpy": 1.0, "Class.static": 0.25}
+    config = RewardConfig(custom=tuple(f"faulty:{name}" for name in names), num_workers=1)
+    assert reward_faults(config) == []
+    group = completions("abc", "de")
+    with scorer_for(config, [PROBLEM]) as scorer:
+        parts = scorer.submit(PROBLEM, group[0], group).result(120).parts
+    assert {name: parts[name.split(".")[-1]] for name in names} == names
+
+
+def test_another_content_of_the_users_files_is_another_run(outside):
+    (outside / "mine.py").write_text(code_of("A reward"))
+    (outside / "rloo.py").write_text(code_of("An algorithm"))
+    words = ["quickstart", "--rewards.custom", "mine.py:brevity=0.5", "--algorithm", "rloo.py:RLOO"]
+    assert code_files(parse(words)) == {"rewards.custom[0]": outside / "mine.py", "algorithm": outside / "rloo.py"}
+    assert code_files(parse(["quickstart"])) == {}
+
+
+def test_weights_of_0_are_no_reward(outside):
+    (outside / "mine.py").write_text(code_of("A reward"))
+    words = ["quickstart", "--rewards.accuracy-weight", "0", "--rewards.format-weight", "0", "--rewards.custom"]
+    with pytest.raises(ConfigError, match="every reward would be 0"):
+        validate(parse([*words, "mine.py:brevity=0"]), folder=False)
+    validate(parse([*words, "mine.py:brevity"]), folder=False)
+
+
+@pytest.mark.parametrize("grader", ["code", "instructions", "reasoning_gym"])
+def test_a_problem_without_what_its_grader_needs_is_refused(grader):
+    problem = dataclasses.replace(PROBLEM, grader=grader)
+    with pytest.raises(DataError, match=rf"problem p: grader '{grader}' needs metadata\['"):
+        check_problems([problem], RewardConfig(), reward_models=False)
+
+
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ("faulty:one", "must be a function of .*; it has 1 parameters"),
-        ("faulty:number", "it is a int"),
+        ("faulty:one", "must be a function of"),
+        ("faulty:number", "must be a function of"),
         ("faulty:nothing", "has no nothing"),
+        ("faulty:Class.method", "must be a function of"),
+        ("faulty:step", "a reward or a metric is called step already"),
+        ("faulty:kl", "a reward or a metric is called kl already"),
         ("faulty", "is no import path"),
         ("faulty:far=much", "'much' is no weight"),
         ("faulty:far=nan", "'nan' is no weight"),
-        ("faulty:accuracy", "a part of the reward is called accuracy already"),
+        ("faulty:accuracy", "a reward or a metric is called accuracy already"),
     ],
 )
 def test_a_reward_that_cannot_be_used_is_refused_before_the_run(outside, entry, says):
@@ -176,10 +249,17 @@ def test_problems(outside):
     assert [one.id for one in given_problems(DataConfig(source="sums:problems"), of_each_task=1)][:2] == ["1+1", "1+2"]
 
 
+TWICE = "    yield Problem(id='a', domain='math', messages={turns}, answer={answer})\n"
+TURNS = "({'role': 'user', 'content': 'q'},)"
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ("    yield Problem(id='a', domain='math', messages=(), answer='1')\n" * 2, "problem id 'a' is given twice"),
+        (TWICE.format(answer="'1'", turns=TURNS) * 2, "problem id 'a' is given twice"),
+        (TWICE.format(answer="3", turns=TURNS), "item 0: answer is 3; expected text"),
+        (TWICE.format(answer="'1'", turns="()"), r"item 0: messages is \(\); expected a tuple of turns"),
+        (TWICE.format(answer="'1', metadata={'a': {1}}", turns=TURNS), "item 0: metadata is not plain JSON"),
         ("    yield 3\n", "item 0 is a int; expected a Problem"),
         ("    return ()\n", "gave no problems"),
         ("    yield from ()\n    open('/no/such')\n", "broken.py:5: FileNotFoundError"),

@@ -16,7 +16,7 @@ from megatron_r1.algorithms.grpo import GRPO
 from megatron_r1.algorithms.gspo import GSPO
 from megatron_r1.algorithms.on_policy_distill import OnPolicyDistill
 from megatron_r1.errors import ConfigError
-from megatron_r1.plugins import imported, is_import_path
+from megatron_r1.plugins import imported, is_import_path, told
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "grpo": GRPO,
@@ -44,9 +44,13 @@ def algorithm_named(word: str, field: str = "algorithm") -> Algorithm:
             )
         return ALGORITHMS[word]()
     found = imported(word, field)
-    if not (isinstance(found, type) and issubclass(found, Algorithm) and dataclasses.is_dataclass(found)):
-        raise ConfigError([f"{field}: {word} is no algorithm; it must be a dataclass that derives from Algorithm"])
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise ConfigError([f"{field}: {word} is no algorithm; it must be a class that derives from Algorithm"])
+    if "__dataclass_fields__" not in vars(found):
+        raise ConfigError([f"{field}: {word} is no dataclass; write @dataclass(frozen=True, kw_only=True) above it"])
+    if any(part.name == "name" for part in dataclasses.fields(found)):
+        raise ConfigError([f"{field}: {word} has a field called name, which run.json has for its path; rename it"])
     try:
         return found()
-    except TypeError as error:
-        raise ConfigError([f"{field}: {word} needs a default for every field: {error}"]) from error
+    except Exception as error:
+        raise ConfigError([f"{field}: {word} cannot be made with its defaults{told(error)}"]) from error

@@ -12,12 +12,15 @@ here imports torch until a loss is computed: the command line builds algorithms 
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
+from megatron_r1.algorithms.kl import KL
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.types import RolloutGroup
 
 if TYPE_CHECKING:
@@ -68,24 +71,34 @@ class TokenLoss(NamedTuple):
 class Needs:
     """What must be known before an algorithm's loss (or its rewards) can be computed."""
 
-    reference: bool = False
-    """Logprobs of a reference policy: one more pass over a rollout, and a copy of the weights in host memory."""
-    reference_refresh_steps: int = 0
-    """The reference policy becomes the current one every N optimizer steps; 0 keeps the start model."""
+    kl: KL | None = None
+    """A reference policy: one more pass over a rollout, and a copy of the weights in host memory."""
+    teacher: Teacher | None = None
+    """Logprobs of a teacher, by a server of its own; then rewards are recorded and not trained on."""
     old: bool = False
     """Old logprobs even if a rollout is trained on in one step."""
-    teacher: bool = False
-    """Logprobs of the algorithm's `teacher`, by a server of its own; then rewards are recorded and not trained on."""
-    kl_in_reward: bool = False
-    """`sequence_penalties` are taken from the rewards before advantages are computed."""
+
+    @property
+    def reference(self) -> bool:
+        return self.kl is not None and self.kl.coef > 0
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return self.kl is not None and self.reference and self.kl.place == "reward"
+
+    @property
+    def old_logprobs(self) -> bool:
+        return self.old or self.kl_in_reward
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Algorithm:
-    """The base of every algorithm: the defaults of what few of them change."""
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(abc.ABC):
+    """The base of every algorithm: what each must say, and the defaults of what few change.
+
+    Without slots: on Python 3.11 a dataclass with slots cannot call super()."""
 
     METRICS: ClassVar[Mapping[str, str]] = {}
-    """What token_loss reports, by name, in words."""
+    """What token_loss reports, by name, in words; no name of RESERVED."""
 
     @property
     def needs(self) -> Needs:
@@ -110,17 +123,24 @@ class Algorithm:
         """Whether the group can teach anything; asked where sampling_rounds is above 1."""
         return True
 
+    @abc.abstractmethod
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
-        """f64[G]; NaN for a completion that is left out (group_advantage.usable_rewards)."""
-        raise NotImplementedError(f"{type(self).__name__}.advantages")
+        """f64[G], finite, of the G completions of a group that have a usable reward: two or more, but where a group has
+        one completion only."""
 
+    @abc.abstractmethod
     def token_weights(self, lengths: Sequence[int], max_new_tokens: int) -> np.ndarray:
         """f64[n]: the weight of each token of sequence i, which has lengths[i] trained tokens."""
-        raise NotImplementedError(f"{type(self).__name__}.token_weights")
 
+    @abc.abstractmethod
     def token_loss(self, tokens: Tokens) -> TokenLoss:
-        raise NotImplementedError(f"{type(self).__name__}.token_loss")
+        """The loss of each token, with gradient by tokens.logprobs, and the METRICS."""
 
-    def sequence_penalty(self, old_logprobs_T: np.ndarray, reference_logprobs_T: np.ndarray) -> float:
-        """What a completion's reward loses for its T tokens' distance from the reference; see Needs.kl_in_reward."""
-        raise NotImplementedError(f"{type(self).__name__}.sequence_penalty")
+
+RESERVED = frozenset({
+    "step", "loss", "reward_mean", "entropy", "mismatch", "grad_norm", "lr", "skipped_steps", "length_mean",
+    "truncated", "zero_advantage_groups", "completions_left_out", "groups_left_out", "broken_parts",
+    "groups_sampled", "sampling_rounds", "weight_version", "completion_tokens", "tokens", "tokens_per_second",
+    "seconds", "grading_timeouts", "grading_errors", "eval_accuracy",
+})  # fmt: skip
+"""Names in metrics.jsonl that mean something already: no part of a reward and no metric of an algorithm has one."""

@@ -19,7 +19,7 @@ from megatron_r1.algorithms.token_weights import token_mean
 from megatron_r1.bounds import NonNegative, at_least
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CISPO(Algorithm):
     """CISPO: the importance weight is clipped and every token keeps its gradient (arXiv 2506.13585)."""
 

@@ -26,7 +26,7 @@ from megatron_r1.bounds import DECAY, Count, NonNegative
 from megatron_r1.types import RolloutGroup
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DAPO(Algorithm):
     """DAPO: clip-higher, dynamic sampling, token mean, overlong shaping (arXiv 2503.14476)."""
 

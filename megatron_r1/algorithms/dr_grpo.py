@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens
+from megatron_r1.algorithms.base import Algorithm, Needs, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.group_advantage import centred_rewards
 from megatron_r1.algorithms.grpo import CLIPPED_METRICS
@@ -21,7 +21,7 @@ from megatron_r1.algorithms.token_weights import constant
 from megatron_r1.bounds import NonNegative
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DrGRPO(Algorithm):
     """Dr. GRPO: no division by the deviation, one weight for all tokens (arXiv 2503.20783)."""
 
@@ -35,10 +35,7 @@ class DrGRPO(Algorithm):
 
     @property
     def needs(self) -> Needs:
-        return self.kl.needs
-
-    def faults(self, setting: Setting) -> list[str]:
-        return self.kl.faults("algorithm.kl")
+        return Needs(kl=self.kl)
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return centred_rewards(rewards_G)
@@ -50,6 +47,3 @@ class DrGRPO(Algorithm):
         from megatron_r1.algorithms.token_losses import clipped_loss
 
         return clipped_loss(tokens, self.clip, kl=self.kl, importance_cap=self.truncated_importance_cap)
-
-    def sequence_penalty(self, old_logprobs_T: np.ndarray, reference_logprobs_T: np.ndarray) -> float:
-        return self.kl.penalty(old_logprobs_T, reference_logprobs_T)

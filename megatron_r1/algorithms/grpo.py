@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens
+from megatron_r1.algorithms.base import Algorithm, Needs, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.group_advantage import group_advantages
 from megatron_r1.algorithms.kl import KL
@@ -26,7 +26,7 @@ CLIPPED_METRICS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class GRPO(Algorithm):
     """Group Relative Policy Optimization (DeepSeek-R1, eq. 1 to 3)."""
 
@@ -42,10 +42,7 @@ class GRPO(Algorithm):
 
     @property
     def needs(self) -> Needs:
-        return self.kl.needs
-
-    def faults(self, setting: Setting) -> list[str]:
-        return self.kl.faults("algorithm.kl")
+        return Needs(kl=self.kl)
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return group_advantages(rewards_G, deviation_floor=self.deviation_floor)
@@ -57,6 +54,3 @@ class GRPO(Algorithm):
         from megatron_r1.algorithms.token_losses import clipped_loss
 
         return clipped_loss(tokens, self.clip, kl=self.kl, importance_cap=self.truncated_importance_cap)
-
-    def sequence_penalty(self, old_logprobs_T: np.ndarray, reference_logprobs_T: np.ndarray) -> float:
-        return self.kl.penalty(old_logprobs_T, reference_logprobs_T)

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens
+from megatron_r1.algorithms.base import Algorithm, Needs, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.group_advantage import group_advantages
 from megatron_r1.algorithms.grpo import CLIPPED_METRICS
@@ -24,7 +24,7 @@ from megatron_r1.algorithms.token_weights import sequence_mean
 from megatron_r1.bounds import NonNegative
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class GSPO(Algorithm):
     """GSPO: the ratio of a whole sequence, for mixtures of experts (arXiv 2507.18071)."""
 
@@ -38,10 +38,7 @@ class GSPO(Algorithm):
 
     @property
     def needs(self) -> Needs:
-        return self.kl.needs
-
-    def faults(self, setting: Setting) -> list[str]:
-        return self.kl.faults("algorithm.kl")
+        return Needs(kl=self.kl)
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return group_advantages(rewards_G, deviation_floor=self.deviation_floor)
@@ -53,6 +50,3 @@ class GSPO(Algorithm):
         from megatron_r1.algorithms.token_losses import sequence_clipped_loss
 
         return sequence_clipped_loss(tokens, self.clip, kl=self.kl)
-
-    def sequence_penalty(self, old_logprobs_T: np.ndarray, reference_logprobs_T: np.ndarray) -> float:
-        return self.kl.penalty(old_logprobs_T, reference_logprobs_T)

@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Needs
 from megatron_r1.bounds import Natural, NonNegative
 
 Estimator = Literal["k1", "k2", "k3"]
@@ -39,13 +38,6 @@ class KL:
     its reward, before rewards are compared within the group."""
     refresh_steps: Natural = 400
     """The reference policy becomes the current one every N optimizer steps; 0 keeps the start model."""
-
-    @property
-    def needs(self) -> Needs:
-        if not self.coef:
-            return Needs()
-        in_reward = self.place == "reward"
-        return Needs(reference=True, reference_refresh_steps=self.refresh_steps, old=in_reward, kl_in_reward=in_reward)
 
     def faults(self, field: str) -> list[str]:
         if self.coef > 0 and self.estimator == "k1" and self.place == "loss":

@@ -10,28 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm, Needs, Setting, TokenLoss, Tokens
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.algorithms.token_weights import sequence_mean
-from megatron_r1.bounds import Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Teacher:
-    """Who scores the student's samples. Its server is like the rollout servers but for what is said here."""
-
-    model: Path | None = None
-    """Hugging Face folder with the student's tokenizer."""
-    tensor_parallel: Count = 1
-    devices: str = ""
-    """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OnPolicyDistill(Algorithm):
     """A teacher scores the student's own samples, token by token (arXiv 2306.13649)."""
 
@@ -43,12 +31,10 @@ class OnPolicyDistill(Algorithm):
 
     @property
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=self.teacher)
 
     def faults(self, setting: Setting) -> list[str]:
         faults = []
-        if self.teacher.model is None:
-            faults.append("algorithm.teacher.model is missing; name the teacher's Hugging Face folder")
         if setting.minibatches > 1:
             faults.append(
                 f"grpo.minibatches is {setting.minibatches}; a teacher's loss is for samples of the present policy: "

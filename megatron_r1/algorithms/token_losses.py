@@ -121,7 +121,7 @@ def weighted_policy_loss(tokens: Tokens, *, ratio_cap: float) -> TokenLoss:
 
 def _with_kl(tokens: Tokens, surrogate: torch.Tensor, binds: torch.Tensor, kl: KL | None) -> TokenLoss:
     estimate = torch.zeros_like(tokens.logprobs)
-    if kl is not None and kl.needs.reference:
+    if kl is not None and kl.coef > 0:
         estimate = kl_estimate(tokens.logprobs, tokens.reference_logprobs, kl.estimator)
         if kl.place == "loss":
             surrogate = surrogate + kl.coef * estimate

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from megatron_r1.algorithms import GRPO, Algorithm
-from megatron_r1.algorithms.on_policy_distill import Teacher
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.bounds import DECAY, Count, Natural, NonNegative, Positive, Share, above, at_least
 from megatron_r1.config.sandbox import SandboxConfig
 
@@ -382,7 +382,7 @@ class RunConfig:
     @property
     def teacher(self) -> Teacher | None:
         """Who scores the samples, with an algorithm that needs it."""
-        return getattr(self.algorithm, "teacher", None) if self.algorithm.needs.teacher else None
+        return self.algorithm.needs.teacher
 
 
 class StageConfig(Protocol):

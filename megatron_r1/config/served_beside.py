@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from megatron_r1.config.custom_reward import PARTS
+from megatron_r1.config.custom_reward import TAKEN
 from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.schema import RolloutConfig, RunConfig
 from megatron_r1.config.server_faults import served_otherwise, splits
@@ -20,14 +20,14 @@ PART_NAME = re.compile(r"[A-Za-z0-9_-]+")
 def preference_faults(config: RunConfig, policy: ModelShape | None) -> list[str]:
     """Of rewards.preferences; `policy` is the shape of model.path, where it could be read."""
     faults: list[str] = []
-    used = set(PARTS)
+    used = set(TAKEN)
     own = _tokenizer(config.model.path)
     for number, preference in enumerate(config.rewards.preferences):
         field = f"rewards.preferences[{number}]"
         if not PART_NAME.fullmatch(preference.name) or preference.name in used:
             faults.append(
                 f"{field}.name is {preference.name!r}; it must be a name (letters, digits, - and _) that no other part "
-                "of the reward has"
+                "of the reward and no metric has"
             )
         used.add(preference.name)
         if not preference.domains:

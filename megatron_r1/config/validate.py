@@ -10,10 +10,11 @@ import dataclasses
 from pathlib import Path
 
 from megatron_r1.algorithms.base import Setting
+from megatron_r1.algorithms.checks import algorithm_faults
 from megatron_r1.bounds import number_faults
 from megatron_r1.config import deadlines
 from megatron_r1.config.colocation import colocation_faults
-from megatron_r1.config.custom_reward import reward_faults
+from megatron_r1.config.custom_reward import custom_reward, reward_faults
 from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.config.parts import device_faults, problem_faults, request_faults
 from megatron_r1.config.run_folder import folder_faults
@@ -151,8 +152,11 @@ def _grpo_faults(config: RunConfig) -> list[str]:
     if grpo.eval_every and not config.data.validation:
         faults.append(f"grpo.eval_every is {grpo.eval_every}; it needs data.validation > 0 problems to evaluate on")
     rewards = config.rewards
-    rules = (rewards.accuracy_weight, rewards.format_weight, rewards.language_weight)
-    if not any((*rules, *(preference.weight for preference in rewards.preferences), *rewards.custom)):
+    of_rewards = reward_faults(rewards)
+    weights = [rewards.accuracy_weight, rewards.format_weight, rewards.language_weight]
+    weights += [preference.weight for preference in rewards.preferences]
+    weights += [1.0] if of_rewards else [custom_reward(entry).weight for entry in rewards.custom]
+    if not any(weights):
         faults.append(
             "rewards.accuracy_weight, format_weight and language_weight are all 0, and no reward model has a weight; "
             "every reward would be 0"
@@ -162,15 +166,16 @@ def _grpo_faults(config: RunConfig) -> list[str]:
             f"data.thinking is off and rewards.format_weight {rewards.format_weight}; the format asks for a thought: "
             "use thinking on, or format_weight 0"
         )
-    return faults + reward_faults(rewards)
+    return faults + of_rewards
 
 
 def _algorithm_faults(config: RunConfig) -> list[str]:
     sampling = config.rollout.sampling
-    return config.algorithm.faults(
+    return algorithm_faults(
+        config.algorithm,
         Setting(
             minibatches=config.grpo.minibatches,
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
-        )
+        ),
     )

@@ -16,6 +16,7 @@ from megatron_r1.config.paths import input_paths
 from megatron_r1.config.run_folder import LOCK, is_held
 from megatron_r1.config.same import as_json, same_computation
 from megatron_r1.config.schema import StageConfig
+from megatron_r1.config.user_code import code_files
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import plain_json, write_json
 from megatron_r1.observe.watch import STACKS
@@ -100,7 +101,7 @@ def _inputs(config: StageConfig) -> dict[str, list[list[Any]]]:
     """Name, size and time of change (ns) of every file that each input path has: enough to see that one was replaced
     between two starts, without reading it."""
     found = {}
-    for field, path in input_paths(config).items():
+    for field, path in {**input_paths(config), **code_files(config)}.items():
         stats = [(file, file.stat()) for file in files_of(path)]
         found[field] = [[str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return found

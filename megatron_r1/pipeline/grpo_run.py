@@ -113,7 +113,7 @@ class GRPORun:
                 skips=self.skips,
                 warn=self.say,
                 decode=self.tokenizer.decode,
-                teach=self.teach if config.algorithm.needs.teacher else None,
+                teach=self.teach if config.teacher is not None else None,
                 watch=self.watch.phase,
             )
             try:

@@ -35,7 +35,6 @@ OUTPUTS: dict[type, tuple[str, ...]] = {
     TinyWorldConfig: tuple(f"{name}.jsonl" for name in TINY_WORLD_FILES),
 }
 """What a stage leaves in its run folder for later stages."""
-STAGE_KINDS = tuple(OUTPUTS)
 
 
 def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:

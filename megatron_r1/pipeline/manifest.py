@@ -25,6 +25,7 @@ from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import parent_of
 from megatron_r1.config.same import PLACE, as_json, same_computation
 from megatron_r1.config.schema import StageConfig
+from megatron_r1.config.user_code import code_files
 from megatron_r1.errors import DataError
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import duration
@@ -93,7 +94,7 @@ class Manifest:
 
     def _origin(self, config: StageConfig) -> dict[str, Any]:
         contents = self._inputs(config)
-        paths = input_paths(config)
+        paths = {**input_paths(config), **code_files(config)}
         inputs = {}
         for field, content in contents.items():
             parent = parent_of(paths[field], self.run_dir)
@@ -103,6 +104,7 @@ class Manifest:
     def _inputs(self, config: StageConfig) -> dict[str, str]:
         # Not the token of a server: it is a secret, and another one changes nothing that is computed.
         paths = {field: path for field, path in input_paths(config).items() if not field.endswith("token_file")}
+        paths |= code_files(config)
         return {field: self.content(path) for field, path in paths.items()}
 
     def _outputs(self, config: StageConfig) -> dict[str, str]:

@@ -54,6 +54,7 @@ class Workload:
 def workload_of(config: RunConfig | SFTRunConfig | RewardModelConfig, mean_response: int | None = None) -> Workload:
     """A stage's step. The mean response is not in a configuration: a quarter of the longest unless given."""
     if isinstance(config, RunConfig):
+        needs = config.algorithm.needs
         grpo, longest = config.grpo, config.rollout.sampling.max_new_tokens
         return Workload(
             samples=grpo.prompts_per_step * grpo.group_size,
@@ -62,7 +63,7 @@ def workload_of(config: RunConfig | SFTRunConfig | RewardModelConfig, mean_respo
             mean_response=mean_response or max(1, longest // 4),
             max_response=longest,
             optimizer_steps=grpo.minibatches,
-            scoring_passes=(grpo.minibatches > 1 or config.algorithm.needs.old) + config.algorithm.needs.reference,
+            scoring_passes=(grpo.minibatches > 1 or needs.old_logprobs) + needs.reference,
         )
     pairs = isinstance(config, RewardModelConfig)
     longest = config.data.max_tokens

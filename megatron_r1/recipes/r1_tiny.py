@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_r1.algorithms.on_policy_distill import OnPolicyDistill, Teacher
+from megatron_r1.algorithms.on_policy_distill import OnPolicyDistill
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.rejection import MixSource, RejectionConfig

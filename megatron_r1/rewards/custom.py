@@ -41,7 +41,9 @@ def call(function: Callable[..., Any], job: Mapping[str, Any]) -> float:
     if job["group"]:
         arguments.append(tuple(_completion(one) for one in job["group"]))
     score = function(*arguments)
-    if isinstance(score, bool | int | float | np.floating | np.integer):
+    if isinstance(score, np.ndarray) and score.ndim == 0:
+        score = score.item()
+    if isinstance(score, bool | int | float | np.bool_ | np.number):
         return float(score)
     raise TypeError(f"it gave {score!r}; a reward is a number")
 

@@ -286,8 +286,8 @@ class _Worker:
         if not ready:
             raise WorkerStartError(
                 f"a grading worker did not start (exit status {self._process.poll()}, waited up to "
-                f"{START_SECONDS:g} s); its own message is on standard error; check that mpmath and "
-                f"reasoning-gym import: {self._command}"
+                f"{START_SECONDS:g} s); its own message is on standard error; check that mpmath, "
+                f"reasoning-gym and the modules of rewards.custom import: {self._command}"
             )
 
     def grade(self, job: _Job, timeout_seconds: float) -> Verdict:

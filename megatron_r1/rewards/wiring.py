@@ -8,6 +8,7 @@ starts. Left out: grading itself (compose.py) and running reward models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from megatron_r1.config.custom_reward import custom_reward
 from megatron_r1.config.languages import language_fault
@@ -65,24 +66,38 @@ def _check_preference(problem: Problem, config: RewardConfig) -> None:
 
 
 def _check_tests(problem: Problem, _: RewardConfig) -> None:
+    tests = _metadata(problem, "tests")
     try:
-        parse_tests(problem.metadata["tests"])
+        parse_tests(tests)
     except DataError as error:
         raise DataError(f"problem {problem.id}: {error}") from None
 
 
+def _metadata(problem: Problem, name: str) -> Any:
+    """DataError if there is none of that name."""
+    if name not in problem.metadata:
+        raise DataError(f"problem {problem.id}: grader {problem.grader!r} needs metadata[{name!r}] and there is none")
+    return problem.metadata[name]
+
+
+def _check_task(problem: Problem, _: RewardConfig) -> None:
+    for name in ("task", "arguments", "seed", "size", "index"):
+        _metadata(problem, name)
+
+
 def _check_instructions(problem: Problem, _: RewardConfig) -> None:
+    instructions = _metadata(problem, "instructions")
     try:
-        for name, arguments in problem.metadata["instructions"]:
+        for name, arguments in instructions:
             check_instruction(name, arguments)
-    except DataError as error:
+    except (TypeError, ValueError) as error:  # not pairs, or a DataError
         raise DataError(f"problem {problem.id}: {error}") from None
 
 
 CHECKS: Mapping[str, Check] = {
     "math": _check_answer,
     "exact": _check_answer,
-    "reasoning_gym": lambda problem, config: None,
+    "reasoning_gym": _check_task,
     "code": _check_tests,
     "instructions": _check_instructions,
     "preference": _check_preference,

@@ -103,7 +103,7 @@ MODULES = {
 
 def main(arguments: list[str]) -> None:
     """Serve jobs on socket `arguments[0]`, after importing what the graders named in `arguments[1]` (a JSON list) need.
-    User code is found on `arguments[2]`, the starter's sys.path, after everything else."""
+    `arguments[2]` is the starter's sys.path, where user code is found, last and as the starter finds it."""
     system = ctypes.CDLL(None)
     system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     system.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -112,13 +112,13 @@ def main(arguments: list[str]) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     sys.set_int_max_str_digits(100_000)
     graders: list[str] = json.loads(arguments[1])
-    if any(grader.startswith(PREFIX) for grader in graders):
-        sys.path += [path for path in json.loads(arguments[2]) if path not in sys.path]
+    for grader in graders:
+        if not grader.startswith(PREFIX):
+            importlib.import_module(MODULES[grader])
+    sys.path[:] = json.loads(arguments[2])
     for grader in graders:
         if grader.startswith(PREFIX):
             _custom(grader)
-        else:
-            importlib.import_module(MODULES[grader])
     # After the imports, so that a failing one can still say why in a log file.
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NPROC, 0)  # root is exempt from this one

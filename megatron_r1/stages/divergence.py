@@ -20,8 +20,8 @@ class SkippedSteps:
             cause = f"had no finite gradient (norm {result.grad_norm})"
             remedy = "lower optimizer.lr or start from an earlier export"
             if not result.metrics:
-                cause = "had nothing to train on, the last because no group had two rewards that could be compared"
-                remedy = "look at the rewards' parts in rollouts.jsonl: are they finite numbers, and do they differ?"
+                cause = "had nothing to train on, the last because no group's rewards could be used"
+                remedy = "look at metrics.jsonl: are parts of the rewards broken (broken_parts), or all alike?"
             raise DivergedError(
                 f"step {step + 1}: {self.count} optimizer steps in a row {cause}, {self._field} is {self._limit}; "
                 f"{remedy}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -25,6 +24,7 @@ from megatron_r1.algorithms import (
     name_of,
 )
 from megatron_r1.algorithms.base import Setting, Tokens
+from megatron_r1.algorithms.checks import algorithm_faults
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.dapo import overlong
 from megatron_r1.algorithms.kl import KL
@@ -150,9 +150,14 @@ def test_a_penalty_is_finite_for_impossible_tokens(estimator):
 
 def test_what_a_penalty_needs():
     assert not GRPO(kl=KL(coef=0.0)).needs.reference
-    assert GRPO().needs == dataclasses.replace(GRPO().needs, reference=True, old=False, kl_in_reward=False)
+    needs = GRPO().needs
+    assert (needs.reference, needs.old_logprobs, needs.kl_in_reward, needs.teacher) == (True, False, False, None)
     charged = GRPO(kl=KL(place="reward", refresh_steps=7)).needs
-    assert (charged.reference, charged.old, charged.kl_in_reward, charged.reference_refresh_steps) == (1, 1, 1, 7)
+    assert (charged.reference, charged.old_logprobs, charged.kl_in_reward) == (
+        True,
+        True,
+        True,
+    ) and charged.kl.refresh_steps == 7
 
 
 # ---- rules
@@ -174,14 +179,14 @@ def test_what_a_penalty_needs():
     ],
 )
 def test_a_setting_that_cannot_be_is_named(algorithm, words):
-    (fault,) = number_faults(algorithm, "algorithm") + algorithm.faults(SETTING)
+    (fault,) = number_faults(algorithm, "algorithm") + algorithm_faults(algorithm, SETTING)
     assert re.search(words, fault), fault
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "on_policy_distill"])
 def test_the_defaults_are_sound(name):
-    assert number_faults(ALGORITHMS[name]()) + ALGORITHMS[name]().faults(SETTING) == []
-    assert GRPO(kl=KL(estimator="k1", place="reward")).faults(SETTING) == []
+    assert number_faults(ALGORITHMS[name]()) + algorithm_faults(ALGORITHMS[name](), SETTING) == []
+    assert algorithm_faults(GRPO(kl=KL(estimator="k1", place="reward")), SETTING) == []
 
 
 # ---- names
@@ -196,13 +201,14 @@ def test_an_algorithm_is_named_by_the_table(name):
 MINE = """
 import dataclasses
 import numpy as np
-from megatron_r1.algorithms import GRPO
+from megatron_r1.algorithms import GRPO, Algorithm
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LeaveOneOut(GRPO):
     scale: float = 2.0
 
     def advantages(self, rewards_G):
+        assert super().advantages(rewards_G).shape == rewards_G.shape
         others = (rewards_G.sum() - rewards_G) / (len(rewards_G) - 1)
         return self.scale * (rewards_G - others)
 
@@ -211,6 +217,38 @@ class Bare(GRPO):
     needed: int
 
 class Other: pass
+
+class Undecorated(GRPO):
+    scale: float = 0.5
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named(GRPO):
+    name: str = "mine"
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Incomplete(Algorithm):
+    def advantages(self, rewards_G):
+        return rewards_G
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refuses(GRPO):
+    scale: float = 1.0
+
+    def __post_init__(self):
+        if self.scale <= 0:
+            raise RuntimeError("scale must be above 0")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wrong(GRPO):
+    METRICS = {"tokens": "no"}
+
+    def advantages(self, rewards_G):
+        return rewards_G / 0.0
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Raises(GRPO):
+    def token_weights(self, lengths, max_new_tokens):
+        return lengths[7]
 """
 
 
@@ -219,13 +257,20 @@ def test_a_users_own_algorithm_comes_from_its_module_or_file(tmp_path, monkeypat
     module = f"mine_{as_file}".lower()
     (tmp_path / f"{module}.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path / "nothing"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     where = f"{tmp_path}/{module}.py" if as_file else module
     algorithm = algorithm_named(f"{where}:LeaveOneOut")
     assert isinstance(algorithm, Algorithm)
     assert algorithm.advantages(np.array([1.0, 0.0, 0.0])) == pytest.approx([2.0, -1.0, -1.0])
     assert name_of(algorithm) == f"{module}:LeaveOneOut"
-    for name, words in (("Bare", "needs a default for every field"), ("Other", "is no algorithm"), ("No", "has no No")):
+    for name, words in (
+        ("Bare", "cannot be made with its defaults: TypeError"),
+        ("Other", "is no algorithm"),
+        ("No", "has no No"),
+        ("Undecorated", r"is no dataclass; write @dataclass\(frozen=True, kw_only=True\) above it"),
+        ("Named", "has a field called name"),
+        ("Incomplete", "cannot be made with its defaults: TypeError: .*abstract"),
+    ):
         with pytest.raises(ConfigError, match=words):
             algorithm_named(f"{where}:{name}")
 
@@ -243,11 +288,49 @@ def test_a_users_own_algorithm_comes_from_its_module_or_file(tmp_path, monkeypat
 )
 def test_a_name_that_is_none_says_why(tmp_path, monkeypatch, word, words):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "broken.py").write_text("a = 1\n\na / 0\n")
     (tmp_path / "torn.py").write_text("def (\n")
     (tmp_path / "lacking.py").write_text("import nowhere_too\n")
     with pytest.raises(ConfigError, match=words):
         algorithm_named(word)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The classes of MINE, in a module that no other test has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine_tried.py").write_text(MINE)
+    yield lambda name: algorithm_named(f"mine_tried.py:{name}")
+    sys.modules.pop("mine_tried", None)
+
+
+def test_a_users_functions_are_tried_before_the_run(mine):
+    assert algorithm_faults(mine("LeaveOneOut"), SETTING) == []
+    metrics, infinite = algorithm_faults(mine("Wrong"), SETTING)
+    assert "Wrong.METRICS has tokens, which metrics.jsonl has already" in metrics
+    assert "Wrong.advantages gave" in infinite and "it must be 2 finite numbers" in infinite
+    (fault,) = algorithm_faults(mine("Raises"), SETTING)
+    assert re.search(r"algorithm: Raises fails at .*mine_tried.py:\d+: IndexError", fault)
+
+
+def test_what_a_users_class_refuses_is_said_without_a_traceback(mine, tmp_path):
+    mine("Refuses")
+    done = command("quickstart", "--algorithm", f"{tmp_path}/mine_tried.py:Refuses", "--algorithm.scale", "0")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "RuntimeError: scale must be above 0" in done.stderr and "mine_tried.py:" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["time", "statistics", "json"])
+def test_a_file_with_an_installed_modules_name_is_refused(tmp_path, monkeypatch, name):
+    """It would stand for that module in the whole process."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{name}.py").write_text("def f(): pass\n")
+    with pytest.raises(ConfigError, match=f"{name}.py has the name of the installed module {name}; rename the file"):
+        algorithm_named(f"{name}.py:f")
+    with pytest.raises(ConfigError, match="sys has no nothing"):
+        algorithm_named("sys:nothing")
 
 
 def test_the_table_is_built_without_torch():
@@ -280,7 +363,9 @@ def test_the_command_line_offers_an_algorithms_own_fields_only():
     [
         (["quickstart", "--algorithm"], "--algorithm needs the name of an algorithm"),
         (["quickstart", "--algorithm", "dapo2"], "no algorithm is called 'dapo2'"),
-        (["r1_tiny", "--cold_start.algorithm", "dapo"], "only stages of GRPO have an algorithm"),
+        (["r1_tiny", "--cold_start.algorithm", "dapo"], "use --reasoning_rl.algorithm or --final_rl.algorithm"),
+        (["r1_tiny", "--algorithm", "dapo"], "use --reasoning_rl.algorithm or --final_rl.algorithm"),
+        (["distill_32b", "--algorithm", "dapo"], "only stages of GRPO have an algorithm"),
         (["quickstart", "--grpo.kl-coef", "0.1"], "--grpo.kl-coef: now algorithm.kl.coef"),
         (["quickstart", "--teacher.model=x"], "--teacher.model: now --algorithm on_policy_distill"),
     ],

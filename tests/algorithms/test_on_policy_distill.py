@@ -9,11 +9,13 @@ import torch
 
 from megatron_r1.algorithms import OnPolicyDistill
 from megatron_r1.algorithms.base import Setting
-from megatron_r1.algorithms.on_policy_distill import Teacher
+from megatron_r1.algorithms.checks import algorithm_faults
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.stages.grpo.loss import policy_loss
 from megatron_r1.stages.grpo.sequences import to_sequences
+from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup
 
 ALGORITHM = OnPolicyDistill(teacher=Teacher(model=Path("teacher")))
@@ -93,15 +95,15 @@ def test_the_teachers_logprobs_stand_at_their_tokens():
 
 
 def test_rewards_train_nothing_whatever_they_are():
-    np.testing.assert_array_equal(ALGORITHM.advantages(np.array([np.nan, 1.0, np.inf])), [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(advantages_of(ALGORITHM, np.array([np.nan, 1.0, np.inf])), [0.0, 0.0, 0.0])
 
 
 def test_its_rules():
     setting = Setting(minibatches=2, max_new_tokens=8, temperature=0.7)
-    faults = OnPolicyDistill().faults(setting)
+    faults = algorithm_faults(OnPolicyDistill(), setting)
     assert [fault.split()[0] for fault in faults] == [
-        "algorithm.teacher.model",
         "grpo.minibatches",
         "rollout.sampling.temperature",
+        "algorithm.teacher.model",
     ]
-    assert ALGORITHM.faults(dataclasses.replace(setting, minibatches=1, temperature=1.0)) == []
+    assert algorithm_faults(ALGORITHM, dataclasses.replace(setting, minibatches=1, temperature=1.0)) == []

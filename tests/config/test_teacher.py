@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.algorithms import OnPolicyDistill
-from megatron_r1.algorithms.on_policy_distill import Teacher
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config import DataConfig, ModelConfig, RolloutConfig, RunConfig, TrainConfig, validate
 from megatron_r1.config.schema import SamplingConfig
 from megatron_r1.errors import ConfigError

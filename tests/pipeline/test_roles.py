@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.algorithms import OnPolicyDistill
-from megatron_r1.algorithms.on_policy_distill import Teacher
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config.evaluation import EvaluateConfig, ServerConfig
 from megatron_r1.config.pipeline import stages_of
 from megatron_r1.config.schema import PreferenceConfig

@@ -61,7 +61,7 @@ def test_one_scorer_grades_every_kind_of_problem():
 
 
 def test_a_worker_imports_what_the_problems_need():
-    gym = problem("reasoning_gym", metadata={"task": "leg_counting"})
+    gym = problem("reasoning_gym", metadata={"task": "leg_counting", "arguments": {}, "seed": 0, "size": 1, "index": 0})
     with scorer_for(CONFIG, [EIGHTEEN]) as plain, scorer_for(CONFIG, [EIGHTEEN, gym, NO_COMMA]) as more:
         assert plain._pool.graders == ("math",)
         assert more._pool.graders == ("math", "reasoning_gym", "instructions")

@@ -34,6 +34,7 @@ from megatron_r1.stages.grpo.metrics import step_metrics
 from megatron_r1.stages.grpo.mismatch import check_mismatch
 from megatron_r1.stages.grpo.sampling import Collect, Rollout, Sampled, sample_step
 from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, charge_kl, refresh_now, to_sequences
+from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import Problem, RolloutGroup, StepResult, TrainingSequence
 
 ASIDE = ("evaluate", "save")
@@ -183,9 +184,8 @@ class TrainingLoop:
         rank, ranks = data_parallel()
         with self.timer.phase("packing"):
             self.loop.to_trainer(False)
-            advantages = [
-                self.algorithm.advantages(self.algorithm.rewards(group, self.max_new_tokens)) for group in sampled.kept
-            ]
+            rewards = [self.algorithm.rewards(group, self.max_new_tokens) for group in sampled.kept]
+            advantages = [advantages_of(self.algorithm, rewards_G) for rewards_G in rewards]
             parts = split_minibatches(list(zip(sampled.kept, advantages, strict=True)), self.config.minibatches)
             sequences = [to_sequences(part, self.algorithm, self.max_new_tokens) for part in parts]
             rows = [pack_rank(each, self.layout, rank=rank, num_ranks=ranks) for each in sequences]
@@ -196,24 +196,23 @@ class TrainingLoop:
         with self.timer.phase("logprob"):
             needs = self.algorithm.needs
             done = step * self.config.minibatches
-            if needs.reference and refresh_now(done, self.config.minibatches, needs.reference_refresh_steps):
+            if needs.kl and needs.reference and refresh_now(done, self.config.minibatches, needs.kl.refresh_steps):
                 self.policy.refresh_reference()
             rows = add_logprobs(self.policy, rows, self.algorithm)
             if needs.kl_in_reward:
-                charged = [
-                    charge_kl(*each, self.algorithm, self.max_new_tokens)
-                    for each in zip(rows, sequences, parts, strict=True)
-                ]
-                rows = [each for each, _ in charged]
-                advantages = [advantages_G for _, part in charged for _, advantages_G in part]
+                rows, advantages = charge_kl(rows, sequences, parts, self.algorithm, self.max_new_tokens)
         trained = Trained(groups=sampled.kept, advantages=advantages)
         return Prepared(trained=trained, sequences=sequences, rows=rows)
 
     def train(self, step: int, prepared: Prepared) -> list[StepResult]:
-        """One optimizer step for each minibatch. DivergedError when too many in a row had no finite gradient."""
+        """One optimizer step for each minibatch; an empty one counts in the schedule only. DivergedError when too many
+        in a row had no finite gradient, or too many rollouts were empty."""
         results = []
         for rows, sequences in zip(prepared.rows, prepared.sequences, strict=True):
             results.append(self.policy.step(rows, self.loss) if sequences else self.policy.skip_step())
+            if sequences:
+                self.loop.skips.check(results[-1], step)
+        if prepared.first is None:
             self.loop.skips.check(results[-1], step)
         return results
 

@@ -28,7 +28,7 @@ def policy_loss(algorithm: Algorithm, *, on_policy: bool) -> LossFunction:
         )
         token_loss, metrics = algorithm.token_loss(tokens)
         detached = {
-            **metrics,
+            **{name: value.detach() for name, value in metrics.items()},
             "entropy": scores.entropy.detach(),
             "mismatch": (logprobs.detach() - batch.behaviour_logprobs).abs(),
         }

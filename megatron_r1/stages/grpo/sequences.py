@@ -11,6 +11,7 @@ from megatron_r1.algorithms.base import Algorithm
 from megatron_r1.data.packing import unpack, with_advantages
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import gather_over_data
+from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import Completion, PackedMicrobatch, RolloutGroup, TrainingSequence
 
 Rows = list[PackedMicrobatch]
@@ -55,7 +56,7 @@ def add_logprobs(policy: Policy, minibatches: Sequence[Rows], algorithm: Algorit
     policy is the old policy) or the algorithm asks for them, reference ones if it asks for those. A collective."""
     needs = algorithm.needs
     flat = [row for rows in minibatches for row in rows]
-    if len(minibatches) > 1 or needs.old:
+    if len(minibatches) > 1 or needs.old_logprobs:
         old = policy.logprobs(flat)
         flat = [dataclasses.replace(row, old_logprobs=values[None]) for row, values in zip(flat, old, strict=True)]
     if needs.reference:
@@ -70,27 +71,37 @@ def add_logprobs(policy: Policy, minibatches: Sequence[Rows], algorithm: Algorit
 
 
 def charge_kl(
-    rows: Rows, sequences: Sequence[TrainingSequence], part: Part, algorithm: Algorithm, max_new_tokens: int
-) -> tuple[Rows, Part]:
-    """Rewards less algorithm.sequence_penalty, and what follows from them: this rank's rows and the minibatch with
-    other advantages. A completion that was left out stays so. A collective over data-parallel ranks."""
-    lengths = [len(sequence) for sequence in sequences]
+    rows: Sequence[Rows],
+    sequences: Sequence[Sequence[TrainingSequence]],
+    parts: Sequence[Part],
+    algorithm: Algorithm,
+    max_new_tokens: int,
+) -> tuple[list[Rows], list[np.ndarray]]:
+    """Rewards less the algorithm's KL penalty, and what follows from them: this rank's rows with other advantages, and
+    those of each group. A completion that was left out stays so. A collective over data-parallel ranks."""
+    charged, advantages = [], []
+    for minibatch, packed, part in zip(rows, sequences, parts, strict=True):
+        penalties = _penalties(minibatch, [len(sequence) for sequence in packed], algorithm)
+        of_sequences: list[float] = []
+        for group, before_G in part:
+            kept_G = ~np.isnan(before_G)
+            rewards_G = np.where(kept_G, algorithm.rewards(group, max_new_tokens), np.nan)
+            first = len(of_sequences)
+            rewards_G[kept_G] -= [penalties[first + place] for place in range(int(kept_G.sum()))]
+            advantages.append(advantages_of(algorithm, rewards_G))
+            of_sequences += advantages[-1][kept_G].tolist()
+        charged.append([with_advantages(row, of_sequences) for row in minibatch])
+    return charged, advantages
+
+
+def _penalties(rows: Rows, lengths: Sequence[int], algorithm: Algorithm) -> dict[int, float]:
+    """What each packed sequence's reward loses, by its number; the same on every rank."""
+    kl = algorithm.needs.kl
+    assert kl is not None
     old = unpack(rows, [row.old_logprobs for row in rows], lengths)
     reference = unpack(rows, [row.reference_logprobs for row in rows], lengths)
-    own = {index: algorithm.sequence_penalty(old[index], reference[index]) for index in old}
-    penalties = {index: value for found in gather_over_data(own) for index, value in found.items()}
-    charged: list[tuple[RolloutGroup, np.ndarray]] = []
-    of_sequences: list[float] = []
-    for group, before_G in part:
-        kept_G = ~np.isnan(before_G)
-        rewards_G = np.where(kept_G, algorithm.rewards(group, max_new_tokens), np.nan)
-        first = len(of_sequences)
-        count = int(kept_G.sum())
-        rewards_G[kept_G] -= [penalties[index] for index in range(first, first + count)]
-        advantages_G = algorithm.advantages(rewards_G)
-        charged.append((group, advantages_G))
-        of_sequences += advantages_G[kept_G].tolist()
-    return [with_advantages(row, of_sequences) for row in rows], charged
+    own = {index: kl.penalty(old[index], reference[index]) for index in old}
+    return {index: value for found in gather_over_data(own) for index, value in found.items()}
 
 
 def refresh_now(done: int, minibatches: int, every: int) -> bool:

@@ -10,11 +10,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megatron_r1.algorithms.base import Algorithm
+from megatron_r1.algorithms.checks import array_fault
 from megatron_r1.algorithms.group_advantage import group_advantages, usable_rewards
+from megatron_r1.errors import AlgorithmError
 from megatron_r1.types import RolloutGroup
 
 NAMED = 4
 """Problems that are named in the log."""
+
+
+def advantages_of(algorithm: Algorithm, rewards_G: np.ndarray) -> np.ndarray:
+    """The algorithm's advantages f64[G] of the usable rewards, as if there were no others; NaN for a completion that is
+    left out. With a teacher all are trained on, whatever their rewards. AlgorithmError if they are not finite."""
+    if algorithm.needs.teacher is not None:
+        return np.zeros(len(rewards_G))
+    usable_G = usable_rewards(rewards_G)
+    advantages_G = np.full(len(rewards_G), np.nan)
+    if usable_G.any():
+        kept = np.asarray(rewards_G, dtype=np.float64)[usable_G]
+        found = algorithm.advantages(kept)
+        if fault := array_fault(f"{type(algorithm).__name__}.advantages", found, len(kept)):
+            raise AlgorithmError(f"{fault}, for rewards {kept.tolist()}")
+        advantages_G[usable_G] = found
+    return advantages_G
 
 
 def left_out(advantages: Sequence[np.ndarray]) -> tuple[int, int]:

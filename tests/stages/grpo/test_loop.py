@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_r1.algorithms import DAPO, GRPO, Algorithm, OnPolicyDistill
+from megatron_r1.algorithms.base import RESERVED
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.config import GRPOLoopConfig
 from megatron_r1.data.packing import RowLayout
@@ -278,6 +279,36 @@ def test_dynamic_sampling_trains_on_groups_that_differ_and_counts_all():
     # 0 and 1; then two at most by the share of a half, 2 and 3; then two again, 4 and 5
     assert (metrics["groups_sampled"], metrics["sampling_rounds"], metrics["zero_advantage_groups"]) == (6, 3, 4)
     assert metrics["reward_mean"] == pytest.approx(10 / 12), "of everything that was sampled"
+
+
+def test_minibatches_without_groups_end_no_run():
+    """One group of eight minibatches: seven optimizer steps have nothing to train on, and the run goes on."""
+    world = World(lambda n: (1.0, 0.0) if n % 16 == 0 else (1.0, 1.0))
+    loop = loop_of(
+        StandIn(), world, DAPO(sampling_rounds=1), steps=3, prompts_per_step=16, minibatches=8, max_skipped_steps=1,
+        mismatch_bound=9.0,
+    )  # fmt: skip
+    assert loop.run() == 3
+    world = World(lambda n: (1.0, 0.0) if n % 16 == 0 else (1.0, 1.0))
+    loop = loop_of(
+        StandIn(), world, DAPO(sampling_rounds=2), steps=3, prompts_per_step=16, minibatches=8, max_skipped_steps=1,
+        mismatch_bound=9.0,
+    )  # fmt: skip
+    assert loop.run() == 3
+    assert all(metrics["skipped_steps"] >= 5 for _, metrics, _ in world.told)
+
+
+def test_rollouts_with_nothing_at_all_end_it():
+    world = World(lambda n: (1.0, 1.0))
+    with pytest.raises(DivergedError, match=r"step 3: 3 optimizer steps in a row had nothing to train on"):
+        loop_of(StandIn(), world, DAPO(sampling_rounds=2), steps=9, minibatches=2, max_skipped_steps=2).run()
+
+
+def test_every_metric_of_the_loop_is_reserved():
+    world = World()
+    loop_of(StandIn(), world, DAPO(), eval_every=1, steps=2, mismatch_bound=9.0).run()
+    for _, metrics, _ in world.told:
+        assert set(metrics) <= RESERVED | set(DAPO.METRICS), set(metrics) - RESERVED
 
 
 def test_a_step_for_which_nothing_differs_is_skipped():

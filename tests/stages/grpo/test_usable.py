@@ -12,6 +12,7 @@ from megatron_r1.algorithms import ALGORITHMS, GRPO, Algorithm
 from megatron_r1.data.packing import RowLayout, pack
 from megatron_r1.errors import DivergedError
 from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.grpo import usable
 from megatron_r1.stages.grpo.metrics import step_metrics
 from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.stages.grpo.sequences import to_sequences
@@ -25,7 +26,7 @@ PAPERS = GRPO()
 
 
 def advantages_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS) -> list[np.ndarray]:
-    return [algorithm.advantages(algorithm.rewards(group, 8)) for group in groups]
+    return [usable.advantages_of(algorithm, algorithm.rewards(group, 8)) for group in groups]
 
 
 def metrics_of(results: list[StepResult], groups: list[RolloutGroup]):
@@ -127,5 +128,5 @@ def test_a_run_whose_rewards_are_all_broken_stops_and_says_why():
     skips = SkippedSteps(1, field="grpo.max_skipped_steps")
     nothing = StepResult(loss=0.0, grad_norm=0.0, learning_rate=1e-3, metrics={}, skipped=True)
     skips.check(nothing, 0)
-    with pytest.raises(DivergedError, match=r"step 2: 2 optimizer steps in a row had nothing .* rollouts.jsonl"):
+    with pytest.raises(DivergedError, match=r"step 2: 2 optimizer steps in a row had nothing .* metrics.jsonl"):
         skips.check(nothing, 1)

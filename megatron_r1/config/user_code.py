@@ -1,0 +1,24 @@
+"""The files of the user's own code that a configuration names: another content makes it another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_r1.algorithms import Algorithm, name_of
+from megatron_r1.plugins import file_of, imported, is_import_path
+
+
+def code_files(config: object) -> dict[str, Path]:
+    """By the field that names each: its own file, not what that imports. ConfigError if one cannot be imported."""
+    found: dict[str, Path | None] = {}
+    source = getattr(getattr(config, "data", None), "source", "")
+    named = {"data.source": source} if source else {}
+    custom = getattr(getattr(config, "rewards", None), "custom", ())
+    named |= {f"rewards.custom[{number}]": entry.partition("=")[0] for number, entry in enumerate(custom)}
+    for field, path in named.items():
+        imported(path, field)
+        found[field] = file_of(path)
+    algorithm = getattr(config, "algorithm", None)
+    if isinstance(algorithm, Algorithm) and is_import_path(name_of(algorithm)):
+        found["algorithm"] = file_of(name_of(algorithm))
+    return {field: file for field, file in found.items() if file is not None}

@@ -206,6 +206,7 @@ class Bench:
         from megatron_r1.stages.grpo.metrics import step_metrics
         from megatron_r1.stages.grpo.sampling import Sampled
         from megatron_r1.stages.grpo.sequences import add_logprobs, to_sequences
+        from megatron_r1.stages.grpo.usable import advantages_of
 
         grpo, algorithm = self.config.grpo, self.config.algorithm
         longest = self.config.rollout.sampling.max_new_tokens
@@ -218,7 +219,7 @@ class Bench:
         groups = rollout.groups
         sampled = Sampled(groups=groups, kept=groups)
         self.seconds.setdefault("reward after generation", []).append(rollout.reward_seconds)
-        advantages = [algorithm.advantages(algorithm.rewards(group, longest)) for group in groups]
+        advantages = [advantages_of(algorithm, algorithm.rewards(group, longest)) for group in groups]
         part = list(zip(groups, advantages, strict=True))
         rows = self.timed(
             "packing",

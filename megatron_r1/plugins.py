@@ -1,7 +1,7 @@
 """User code by its import path: `package.module:name` or `folder/file.py:name`.
 
-Modules are found from the folder that the command runs in, as with `python -m`. Every process of a run imports the same
-path again, so nothing has to be registered and nothing is pickled by value.
+Modules are found among the installed packages and then in the folder that the command runs in. Every process of a run
+imports the same path again, so nothing has to be registered and nothing is pickled by value.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def told(error: Exception) -> str:
 
 def _from_path(name: str) -> ModuleType:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # last: a json.py there is not what our workers import
     missing = name
     try:
         return importlib.import_module(name)

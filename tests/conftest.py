@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,11 @@ Those that share a server (rollout/) stand together, so that one worker gets the
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {TESTS / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def same_import_path() -> Iterator[None]:
+    """Leaves sys.path as it was: from a folder that a test left there, the next test's workers would import."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before

@@ -326,11 +326,13 @@ def test_what_a_users_class_refuses_is_said_without_a_traceback(mine, tmp_path):
 def test_a_file_with_an_installed_modules_name_is_refused(tmp_path, monkeypatch, name):
     """It would stand for that module in the whole process."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / f"{name}.py").write_text("def f(): pass\n")
     with pytest.raises(ConfigError, match=f"{name}.py has the name of the installed module {name}; rename the file"):
         algorithm_named(f"{name}.py:f")
     with pytest.raises(ConfigError, match="sys has no nothing"):
         algorithm_named("sys:nothing")
+    assert sys.path[-1] == str(tmp_path)  # last: the workers of this process still import the installed one
 
 
 def test_the_table_is_built_without_torch():

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The pure-RL branch at toy size: GRPO with rule rewards on a base model, on two CPU cores.
 #
-#   examples/r1_zero_tiny.sh [--zero-rl.grpo.steps 60]
+#   examples/r1_zero_tiny.sh [--zero-rl.steps 60]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python

@@ -7,6 +7,7 @@ itself.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -14,14 +15,15 @@ from pathlib import Path
 
 import tyro
 
+from megatron_r1.bounds import number_faults
+from megatron_r1.cluster.task import become_rank
 from megatron_r1.config.chosen import with_choices
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.renamed import renamed_faults
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.pipeline.chain import run_pipeline
-from megatron_r1.pipeline.cluster import become_rank
-from megatron_r1.pipeline.kinds import check, summary_of
+from megatron_r1.pipeline.kinds import check, needs_of, summary_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.pipeline.options import split_options
 from megatron_r1.pipeline.run import run_here, run_stage
@@ -29,6 +31,7 @@ from megatron_r1.planning.summary import describe_fields
 from megatron_r1.plugins import told
 from megatron_r1.recipes import RECIPES
 from megatron_r1.recipes.named import recipe_named
+from megatron_r1.stages.evaluate.config import EvaluateConfig
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 run PIPELINE [--from STAGE] [--until STAGE] [--only STAGE] [--dry-run] [--STAGE.FIELD VALUE ...]
@@ -40,7 +43,7 @@ USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 nodes RECIPE --slots-per-node N       how many cluster nodes each stage needs
        megatron-r1 preflight | serve RECIPE ...          what slurm/launch.sh calls on a job's nodes
 
-Every field of a recipe can be set, e.g. megatron-r1 run quickstart --algorithm.kl.coef 0.01;
+Every field of a recipe can be set, e.g. megatron-r1 run quickstart --grpo.algorithm.kl.coef 0.01;
 megatron-r1 run RECIPE --help lists them."""
 
 
@@ -84,15 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
     """RECIPE and its overrides as a configuration. Raises ConfigError for an unknown recipe and a field of earlier
     versions; tyro exits on an unknown field."""
-    if faults := renamed_faults(words):
-        raise ConfigError(faults)
     if words and words[0] == "evaluate":
-        from megatron_r1.config.evaluation import EvaluateConfig
-
         return tyro.cli(EvaluateConfig, args=list(words[1:]), prog="megatron-r1 evaluate")
     if not words or words[0].startswith("-"):
         raise ConfigError(f"name a recipe first: {', '.join(RECIPES)}")
-    recipe, rest = with_choices(recipe_named(words[0]), words[1:])
+    recipe = recipe_named(words[0])
+    if faults := renamed_faults(words, [field.name for field in dataclasses.fields(recipe)]):
+        raise ConfigError(faults)
+    recipe, rest = with_choices(recipe, words[1:])
     try:
         return tyro.cli(type(recipe), default=recipe, args=rest, prog=f"megatron-r1 run {words[0]}")
     except ConfigError:
@@ -131,17 +133,17 @@ def _plan(words: list[str]) -> int:
     config = parse(words)
     if isinstance(config, PipelineConfig):
         raise ConfigError(f"{words[0]} is a pipeline; plan a stage that is a recipe itself, such as grpo_671b")
-    return plan_stage(config, options, PACKAGED_SHAPES)
+    if faults := number_faults(config):
+        raise ConfigError(faults)
+    return plan_stage(needs_of(config), options, PACKAGED_SHAPES)
 
 
 def _evaluate(words: list[str]) -> int:
-    from megatron_r1.config.evaluation import EvaluateConfig, validate_evaluation
-
     config = parse(["evaluate", *words])
     assert isinstance(config, EvaluateConfig)
-    validate_evaluation(config)
-    from megatron_r1.pipeline.evaluate import describe, evaluate
+    check(config)
     from megatron_r1.pipeline.folder import prepare_folder
+    from megatron_r1.stages.evaluate.run import describe, evaluate
 
     with prepare_folder(config).lock:
         print(describe(evaluate(config)))

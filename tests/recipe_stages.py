@@ -15,13 +15,14 @@ from functools import cache
 from typing import Any
 
 from megatron_r1.config.pipeline import PipelineConfig
-from megatron_r1.config.reward_model import RewardModelConfig
-from megatron_r1.config.schema import ParallelConfig, RunConfig
-from megatron_r1.config.sft import SFTRunConfig
+from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.config.shape import ModelShape, shape_from_config
 from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.reward_model.config import RewardModelConfig
+from megatron_r1.stages.sft.config import SFTConfig
 
-Stage = RunConfig | SFTRunConfig | RewardModelConfig
+Stage = GRPOConfig | SFTConfig | RewardModelConfig
 VOCAB = 96
 SMALL = {
     "vocab_size": VOCAB, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,

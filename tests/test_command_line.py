@@ -31,20 +31,20 @@ def test_a_dry_run_prints_derived_numbers_and_fields_and_writes_nothing(capsys, 
     status, out, err = run(
         capsys,
         "run",
-        "quickstart",
+        "tiny",
         "--dry-run",
         "--run-dir",
         run_dir,
-        "--grpo.prompts-per-step",
+        "--prompts-per-step",
         6,
-        "--grpo.group-size",
+        "--group-size",
         4,
     )
     assert (status, err) == (0, "")
     assert "deepseek_v3, 1.02M parameters" in out
     assert "2 rank(s), EP2, data parallel 2" in out
     assert "6 prompts x 4 = 24 samples" in out
-    assert "  grpo.group_size = 4\n" in out
+    assert "  group_size = 4\n" in out
     assert f"  run_dir = {run_dir}\n" in out
     assert not run_dir.parent.exists()
 
@@ -59,12 +59,12 @@ def test_a_dry_run_prints_derived_numbers_and_fields_and_writes_nothing(capsys, 
         (["--rollout.sampling.max-new-tokens", "24"], "rollout.sampling.max_new_tokens", 24),
         (["--rollout.sampling.stop-token-ids", "5", "6"], "rollout.sampling.stop_token_ids", (5, 6)),
         (["--data.tasks", "gcd", "chain_sum:min_terms=2"], "data.tasks", ("gcd", "chain_sum:min_terms=2")),
-        (["--sft.optimizer.lr", "0.5"], "sft.optimizer.lr", 0.5),
+        (["--optimizer.lr", "0.5"], "optimizer.lr", 0.5),
         (["--if-exists", "refuse"], "if_exists", "refuse"),
     ],
 )
 def test_an_override_reaches_its_field(words, path, value):
-    found = parse(["quickstart", *words])
+    found = parse(["tiny", *words])
     for name in path.split("."):
         found = getattr(found, name)
     assert found == value
@@ -73,8 +73,8 @@ def test_an_override_reaches_its_field(words, path, value):
 def test_nothing_else_is_changed_by_an_override():
     import dataclasses
 
-    changed = parse(["quickstart", "--seed", "7"])
-    assert dataclasses.replace(changed, seed=0) == RECIPES["quickstart"]()
+    changed = parse(["tiny", "--seed", "7"])
+    assert dataclasses.replace(changed, seed=0) == RECIPES["tiny"]()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -88,9 +88,9 @@ def test_every_recipe_is_reached_by_its_name(name):
         (["run", "nope"], 2, "no recipe is called 'nope'; there are quickstart"),
         (["run"], 2, "name a recipe first: quickstart"),
         (["run", "--dry-run"], 2, "name a recipe first"),
-        (["run", "quickstart", "--grpo.no-such-field", "1"], 2, "no-such-field"),
-        (["run", "quickstart", "--seed", "seven"], 2, "seven"),
-        (["run", "quickstart", "--if-exists", "overwrite"], 2, "overwrite"),
+        (["run", "tiny", "--no-such-field", "1"], 2, "no-such-field"),
+        (["run", "tiny", "--seed", "seven"], 2, "seven"),
+        (["run", "tiny", "--if-exists", "overwrite"], 2, "overwrite"),
         (["fly"], 2, "usage: megatron-r1 run RECIPE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -111,7 +111,7 @@ def test_help_is_status_0(capsys, words):
 @pytest.mark.parametrize(
     "words",
     [
-        ["run", "quickstart", "--rollout.request-timeout-seconds", "60"],
+        ["run", "tiny", "--rollout.request-timeout-seconds", "60"],
         ["run", "r1_671b", "--final-rl.rollout.request_timeout_seconds=60"],
     ],
 )
@@ -122,7 +122,7 @@ def test_an_option_of_earlier_versions_is_refused_with_what_to_say_instead(capsy
 
 
 def test_the_fields_of_a_recipe_are_listed(capsys):
-    status, out, _ = run(capsys, "run", "quickstart", "--help")
+    status, out, _ = run(capsys, "run", "tiny", "--help")
     assert status == 0
     assert "--algorithm.kl.coef" in out and "--algorithm NAME" in out
 
@@ -138,12 +138,12 @@ def test_recipes_are_listed_with_their_purpose(capsys):
 def test_faults_are_listed_together_with_status_2(capsys, run_dir):
     status, out, err = run(
         capsys,
-        *("run", "quickstart", "--run-dir", run_dir),
-        *("--grpo.group-size", 1, "--data.holdout", 0, "--rollout.sampling.temperature", 0.0),
+        *("run", "tiny", "--run-dir", run_dir),
+        *("--group-size", 1, "--data.holdout", 0, "--rollout.sampling.temperature", 0.0),
     )
     assert status == 2
     assert "the configuration has 3 faults:" in err
-    for field in ("grpo.group_size is 1", "data.holdout is 0", "rollout.sampling.temperature is 0.0"):
+    for field in ("group_size is 1", "data.holdout is 0", "rollout.sampling.temperature is 0.0"):
         assert f"  - {field}" in err
     assert "Traceback" not in err and out == ""
     assert not run_dir.exists()
@@ -152,7 +152,7 @@ def test_faults_are_listed_together_with_status_2(capsys, run_dir):
 def test_an_older_run_is_refused_before_anything_starts(capsys, run_dir):
     run_dir.mkdir(parents=True)
     (run_dir / "run.json").write_text("older")
-    status, _, err = run(capsys, "run", "quickstart", "--run-dir", run_dir, "--if-exists", "refuse")
+    status, _, err = run(capsys, "run", "tiny", "--run-dir", run_dir, "--if-exists", "refuse")
     assert status == 2
     assert f"{run_dir} is not empty" in err and "--if-exists archive" in err
     assert (run_dir / "run.json").read_text() == "older"
@@ -161,21 +161,21 @@ def test_an_older_run_is_refused_before_anything_starts(capsys, run_dir):
 def test_a_dry_run_leaves_an_older_run_in_its_place(capsys, run_dir):
     run_dir.mkdir(parents=True)
     (run_dir / "run.json").write_text("older")
-    status, _, _ = run(capsys, "run", "quickstart", "--dry-run", "--run-dir", run_dir, "--if-exists", "archive")
+    status, _, _ = run(capsys, "run", "tiny", "--dry-run", "--run-dir", run_dir, "--if-exists", "archive")
     assert status == 0
     assert (run_dir / "run.json").read_text() == "older"
     assert [path.name for path in run_dir.parent.iterdir()] == ["test"]
 
 
 def test_older_runs_are_archived_under_the_next_free_number(run_dir):
-    config = parse(["quickstart", "--run-dir", str(run_dir), "--seed", "1"])
+    config = parse(["tiny", "--run-dir", str(run_dir), "--seed", "1"])
     with prepare_folder(config).lock, pytest.raises(ConfigError, match="another run has just started"):
         prepare_folder(config)
-    second = parse(["quickstart", "--run-dir", str(run_dir), "--seed", "2"])
+    second = parse(["tiny", "--run-dir", str(run_dir), "--seed", "2"])
     prepared = prepare_folder(second)
     assert prepared.moved == run_dir.with_name("test.1")
     prepared.lock.close()
-    third = parse(["quickstart", "--run-dir", str(run_dir), "--seed", "3"])
+    third = parse(["tiny", "--run-dir", str(run_dir), "--seed", "3"])
     prepared = prepare_folder(third)
     assert prepared.moved == run_dir.with_name("test.2")
     prepared.lock.close()
@@ -188,16 +188,16 @@ def test_older_runs_are_archived_under_the_next_free_number(run_dir):
 
 def test_an_empty_folder_is_used_as_it_is(run_dir):
     run_dir.mkdir(parents=True)
-    prepared = prepare_folder(parse(["quickstart", "--run-dir", str(run_dir)]))
+    prepared = prepare_folder(parse(["tiny", "--run-dir", str(run_dir)]))
     assert prepared.moved is None
     prepared.lock.close()
     assert [path.name for path in run_dir.parent.iterdir()] == ["test"]
 
 
 def test_run_json_holds_the_resolved_configuration(run_dir):
-    prepare_folder(parse(["quickstart", "--run-dir", str(run_dir), "--algorithm.kl.coef", "0.25"])).lock.close()
+    prepare_folder(parse(["tiny", "--run-dir", str(run_dir), "--algorithm.kl.coef", "0.25"])).lock.close()
     saved = json.loads((run_dir / "run.json").read_text())
-    assert saved["name"] == "quickstart"
+    assert saved["name"] == "tiny"
     assert saved["config"]["algorithm"]["kl"]["coef"] == 0.25
     assert saved["config"]["run_dir"] == str(run_dir)
 
@@ -216,14 +216,14 @@ def test_the_module_is_the_command_and_returns_its_status(tmp_path):
 
 def test_a_recipe_must_come_before_its_fields():
     with pytest.raises(ConfigError, match="name a recipe first"):
-        parse(["--seed", "1", "quickstart"])
+        parse(["--seed", "1", "tiny"])
 
 
 @pytest.mark.parametrize(("rank", "says"), [("0", True), ("1", False)])
 def test_under_an_outer_launcher_each_rank_checks_and_rank_0_alone_speaks(capsys, monkeypatch, run_dir, rank, says):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.delenv("MEGATRON_R1_PARENT", raising=False)
-    status, _, err = run(capsys, "run", "quickstart", "--run-dir", run_dir, "--grpo.group-size", 1)
+    status, _, err = run(capsys, "run", "tiny", "--run-dir", run_dir, "--group-size", 1)
     assert status == 2
-    assert ("grpo.group_size is 1" in err) == says
+    assert ("group_size is 1" in err) == says
     assert not run_dir.exists()

@@ -22,6 +22,7 @@ from megatron_r1.doctor import (
     read_extras,
     recipe_needs,
 )
+from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.recipes import RECIPES
 
 CPU_VERSIONS = {
@@ -50,12 +51,12 @@ def machine(**fields):
 
 
 def unmet(config, here):
-    return {need.what: need for need in recipe_needs(config, here) if not need.met}
+    return {need.what: need for need in recipe_needs(needs_of(config), here) if not need.met}
 
 
 @pytest.fixture
 def quickstart(tmp_path):
-    return dataclasses.replace(RECIPES["quickstart"](), run_dir=tmp_path / "run")
+    return dataclasses.replace(RECIPES["tiny"](), run_dir=tmp_path / "run")
 
 
 def test_it_sees_this_machine():
@@ -127,7 +128,9 @@ def test_a_model_without_weights_is_not_enough(quickstart):
 
 def test_an_absent_model_hides_what_depends_on_it_only(quickstart):
     model = dataclasses.replace(quickstart.model, path=Path("/no/such/model"))
-    needs = {need.what: need for need in recipe_needs(dataclasses.replace(quickstart, model=model), machine())}
+    needs = {
+        need.what: need for need in recipe_needs(needs_of(dataclasses.replace(quickstart, model=model)), machine())
+    }
     assert not needs["model"].met and needs["packages"].met
     assert "memory" not in needs
 
@@ -205,7 +208,7 @@ def test_the_671b_recipe_is_not_for_one_machine():
 
 
 def test_quickstart_memory_is_more_than_its_processes(quickstart):
-    need = next(need for need in recipe_needs(quickstart, machine()) if need.what == "memory")
+    need = next(need for need in recipe_needs(needs_of(quickstart), machine()) if need.what == "memory")
     # two ranks and one server, each with over a gigabyte of libraries, and the cache
     assert 3 + quickstart.rollout.kv_cache_gib < float(need.needed.split()[0]) < 12
     assert load_shape(quickstart.model.path).num_layers == 4

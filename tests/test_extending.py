@@ -18,11 +18,11 @@ from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.parts import problem_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig
 from megatron_r1.config.user_code import code_files
-from megatron_r1.config.validate import validate
 from megatron_r1.data.problems import load_problems
 from megatron_r1.errors import ConfigError, DataError, RewardError
-from megatron_r1.pipeline.sampling import given_problems
 from megatron_r1.rewards.wiring import check_problems, scorer_for
+from megatron_r1.stages.common.sampling import given_problems
+from megatron_r1.stages.grpo.faults import validate
 from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import Completion, Problem
 
@@ -197,14 +197,14 @@ def test_how_a_reward_may_be_written(outside):
 def test_another_content_of_the_users_files_is_another_run(outside):
     (outside / "mine.py").write_text(code_of("A reward"))
     (outside / "rloo.py").write_text(code_of("An algorithm"))
-    words = ["quickstart", "--rewards.custom", "mine.py:brevity=0.5", "--algorithm", "rloo.py:RLOO"]
+    words = ["tiny", "--rewards.custom", "mine.py:brevity=0.5", "--algorithm", "rloo.py:RLOO"]
     assert code_files(parse(words)) == {"rewards.custom[0]": outside / "mine.py", "algorithm": outside / "rloo.py"}
-    assert code_files(parse(["quickstart"])) == {}
+    assert code_files(parse(["tiny"])) == {}
 
 
 def test_weights_of_0_are_no_reward(outside):
     (outside / "mine.py").write_text(code_of("A reward"))
-    words = ["quickstart", "--rewards.accuracy-weight", "0", "--rewards.format-weight", "0", "--rewards.custom"]
+    words = ["tiny", "--rewards.accuracy-weight", "0", "--rewards.format-weight", "0", "--rewards.custom"]
     with pytest.raises(ConfigError, match="every reward would be 0"):
         validate(parse([*words, "mine.py:brevity=0"]), folder=False)
     validate(parse([*words, "mine.py:brevity"]), folder=False)
@@ -290,7 +290,7 @@ def test_a_source_that_is_none_is_refused_before_the_run(data, says):
 def test_a_recipe(outside):
     (outside / "recipes.py").write_text(code_of("A recipe"))
     out = dry_run(command_of("A recipe"), outside)
-    assert "algorithm.sampling_rounds = 3" in out and "grpo.steps = 20" in out
+    assert "algorithm.sampling_rounds = 3" in out and "  steps = 20" in out
 
 
 @pytest.mark.parametrize(
@@ -312,13 +312,13 @@ def test_a_recipe_that_is_none_is_refused(word, says):
 def test_an_algorithm_of_ones_own_trains(outside):
     """Three steps of the quickstart on every rank, from the run's launcher to its report."""
     (outside / "rloo.py").write_text(code_of("An algorithm"))
-    words = [*command_of("An algorithm"), "--grpo.steps", "3", "--sft.steps", "40", "--run-dir", "run"]
-    words += ["--rewards.custom", "mine.py:brevity=0.5", "mine.py:unlike_the_others"]
+    words = [*command_of("An algorithm"), "--grpo.steps", "3", "--warm-up.steps", "40", "--run-dir", "run"]
+    words += ["--grpo.rewards.custom", "mine.py:brevity=0.5", "mine.py:unlike_the_others"]
     (outside / "mine.py").write_text(code_of("A reward"))
     done = subprocess.run(
         [sys.executable, "-m", "megatron_r1", *words], capture_output=True, text=True, check=False, cwd=outside
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert '"name": "rloo:RLOO"' in (outside / "run" / "run.json").read_text()
-    lines = (outside / "run" / "metrics.jsonl").read_text().splitlines()
+    assert '"name": "rloo:RLOO"' in (outside / "run" / "grpo" / "run.json").read_text()
+    lines = (outside / "run" / "grpo" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3 and all('"brevity"' in line and '"unlike_the_others"' in line for line in lines)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from megatron_r1.stages.scores import answer_classes, bootstrap_interval, consensus, mean_parts, pass_at_k
+from megatron_r1.stages.evaluate.scores import answer_classes, bootstrap_interval, consensus, mean_parts, pass_at_k
 from megatron_r1.types import Reward
 
 

@@ -44,9 +44,9 @@ def measure(count: int, repeats: int) -> dict:
     import torch
 
     from megatron_r1.data.packing import RowLayout, pack_rank
-    from megatron_r1.pipeline.trainer import build_policy
     from megatron_r1.policy import topology
-    from megatron_r1.stages.sft import sft_loss
+    from megatron_r1.stages.common.trainer import build_policy
+    from megatron_r1.stages.sft.loss import sft_loss
     from megatron_r1.types import TrainingSequence
 
     config = tiny()

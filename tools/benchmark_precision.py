@@ -126,7 +126,7 @@ def train_one(shape: Any, model: ModelConfig, train: TrainConfig, *, steps: int,
     from megatron_r1.data.packing import RowLayout, pack_rank
     from megatron_r1.policy import topology
     from megatron_r1.policy.policy import Policy
-    from megatron_r1.stages.sft import sft_loss
+    from megatron_r1.stages.sft.loss import sft_loss
     from megatron_r1.types import TrainingSequence
 
     topology.initialise(ParallelConfig(), seed=0, cpu=cpu)

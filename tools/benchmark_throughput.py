@@ -29,10 +29,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config import ParallelConfig, RunConfig, load_shape, validate
+from megatron_r1.config import ParallelConfig, load_shape
 from megatron_r1.errors import ConfigError
 from megatron_r1.policy.platform import configure_process
 from megatron_r1.recipes import RECIPES
+from megatron_r1.recipes.tiny import WarmUpThenGRPO
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.faults import validate
 
 SHAPES = Path(__file__).resolve().parent.parent / "megatron_r1" / "recipes"
 TOKENIZER = SHAPES / "tiny_v3"
@@ -54,7 +57,10 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, help="at most, of a sample (default: the recipe's)")
     arguments = parser.parse_args()
     config = RECIPES[arguments.recipe]()
-    if not isinstance(config, RunConfig):
+    if isinstance(config, WarmUpThenGRPO):
+        # Random weights cost as much as those of a warm-up.
+        config = dataclasses.replace(config.grpo, name=config.name, model=config.warm_up.model)
+    if not isinstance(config, GRPOConfig):
         parser.error(f"--recipe {arguments.recipe} has no reinforcement learning of its own; take quickstart or tiny")
     with tempfile.TemporaryDirectory() as scratch:
         config = dataclasses.replace(
@@ -83,7 +89,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def with_shape(config: RunConfig, name: str, scratch: Path) -> RunConfig:
+def with_shape(config: GRPOConfig, name: str, scratch: Path) -> GRPOConfig:
     """A model of the shape `name` with random weights; its folder is made in `scratch`."""
     folder = scratch / name
     folder.mkdir()
@@ -97,18 +103,20 @@ def with_shape(config: RunConfig, name: str, scratch: Path) -> RunConfig:
     )
 
 
-def resized(config: RunConfig, prompts: int | None, group_size: int | None, new_tokens: int | None) -> RunConfig:
-    grpo, rollout = config.grpo, config.rollout
-    grpo = dataclasses.replace(
-        grpo, prompts_per_step=prompts or grpo.prompts_per_step, group_size=group_size or grpo.group_size
-    )
+def resized(config: GRPOConfig, prompts: int | None, group_size: int | None, new_tokens: int | None) -> GRPOConfig:
+    rollout = config.rollout
     if new_tokens:
         sampling = dataclasses.replace(rollout.sampling, max_new_tokens=new_tokens)
         rollout = dataclasses.replace(rollout, sampling=sampling, max_model_len=new_tokens + PROMPT_TOKENS)
-    return dataclasses.replace(config, grpo=grpo, rollout=rollout)
+    return dataclasses.replace(
+        config,
+        rollout=rollout,
+        prompts_per_step=prompts or config.prompts_per_step,
+        group_size=group_size or config.group_size,
+    )
 
 
-def on_gpu(config: RunConfig) -> RunConfig:
+def on_gpu(config: GRPOConfig) -> GRPOConfig:
     """One GPU for both: bf16, weights through the host's memory, CUDA graphs."""
     return dataclasses.replace(
         config,
@@ -125,18 +133,18 @@ def on_gpu(config: RunConfig) -> RunConfig:
     )
 
 
-def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
+def measure(config: GRPOConfig, repeats: int, scratch: Path) -> dict[str, Any]:
     import torch
 
     from megatron_r1.data.problems import load_problems
     from megatron_r1.data.stream import ProblemStream
     from megatron_r1.data.tokenizer import load_tokenizer
-    from megatron_r1.pipeline.trainer import EXPORT_DTYPE, build_policy, row_layout
     from megatron_r1.policy import topology
     from megatron_r1.rewards.wiring import scorer_for
     from megatron_r1.rollout.server import start_engines
     from megatron_r1.rollout.sync import WeightSync
-    from megatron_r1.stages.collector import Collector
+    from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, row_layout
+    from megatron_r1.stages.grpo.collector import Collector
     from megatron_r1.weights.export import save_hf_folder
 
     cpu = config.rollout.device == "cpu"
@@ -167,7 +175,7 @@ def measure(config: RunConfig, repeats: int, scratch: Path) -> dict[str, Any]:
         bench = Bench(config, policy, collector, engines[0], sync, source, layout)
         try:
             for repeat in range(repeats + 1):  # the first warms up and is thrown away
-                bench.one_repeat(stream.take(config.grpo.prompts_per_step), repeat)
+                bench.one_repeat(stream.take(config.prompts_per_step), repeat)
         finally:
             sync.close()
             for engine in engines:
@@ -243,7 +251,7 @@ class Bench:
         import requests
         import requests.adapters
 
-        sampling, group_size = self.collector._sampling(False), self.config.grpo.group_size
+        sampling, group_size = self.collector._sampling(False), self.config.group_size
         prompts = [self.collector.encode(problem).tolist() for problem in problems]
         name = self.engine.client.request("GET", "/v1/models")["data"][0]["id"]
         session = requests.Session()
@@ -303,7 +311,7 @@ class Bench:
         for _, tensor in self.source:
             tensor.clone()
 
-    def result(self, config: RunConfig) -> dict[str, Any]:
+    def result(self, config: GRPOConfig) -> dict[str, Any]:
         median = {name: statistics.median(values[1:]) for name, values in self.seconds.items()}
         cpu = {name: statistics.median(values[1:]) for name, values in self.cpu.items()}
         tokens, trained = statistics.median(self.tokens[1:]), statistics.median(self.trained[1:])
@@ -319,7 +327,7 @@ class Bench:
         return {
             "recipe": config.name,
             "repeats": len(self.seconds["train"]) - 1,
-            "samples_per_step": config.grpo.prompts_per_step * config.grpo.group_size,
+            "samples_per_step": config.prompts_per_step * config.group_size,
             "completion_tokens": tokens,
             "trained_tokens": trained,
             "seconds": median,

@@ -159,7 +159,7 @@ def _train(folder: Path) -> dict[str, float]:
     from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig, load_shape
     from megatron_r1.data.packing import RowLayout, pack_rank
     from megatron_r1.policy.policy import Policy
-    from megatron_r1.stages.sft import mean_loss, sft_loss
+    from megatron_r1.stages.sft.loss import mean_loss, sft_loss
     from megatron_r1.types import TrainingSequence
 
     shape = load_shape(folder / "model")

@@ -14,10 +14,10 @@ import sys
 
 import tyro
 
-from megatron_r1.config.rejection import RejectionConfig, validate_rejection
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.pipeline.folder import prepare_folder
-from megatron_r1.planning.summary import describe_rejection
+from megatron_r1.pipeline.kinds import check, summary_of
+from megatron_r1.stages.rejection.config import RejectionConfig
 
 
 def main() -> int:
@@ -25,8 +25,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     config = tyro.cli(RejectionConfig, description=__doc__)
     try:
-        print(describe_rejection(config, validate_rejection(config)), flush=True)
-        from megatron_r1.pipeline.rejection import run_rejection
+        print(summary_of(config, check(config)), flush=True)
+        from megatron_r1.stages.rejection.run import run_rejection
 
         with prepare_folder(config).lock:
             run_rejection(config)

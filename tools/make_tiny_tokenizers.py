@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import megatron_r1.recipes
-from megatron_r1.data.tiny_world import PHRASES
 from megatron_r1.data.tokenizer import character_tokenizer
+from megatron_r1.toy.world import PHRASES
 
 RECIPES = Path(megatron_r1.recipes.__file__).parent
 

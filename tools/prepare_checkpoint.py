@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from megatron_r1.config.schema import RunConfig
+    from megatron_r1.stages.grpo.config import GRPOConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,18 +77,18 @@ def _check_source(folder: Path) -> None:
     read_locations(folder)
 
 
-def _recipe(name: str) -> RunConfig:
-    from megatron_r1.config.schema import RunConfig
+def _recipe(name: str) -> GRPOConfig:
     from megatron_r1.errors import ConfigError
     from megatron_r1.recipes import RECIPES
+    from megatron_r1.stages.grpo.config import GRPOConfig
 
     recipe = RECIPES[name]() if name in RECIPES else None
-    if not isinstance(recipe, RunConfig):
+    if not isinstance(recipe, GRPOConfig):
         raise ConfigError(f"--recipe is {name}; it must be an RL recipe, such as grpo_671b")
     return recipe
 
 
-def _say_what_is_next(recipe: RunConfig, published: Path, target: Path) -> None:
+def _say_what_is_next(recipe: GRPOConfig, published: Path, target: Path) -> None:
     from megatron_r1.errors import ConfigError
     from megatron_r1.pipeline.kinds import check
 

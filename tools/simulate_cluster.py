@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.config import load_shape
-from megatron_r1.config.schema import RunConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import UserError
 from megatron_r1.planning.compute import rank_passes
@@ -32,7 +31,9 @@ from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, server_cost,
 from megatron_r1.planning.rollouts import Request, Timeline, simulate
 from megatron_r1.planning.stages import pipeline_chunks
 from megatron_r1.planning.timeline_picture import Walked, draw
-from megatron_r1.planning.workload import Workload, workload_of
+from megatron_r1.planning.workload import Workload
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.stage import needs as needs_of
 
 OVERSAMPLED = 1.25
 """Prompts that are started for each that is needed."""
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments[1:] if named else arguments)
     recipe = arguments[0] if named else "grpo_671b"
     config = parse([recipe, *rest])
-    if not isinstance(config, RunConfig):
+    if not isinstance(config, GRPOConfig):
         raise UserError(f"{recipe} has no rollouts; simulate a GRPO recipe such as grpo_671b")
     folder = config.model.path
     shape = load_shape(options.model or (folder if folder.exists() else PACKAGED_SHAPES.get(folder.name, folder)))
@@ -69,11 +70,13 @@ def main(arguments: list[str]) -> int:
 
 
 def walk(
-    config: RunConfig, shape: ModelShape, gpu: GPU, *, steps: int, seed: int = 0
+    config: GRPOConfig, shape: ModelShape, gpu: GPU, *, steps: int, seed: int = 0
 ) -> tuple[list[Walked], list[Slot], Plan]:
     """`steps` steps in each way of running the loop, one optimizer step's 1F1B slots, and the plan behind them."""
-    trainer, servers = setups_of(config)
-    work, assume = workload_of(config), Assumptions()
+    needs = needs_of(config)
+    trainer, servers = setups_of(needs)
+    work, assume = needs.work, Assumptions()
+    assert work is not None  # GRPO has
     if config.parallel.virtual_pipeline > 1:
         raise UserError("parallel.virtual_pipeline is above 1; the walk knows plain 1F1B only, the planner both")
     plan = make_plan(shape, trainer, servers, work, gpu, assume)

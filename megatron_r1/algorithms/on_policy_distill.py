@@ -3,7 +3,7 @@
 The loss is the reverse KL divergence from student to teacher at each token of the student's own samples. Its gradient
 is a policy gradient with an advantage for each token, A_t = log p_teacher(t) - log p_student(t), and no baseline is
 needed: tokens that the teacher finds likelier are made likelier. What a token does to the divergence of later ones is
-left out, as in that paper. Rewards are recorded only. (Distillation on the teacher's samples is SFT: stages/sft.py.)
+left out, as in that paper. Rewards are recorded only. (Distillation on the teacher's samples is SFT: stages/sft.)
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class OnPolicyDistill(Algorithm):
         faults = []
         if setting.minibatches > 1:
             faults.append(
-                f"grpo.minibatches is {setting.minibatches}; a teacher's loss is for samples of the present policy: "
-                "use 1"
+                f"minibatches is {setting.minibatches}; a teacher's loss is for samples of the present policy: use 1"
             )
         if setting.temperature != 1.0:
             faults.append(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from megatron_r1.config.paths import input_paths, replace_inputs
-from megatron_r1.config.schema import RunConfig, StageConfig
-from megatron_r1.config.sft import SFTRunConfig
+from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
 
 REFERENCE = "@"
@@ -55,11 +55,16 @@ def stages_of(pipeline: PipelineConfig) -> dict[str, StageConfig]:
             stage,
             run_dir=pipeline.run_dir / name,
             seed=pipeline.seed + stage.seed,
-            if_exists="resume" if isinstance(stage, SFTRunConfig | RunConfig) else "archive",
+            if_exists="resume" if _resumes(stage) else "archive",
         )
     if faults:
         raise ConfigError(faults)
     return ready
+
+
+def _resumes(stage: StageConfig) -> bool:
+    """Whether a run of this kind can go on from a checkpoint."""
+    return "resume" in get_args(get_type_hints(type(stage))["if_exists"])
 
 
 def parent_of(path: Path, run_dir: Path) -> tuple[str, Path] | None:

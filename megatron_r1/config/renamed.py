@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 REMEDIES = {
     "rollout.request_timeout_seconds": "a request has no time limit of its own any more: set rollout.stall_seconds, "
@@ -22,16 +22,25 @@ REMEDIES = {
 }
 
 
-def renamed_faults(words: Sequence[str]) -> list[str]:
-    """A sentence for each word of a command line that is such an option, also within a pipeline's stage."""
+def renamed_faults(words: Sequence[str], stages: Collection[str] = ()) -> list[str]:
+    """A sentence for each word of a command line that is such an option, also within a pipeline's stage. `stages`:
+    those of the pipeline that the words are for."""
     faults = []
     for word in words:
-        option = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        faults += [
-            f"{word.partition('=')[0]}: {remedy}"
+        given = word.partition("=")[0]
+        if not given.startswith("--"):
+            continue
+        option = given.removeprefix("--").replace("-", "_")
+        found = [
+            remedy
             for field, remedy in REMEDIES.items()
-            if word.startswith("--")
-            and (option == field or option.endswith(f".{field}"))
-            and not option.endswith(f"algorithm.{field}")
+            if (option == field or option.endswith(f".{field}")) and not option.endswith(f"algorithm.{field}")
         ]
+        first, _, rest = option.partition(".")
+        stage, own = (first, rest) if first in stages else ("", option)
+        if not found and own.startswith("grpo."):
+            found = [f"now --{'.'.join(filter(None, (stage, own.removeprefix('grpo.')))).replace('_', '-')}"]
+        if not found and own.startswith("sft.") and not stage:
+            found = ["the warm-up is a stage of its own (docs/pipeline.md): --warm-up." + own[4:].replace("_", "-")]
+        faults += [f"{given}: {remedy}" for remedy in found]
     return faults

@@ -10,6 +10,8 @@ from megatron_r1.config.schema import StageConfig
 
 LOCK = ".lock"
 """Locked (flock) by the process that runs in the folder; holds its process id."""
+STOP = "stop"
+"""A file that asks the run to end after its step (stages/common/preempt.py)."""
 
 
 def folder_faults(config: StageConfig) -> list[str]:

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from megatron_r1.algorithms import GRPO, Algorithm
-from megatron_r1.algorithms.teacher import Teacher
-from megatron_r1.bounds import DECAY, Count, Natural, NonNegative, Positive, Share, above, at_least
+from megatron_r1.bounds import DECAY, Count, Natural, NonNegative, Positive, above, at_least
 from megatron_r1.config.sandbox import SandboxConfig
 
 AnswerPlace = Literal["answer", "boxed", "either"]
@@ -158,7 +156,7 @@ class DataConfig:
     """jsonl files of problems to judge by instead; `holdout` then means nothing. Training problems with the same
     questions are passed over and counted."""
     validation: Natural = 0
-    """Further problems kept apart, for accuracy during training and for grpo.target_accuracy."""
+    """Further problems kept apart, for accuracy during training and for target_accuracy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +224,18 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunningServerConfig:
+    """A vLLM server that already runs (`vllm serve`); the stage's own model still gives tokenizer and template."""
+
+    url: str = ""
+    """http://host:8000; empty: servers of our own are started."""
+    model: str = ""
+    """The name under which the server knows the model."""
+    token_file: Path | None = None
+    """File that holds the server's bearer token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceConfig:
     """A reward model that scores what no rule can (paper, section 2.3.3), served by vLLM beside the rollouts.
 
@@ -276,44 +286,6 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GRPOLoopConfig:
-    """The loop of GRPO and its relatives: how much is sampled, in how many optimizer steps it is trained on, what is
-    looked after on the way. What is computed of it is the algorithm's."""
-
-    steps: Count = 10_400
-    """Rollouts; each is followed by `minibatches` optimizer steps."""
-    prompts_per_step: Count = 32
-    group_size: Annotated[int, at_least(2)] = 16
-    minibatches: Count = 1
-    """Optimizer steps per rollout (the paper splits 8,192 outputs into 16)."""
-    mismatch_bound: NonNegative = 0.05
-    """Step 0 stops the run if the mean |logprob(vLLM) - logprob(trainer)| exceeds this."""
-    max_skipped_steps: Natural = 4
-    """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
-    eval_every: Natural = 0
-    """Greedy accuracy on the validation problems every N steps (0: never)."""
-    target_accuracy: Share = 0.0
-    """If > 0, stop early once an evaluation (every eval_every steps) reaches this."""
-    preference_from_step: Natural = 0
-    """Problems with grader "preference" are drawn from this step on (paper: in the last 400 of 1,700)."""
-    save_every: Natural = 0
-    """Export a Hugging Face folder every N steps (0: at the end only)."""
-    rollouts_logged_per_step: Natural = 16
-    """Completions written to rollouts.jsonl a step; 0 writes none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SFTConfig:
-    """Supervised warm-up that makes the embedded default's base model."""
-
-    steps: Natural = 0
-    batch_size: Count = 64
-    noise: Share = 0.0
-    """Share of demonstrations that forget every carry, so that RL has something to correct."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, min_lr=1e-3))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadlineConfig:
     """Seconds that a phase may last. Past them every rank writes its Python stacks to run_dir/stacks and the run ends
     with status 75, so that a batch system starts it again. 0: no deadline."""
@@ -344,45 +316,6 @@ class DeadlineConfig:
                 name: named[name] + self.reward for name in ("rollout", "evaluate") if named[name] and self.reward
             }
         return named | {"check": self.logprob, "checkpoint": self.save}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    """Everything that a run needs. Saved as run.json in the run folder."""
-
-    name: str
-    run_dir: Path
-    model: ModelConfig
-    seed: Natural = 0
-    if_exists: Literal["refuse", "archive", "resume"] = "refuse"
-    """What to do with a run_dir that is not empty: stop; rename it to run_dir.1, .2, ...; or go on from its last
-    checkpoint, if it is a run of this very configuration (else rename it)."""
-    checkpoint_every: Natural = 5
-    """Save what a restart needs every N steps (0: never). It is written while the next steps run."""
-    keep_checkpoints: Count = 2
-    keep_best_checkpoint: bool = False
-    """Keep the checkpoint with the highest validation accuracy too."""
-    deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    rewards: RewardConfig = field(default_factory=RewardConfig)
-    algorithm: Algorithm = field(default_factory=GRPO)
-    """`--algorithm NAME` chooses another with its defaults: a name of algorithms/, or module:Class."""
-    grpo: GRPOLoopConfig = field(default_factory=GRPOLoopConfig)
-    sft: SFTConfig = field(default_factory=SFTConfig)
-
-    @property
-    def device(self) -> Literal["cpu", "cuda"]:
-        """Trainers and rollouts are on one kind of device."""
-        return self.rollout.device
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """Who scores the samples, with an algorithm that needs it."""
-        return self.algorithm.needs.teacher
 
 
 class StageConfig(Protocol):

@@ -11,7 +11,7 @@ import hashlib
 
 from rensa import RMinHash, RMinHashDeduplicator  # pyright: ignore[reportAttributeAccessIssue] - has no stubs
 
-from megatron_r1.config.rejection import DedupConfig
+from megatron_r1.config.dedup import DedupConfig
 from megatron_r1.data.words import ngrams, words_of
 
 NUM_MINIMA = 128

@@ -16,13 +16,12 @@ from pathlib import Path
 
 from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
-from megatron_r1.config.run_folder import LOCK
-from megatron_r1.config.schema import RunConfig, StageConfig
+from megatron_r1.config.run_folder import LOCK, STOP
+from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import PREEMPTED, ConfigError
 from megatron_r1.observe.pipeline_report import write_pipeline_report
 from megatron_r1.observe.progress import duration
-from megatron_r1.pipeline.folder import STOP
-from megatron_r1.pipeline.kinds import check, summary_of
+from megatron_r1.pipeline.kinds import check, kind_of, summary_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.pipeline.manifest import Manifest
 from megatron_r1.pipeline.options import Options
@@ -147,37 +146,34 @@ def _run_chosen(
 
 def check_all(pipeline: PipelineConfig, stages: Mapping[str, StageConfig], chosen: Sequence[str]) -> None:
     """Raises ConfigError with the faults of all chosen stages; what an earlier stage will make counts as present."""
-
-    def stand_in(path: Path) -> Path:
-        made = parent_of(path, pipeline.run_dir)
-        if made is None or made[0] not in stages or path.exists():
-            return path
-        model = getattr(stages[made[0]], "model", None)
-        if model is None or made[1].suffix:
-            return ANY_FILE
-        # A model that a stage makes has the shape of the one that it starts from.
-        return stand_in(model if isinstance(model, Path) else model.path)
-
     faults: list[str] = []
     for name in chosen:
         try:
-            check(replace_inputs(_without_coming_judges(stages[name], pipeline.run_dir), stand_in), folder=False)
+            check(as_if_made(stages[name], stages, pipeline.run_dir), folder=False)
         except ConfigError as error:
             faults += [f"{name}.{fault}" for fault in error.faults]
     if faults:
         raise ConfigError(faults)
 
 
-def _without_coming_judges(stage: StageConfig, run_dir: Path) -> StageConfig:
-    """The stage without the reward models that earlier stages will make: no folder that is there can stand for them."""
-    if not isinstance(stage, RunConfig):
-        return stage
-    preferences = tuple(
-        preference
-        for preference in stage.rewards.preferences
-        if preference.model.exists() or parent_of(preference.model, run_dir) is None
-    )
-    return dataclasses.replace(stage, rewards=dataclasses.replace(stage.rewards, preferences=preferences))
+def as_if_made(stage: StageConfig, stages: Mapping[str, StageConfig], run_dir: Path) -> StageConfig:
+    """The stage with something that is there in place of what earlier stages of the pipeline in `run_dir` will make: a
+    model has the shape of the one that it starts from."""
+
+    def unmade(path: Path) -> bool:
+        made = parent_of(path, run_dir)
+        return made is not None and made[0] in stages and not path.exists()
+
+    def stand_in(path: Path) -> Path:
+        made = parent_of(path, run_dir)
+        if made is None or not unmade(path):
+            return path
+        model = getattr(stages[made[0]], "model", None)
+        if model is None or made[1].suffix:
+            return ANY_FILE
+        return stand_in(model if isinstance(model, Path) else model.path)
+
+    return replace_inputs(kind_of(stage).without(stage, unmade), stand_in)
 
 
 def _check_inputs(name: str, manifest: Manifest, stages: Mapping[str, StageConfig], run_dir: Path) -> None:

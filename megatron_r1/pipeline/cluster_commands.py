@@ -7,17 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from megatron_r1.config.paths import input_paths
-from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
-from megatron_r1.config.schema import StageConfig
-from megatron_r1.errors import ConfigError
-from megatron_r1.pipeline.chain import check_all, choose
-from megatron_r1.pipeline.cluster import Task, this_task
-from megatron_r1.pipeline.folder import is_finished
-from megatron_r1.pipeline.kinds import check, ranks_of
-from megatron_r1.pipeline.manifest import Manifest
-from megatron_r1.pipeline.options import Options, split_options
-from megatron_r1.pipeline.preflight import (
+from megatron_r1.cluster.preflight import (
     WAIT_SECONDS,
     Meeting,
     Report,
@@ -27,7 +17,18 @@ from megatron_r1.pipeline.preflight import (
     role_faults,
     run_folder_faults,
 )
-from megatron_r1.pipeline.roles import Roles, roles_of, rollout_of
+from megatron_r1.cluster.roles import Roles, roles_of
+from megatron_r1.cluster.task import Task, this_task
+from megatron_r1.config.paths import input_paths
+from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
+from megatron_r1.config.schema import StageConfig
+from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.chain import check_all, choose
+from megatron_r1.pipeline.folder import is_finished
+from megatron_r1.pipeline.kinds import check, needs_of
+from megatron_r1.pipeline.launch import ranks_of
+from megatron_r1.pipeline.manifest import Manifest
+from megatron_r1.pipeline.options import Options, split_options
 
 NODELIST_VARIABLE = "MEGATRON_R1_NODELIST"
 """Names of the job's nodes, in order, from `scontrol show hostnames`."""
@@ -77,8 +78,8 @@ def _admission(
     task: Task, meeting: Meeting, report: Report, words: Sequence[str], options: Options, parse: Parse
 ) -> dict[str, object]:
     """Node 0's checks. The lines of `roles`; ConfigError with every fault."""
-    config = parse(words)
-    pipeline, stage = _stage(config, options)
+    pipeline, stage = _stage(parse(words), options)
+    needs = needs_of(stage)
     faults: list[str] = []
     layout: Roles | None = None
     try:
@@ -89,20 +90,19 @@ def _admission(
     except ConfigError as error:
         faults += error.faults
     try:
-        layout = roles_of(stage, slots_per_node=task.slots_per_node)
+        layout = roles_of(needs, slots_per_node=task.slots_per_node)
         faults += role_faults(stage.name, layout, meeting.names, task.slots_per_node)
     except ConfigError as error:
         faults += error.faults
     reports, found = meeting.gather(report)
     faults += found
-    rollout = rollout_of(stage)
-    if rollout is not None and rollout.vllm_args:
+    if needs.rollout is not None and needs.rollout.vllm_args:
         from megatron_r1.rollout.check_arguments import parser_faults
 
-        faults += parser_faults(rollout)
+        faults += parser_faults(needs.rollout)
     port = int(os.environ.get(PORT_VARIABLE, "0"))
     if layout is not None:
-        faults += node_faults(stage, layout, reports, task.slots_per_node)
+        faults += node_faults(needs, layout, reports, task.slots_per_node)
         if layout.world_size > 1 and report.address:
             faults += port_faults(report.address, port, report.name)
     done = not faults and (
@@ -114,14 +114,13 @@ def _admission(
         faults += run_folder_faults(stage)
     if faults or layout is None:
         raise ConfigError(faults)
-    ranks = ranks_of(stage)
     return {
         "world_size": layout.world_size,
         "trainer_nodes": layout.trainer_nodes,
         "tasks_per_node": layout.tasks_per_node,
         "first_server_node": layout.first_server_node,
         "server_nodes": layout.server_nodes,
-        "threads": ranks.threads if ranks is not None else 1,
+        "threads": ranks_of(needs).threads,
         "run_dir": stage.run_dir,
         "master_port": port,
         "done": int(done),
@@ -147,12 +146,12 @@ def _nodes(words: list[str], parse: Parse) -> int:
         raise ConfigError("nodes: give --slots-per-node, the GPUs of a node (on CPU: the processes)")
     config = parse(words)
     if not isinstance(config, PipelineConfig):
-        print(f"{config.name} {roles_of(config, slots_per_node=int(slots[0])).nodes} -")
+        print(f"{config.name} {roles_of(needs_of(config), slots_per_node=int(slots[0])).nodes} -")
         return 0
     for name, stage in stages_of(config).items():
         parents = [parent_of(path, config.run_dir) for path in input_paths(stage).values()]
         needed = list(dict.fromkeys(parent[0] for parent in parents if parent is not None))
-        print(name, roles_of(stage, slots_per_node=int(slots[0])).nodes, ",".join(needed) or "-")
+        print(name, roles_of(needs_of(stage), slots_per_node=int(slots[0])).nodes, ",".join(needed) or "-")
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from megatron_r1.config.folder_files import files_of
 from megatron_r1.config.paths import input_paths
-from megatron_r1.config.run_folder import LOCK, is_held
+from megatron_r1.config.run_folder import LOCK, STOP, is_held
 from megatron_r1.config.same import as_json, same_computation
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.config.user_code import code_files
@@ -23,10 +23,6 @@ from megatron_r1.observe.watch import STACKS
 
 RENDEZVOUS = ".rendezvous"
 """Where the ranks of a local launch meet; mode 0700."""
-
-
-STOP = "stop"
-"""A file that asks the run to end after its step (pipeline/preempt.py)."""
 
 
 @dataclass(frozen=True, slots=True)

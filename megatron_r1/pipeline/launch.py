@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_r1.config.run_folder import STOP
 from megatron_r1.errors import PREEMPTED
-from megatron_r1.pipeline.folder import RENDEZVOUS, STOP
+from megatron_r1.pipeline.folder import RENDEZVOUS
+from megatron_r1.planning.needs import Needs
 
 PARENT_VARIABLE = "MEGATRON_R1_PARENT"
 """Process id of the launcher, for a rank that it started; absent under an outer launcher (torchrun, srun)."""
@@ -39,10 +41,19 @@ class Ranks:
     cpu: bool
 
 
+def ranks_of(needs: Needs) -> Ranks:
+    """Those of a stage: its trainer's, or the one process of a stage without."""
+    trainer = needs.trainer
+    if trainer is None:
+        return Ranks(world_size=1, threads=1, cpu=True)
+    world, threads = trainer.parallel.world_size, trainer.train.threads_per_rank
+    return Ranks(world_size=world, threads=threads, cpu=trainer.device == "cpu")
+
+
 def launch_local(run_dir: Path, words: Sequence[str], processes: Ranks) -> int:
     """Run `megatron-r1 run WORDS` as so many ranks and wait. Returns the exit status: 0, or that of the rank that
     failed first, or 128 + the signal that ended the run. SIGUSR1 asks the run to end after its step, with a
-    checkpoint and status PREEMPTED (pipeline/preempt.py)."""
+    checkpoint and status PREEMPTED (stages/common/preempt.py)."""
     (run_dir / RENDEZVOUS).mkdir(mode=0o700)
     ranks: list[subprocess.Popen[bytes]] = []
     with _signals() as received, _handler(signal.SIGUSR1, lambda: (run_dir / STOP).touch()):

@@ -29,7 +29,7 @@ from megatron_r1.config.user_code import code_files
 from megatron_r1.errors import DataError
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import duration
-from megatron_r1.pipeline.kinds import OUTPUTS
+from megatron_r1.pipeline.kinds import kind_of
 
 MANIFEST = "manifest.json"
 MANIFEST_LOCK = ".manifest.lock"
@@ -108,7 +108,7 @@ class Manifest:
         return {field: self.content(path) for field, path in paths.items()}
 
     def _outputs(self, config: StageConfig) -> dict[str, str]:
-        return {name: self.content(config.run_dir / name) for name in OUTPUTS[type(config)]}
+        return {name: self.content(config.run_dir / name) for name in kind_of(config).outputs}
 
     def content(self, path: Path) -> str:
         """A hash over names and bytes of a file or folder; MISSING if there is none."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from megatron_r1.config.schema import RunConfig, StageConfig
+from megatron_r1.config.schema import StageConfig
 from megatron_r1.observe.report import write_report
 from megatron_r1.pipeline.folder import is_finished, prepare_folder
-from megatron_r1.pipeline.kinds import check, loop_of, ranks_of
-from megatron_r1.pipeline.launch import PARENT_VARIABLE, Ranks, launch_local
+from megatron_r1.pipeline.kinds import check, kind_of, loop_of, needs_of
+from megatron_r1.pipeline.launch import PARENT_VARIABLE, launch_local, ranks_of
 
 
 def run_stage(config: StageConfig, words: Sequence[str]) -> int:
@@ -21,12 +21,12 @@ def run_stage(config: StageConfig, words: Sequence[str]) -> int:
     with prepared.lock:
         if prepared.moved is not None:
             print(f"the earlier run was moved to {prepared.moved}", flush=True)
-        return launch_local(config.run_dir, words, ranks_of(config) or Ranks(world_size=1, threads=1, cpu=True))
+        return launch_local(config.run_dir, words, ranks_of(needs_of(config)))
 
 
 def _report_of(config: StageConfig) -> str:
     """Says where its report is, which a run that was killed as it ended may not have written."""
-    if not isinstance(config, RunConfig):
+    if not kind_of(config).report:
         return ""
     report = config.run_dir / "report.html"
     return f"; report: {report if report.exists() else write_report(config.run_dir)}"
@@ -37,7 +37,7 @@ def run_here(config: StageConfig) -> int:
     # The folder is made once: by the parent that started this rank, or by rank 0, which alone looks whether it may.
     outer = PARENT_VARIABLE not in os.environ
     shape = check(config, folder=os.environ["RANK"] == "0" and outer)
-    if ranks_of(config) is None:
+    if needs_of(config).trainer is None:
         from megatron_r1.pipeline.single import run_single
 
         if not outer:

@@ -12,11 +12,12 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from megatron_r1.cluster.roles import ServerRole, roles_of, server_config
+from megatron_r1.cluster.task import own_address, this_task
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.pipeline.cluster import own_address, this_task
-from megatron_r1.pipeline.roles import ServerRole, roles_of, server_config
-from megatron_r1.pipeline.servers import visible_gpus
+from megatron_r1.pipeline.kinds import needs_of
+from megatron_r1.stages.common.servers import visible_gpus
 
 ROLES: tuple[ServerRole, ...] = ("rollout", "reward", "teacher")
 EXTRA_START_SECONDS = 1.0
@@ -32,15 +33,15 @@ def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
     task = this_task()
     if task is None:
         raise ConfigError("serve is for the server nodes of a cluster job; slurm/launch.sh starts it")
-    layout = roles_of(config, slots_per_node=task.slots_per_node)
-    if not layout.servers:
+    needs = needs_of(config)
+    layout, rollout = roles_of(needs, slots_per_node=task.slots_per_node), needs.rollout
+    if not layout.servers or rollout is None:
         raise ConfigError(f"{config.name} has no servers on nodes of their own; its rank 0 starts what it needs")
     from megatron_r1.rollout.attached import ServerFiles
     from megatron_r1.rollout.server import Engine
     from megatron_r1.rollout.supervise import follow, supervise
 
     node, host = layout.first_server_node + task.node, own_address()
-    cuda = config.rollout.device == "cuda"  # pyright: ignore[reportAttributeAccessIssue] - it has servers, so rollouts
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
@@ -50,12 +51,12 @@ def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
             continue
         part = place.nodes.index(node)
         engine = Engine(
-            server_config(config, place),
+            server_config(rollout, place),
             model_path=config.run_dir,  # the trainer says which model, when it asks for the server
             run_dir=task.folder,
             index=place.index,
             host=host,
-            visible_devices=",".join(gpu_names(place.slots)) if cuda else None,
+            visible_devices=",".join(gpu_names(place.slots)) if rollout.device == "cuda" else None,
             name=place.name if part == 0 else f"{place.name}-node{part}",
             reward_model=place.role == "reward",
         )

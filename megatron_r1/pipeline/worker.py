@@ -9,13 +9,13 @@ import signal
 import sys
 from pathlib import Path
 
+from megatron_r1.cluster.task import store_path
 from megatron_r1.config.schema import TrainerStage
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import PREEMPTED, PreemptedError, UserError
-from megatron_r1.pipeline.cluster import store_path
 from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
-from megatron_r1.pipeline.preempt import listen
+from megatron_r1.stages.common.preempt import listen
 
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
 """How gloo and nccl say that another rank has ended."""

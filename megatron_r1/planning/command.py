@@ -7,18 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_r1.bounds import number_faults
-from megatron_r1.config.rejection import RejectionConfig
-from megatron_r1.config.schema import ParallelConfig, RunConfig, StageConfig
+from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import parallel_faults
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.deadlines import deadline_faults, deadline_line
 from megatron_r1.planning.decoding import FP8_BLOCK
-from megatron_r1.planning.fit import stage_workload
 from megatron_r1.planning.hardware import GPU, Assumptions, find_gpu
-from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, planned_shape, setups_of
+from megatron_r1.planning.needs import Needs
+from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, planned_shape, setups_of
 from megatron_r1.planning.report import as_json, as_text
 from megatron_r1.planning.search import search, smallest
 from megatron_r1.planning.trainer import TrainerSetup
@@ -83,27 +81,26 @@ def _count(text: str | None, option: str) -> int | None:
     return int(text)
 
 
-def plan_stage(config: StageConfig, options: PlanOptions, packaged: Mapping[str, Path]) -> int:
+def plan_stage(needs: Needs, options: PlanOptions, packaged: Mapping[str, Path]) -> int:
     """Plan a recipe's stage. Exit status 0 if it fits as it is, 1 if not."""
     gpu = find_gpu(options.gpu)
-    if not isinstance(config, Planned):
-        raise ConfigError(f"{config.name} has nothing to plan: it neither trains nor samples on GPUs")
-    folder = config.model if isinstance(config, RejectionConfig) else config.model.path
-    shape = planned_shape(config, load_shape(folder if folder.exists() else packaged.get(folder.name, folder)))
-    trainer, servers = setups_of(config)
-    faults = number_faults(config) + (parallel_faults(trainer.parallel, shape) if trainer else [])
-    if faults:
+    if needs.work is None or needs.model is None:
+        raise ConfigError(f"{needs.name} has nothing to plan: it neither trains nor samples on GPUs")
+    folder = needs.model.path
+    shape = planned_shape(needs, load_shape(folder if folder.exists() else packaged.get(folder.name, folder)))
+    trainer, servers = setups_of(needs)
+    if trainer and (faults := parallel_faults(trainer.parallel, shape)):
         raise ConfigError(faults)
-    work, assume = stage_workload(config, options.mean_tokens), Assumptions()
+    work, assume = needs.work.with_mean(options.mean_tokens), Assumptions()
     own = make_plan(shape, trainer, servers, work, gpu, assume)
     gpus = _whole_nodes(options.gpus or own.gpus, gpu)
-    rollout = config.rollout if isinstance(config, RunConfig | RejectionConfig) else None
+    rollout = needs.rollout
     split = server_faults(rollout, shape, fp8_block=FP8_BLOCK if rollout.fp8_folder else None) if rollout else []
-    own_faults = [*split, *own.faults, *deadline_faults(config, shape, own)]
-    deadlines = deadline_line(config, shape, own) if isinstance(config, RunConfig) else ""
+    own_faults = [*split, *own.faults, *deadline_faults(needs, shape, own)]
+    deadlines = deadline_line(needs, shape, own)
     if own.gpus > gpus:
-        own_faults.append(f"{config.name} asks for {own.gpus} GPUs; --gpus is {gpus}")
-    return _answer(config.name, shape, gpu, gpus, work, trainer, servers, own, own_faults, deadlines, options.json)
+        own_faults.append(f"{needs.name} asks for {own.gpus} GPUs; --gpus is {gpus}")
+    return _answer(needs.name, shape, gpu, gpus, work, trainer, servers, own, own_faults, deadlines, options.json)
 
 
 def plan_folder(folder: Path, options: PlanOptions) -> int:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from megatron_r1.config.deadlines import folder_bytes, start_faults, start_seconds
-from megatron_r1.config.schema import RunConfig
+from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.needs import Needs
 from megatron_r1.planning.parameters import count_parameters
-from megatron_r1.planning.plan import Plan, Planned
+from megatron_r1.planning.plan import Plan
 
 BYTES = {"fp32": 4, "bf16": 2}
 
 
-def served_bytes(config: RunConfig, shape: ModelShape) -> float:
-    """What a server reads: its folder's weights, or as many as the model has where they are not here yet."""
+def served_bytes(rollout: RolloutConfig, folder: Path, shape: ModelShape) -> float:
+    """What a server reads: the weights of its `folder`, or as many as the model has where they are not here yet."""
     count = count_parameters(shape)
-    folder = config.rollout.fp8_folder or config.model.path
-    each = 1 if config.rollout.fp8_folder else BYTES[config.rollout.dtype]
-    return folder_bytes(folder) or each * (count.total + count.mtp)
+    each = 1 if rollout.fp8_folder else BYTES[rollout.dtype]
+    return folder_bytes(rollout.fp8_folder or folder) or each * (count.total + count.mtp)
 
 
-def deadline_faults(config: Planned, shape: ModelShape, plan: Plan) -> list[str]:
-    """Deadlines that the plan passes, one sentence each. Only RL has servers and phases with deadlines to compare."""
-    if not isinstance(config, RunConfig):
+def deadline_faults(needs: Needs, shape: ModelShape, plan: Plan) -> list[str]:
+    """Deadlines that the plan passes, one sentence each; none for a stage that has none to compare."""
+    limits, rollout, model = needs.deadlines, needs.rollout, needs.model
+    if limits is None or rollout is None or model is None:
         return []
-    faults = start_faults(config.rollout, config.deadlines, served_bytes(config, shape))
+    faults = start_faults(rollout, limits, served_bytes(rollout, model.path, shape))
     for phase, seconds in plan.phases().items():
-        limit = getattr(config.deadlines, phase)
+        limit = getattr(limits, phase)
         if limit and seconds > limit:
             faults.append(
                 f"deadlines.{phase} is {limit:.0f}; this layout is planned to take {seconds:,.0f} s: raise it to "
@@ -34,13 +37,16 @@ def deadline_faults(config: Planned, shape: ModelShape, plan: Plan) -> list[str]
     return faults
 
 
-def deadline_line(config: RunConfig, shape: ModelShape, plan: Plan) -> str:
-    """How much of each deadline is planned."""
-    start = start_seconds(config.rollout, served_bytes(config, shape))
-    shares = [f"a server's start {start:,.0f} of deadlines.start {config.deadlines.start:,.0f}"]
+def deadline_line(needs: Needs, shape: ModelShape, plan: Plan) -> str:
+    """How much of each deadline is planned; "" for a stage that has none to compare."""
+    limits, rollout, model = needs.deadlines, needs.rollout, needs.model
+    if limits is None or rollout is None or model is None:
+        return ""
+    start = start_seconds(rollout, served_bytes(rollout, model.path, shape))
+    shares = [f"a server's start {start:,.0f} of deadlines.start {limits.start:,.0f}"]
     shares += [
-        f"{phase} {seconds:,.0f} of {getattr(config.deadlines, phase):,.0f}"
+        f"{phase} {seconds:,.0f} of {getattr(limits, phase):,.0f}"
         for phase, seconds in plan.phases().items()
-        if getattr(config.deadlines, phase)
+        if getattr(limits, phase)
     ]
     return f"deadlines: {', '.join(shares)} s"

@@ -6,36 +6,37 @@ import dataclasses
 import shutil
 import subprocess
 
-from megatron_r1.config.rejection import RejectionConfig
-from megatron_r1.config.schema import RunConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.deadlines import deadline_faults
 from megatron_r1.planning.hardware import GPU, GPUS, Assumptions, find_gpu
-from megatron_r1.planning.plan import Plan, Planned, ServerSetup, make_plan, planned_shape, setups_of
+from megatron_r1.planning.needs import Needs
+from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, planned_shape, setups_of
 from megatron_r1.planning.search import search, smallest
 from megatron_r1.planning.trainer import TrainerSetup
-from megatron_r1.planning.workload import Workload, workload_of
+from megatron_r1.planning.workload import Workload
 
 
-def check_fit(config: Planned, shape: ModelShape) -> str:
+def check_fit(needs: Needs, shape: ModelShape) -> str:
     """One line on the fit of a stage that runs on GPUs; "" for one that does not. Raises ConfigError, with what would
     fit, if the trainer's ranks or the servers need more memory than their GPUs have, or a planned phase more time than
     its deadline.
 
     The GPU is `train.gpu`, or this machine's; where there is neither the line says that nothing was checked."""
-    if not on_gpus(config):
+    work = needs.work
+    if not needs.cuda or work is None:
         return ""
-    name = "" if isinstance(config, RejectionConfig) else config.train.gpu
+    name = needs.trainer.train.gpu if needs.trainer is not None else ""
     gpu = find_gpu(name, "train.gpu") if name else installed_gpu()
     if gpu is None:
-        return "memory: not checked (no GPU here; name the one that it will run on: --train.gpu h100)"
-    shape, work, assume = planned_shape(config, shape), stage_workload(config), Assumptions()
-    trainer, servers = setups_of(config)
-    plan = make_plan(shape, trainer, servers, work, gpu, assume, timed=isinstance(config, RunConfig))
+        named = "; name the one that it will run on: --train.gpu h100" if needs.trainer is not None else ""
+        return f"memory: not checked (no GPU here{named})"
+    shape, assume = planned_shape(needs, shape), Assumptions()
+    trainer, servers = setups_of(needs)
+    plan = make_plan(shape, trainer, servers, work, gpu, assume, timed=needs.deadlines is not None)
     if plan.faults:
         raise ConfigError([*plan.faults[:-1], f"{plan.faults[-1]}; {remedy(shape, plan, work, gpu, assume)}"])
-    late = deadline_faults(config, shape, plan)
+    late = deadline_faults(needs, shape, plan)
     if late:
         raise ConfigError(late)
     parts = []
@@ -44,23 +45,6 @@ def check_fit(config: Planned, shape: ModelShape) -> str:
     if plan.server:
         parts.append(f"servers keep {plan.server.cache_tokens:,} tokens of cache")
     return f"memory: {', '.join(parts)}; a {gpu.name} has {gpu.memory_gib:.1f} GiB"
-
-
-def on_gpus(config: Planned) -> bool:
-    return (config.rollout.device if isinstance(config, RejectionConfig) else config.device) == "cuda"
-
-
-def stage_workload(config: Planned, mean_response: int | None = None) -> Workload:
-    """`workload_of`, for rejection sampling too."""
-    if not isinstance(config, RejectionConfig):
-        return workload_of(config, mean_response)
-    longest = config.rollout.sampling.max_new_tokens
-    return Workload(
-        samples=512 * config.samples,
-        group_size=config.samples,
-        mean_response=mean_response or max(1, longest // 4),
-        max_response=longest,
-    )
 
 
 def remedy(shape: ModelShape, plan: Plan, work: Workload, gpu: GPU, assume: Assumptions) -> str:

@@ -10,21 +10,17 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from megatron_r1.config.rejection import RejectionConfig
-from megatron_r1.config.reward_model import RewardModelConfig
-from megatron_r1.config.schema import RolloutConfig, RunConfig
-from megatron_r1.config.sft import SFTRunConfig
+from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.planning.decoding import RooflineCost, ServerMemory, server_memory
 from megatron_r1.planning.hardware import GIB, GPU, Assumptions
+from megatron_r1.planning.needs import Needs
 from megatron_r1.planning.parameters import count_parameters
 from megatron_r1.planning.rollouts import Request, simulate
 from megatron_r1.planning.sharing import Moment, colocated_moments, layer_bytes_of_server, sync_bytes_of_server
 from megatron_r1.planning.trainer import RankMemory, TrainerSetup, TrainerTime, trainer_memory, trainer_time
 from megatron_r1.planning.workload import Workload
 
-Planned = RunConfig | SFTRunConfig | RewardModelConfig | RejectionConfig
-"""The stages that can be planned."""
 OFFLOAD = ("weights", "gradients", "optimizer")
 MIN_FRACTION = 0.05
 """A server's share below this is no remedy."""
@@ -137,30 +133,29 @@ class Plan:
         return max(parts, key=lambda name: parts[name]) if parts else ""
 
 
-def planned_shape(config: Planned, shape: ModelShape) -> ModelShape:
+def planned_shape(needs: Needs, shape: ModelShape) -> ModelShape:
     """What a stage builds of its model: a reward model has one value for a head, and no MTP layers."""
-    if not isinstance(config, RewardModelConfig):
+    if needs.trainer is None or not needs.trainer.reward_head:
         return shape
     return dataclasses.replace(shape, reward_head=True, num_mtp_layers=0)
 
 
-def setups_of(config: Planned) -> tuple[TrainerSetup | None, ServerSetup | None]:
-    """What a stage's configuration asks for."""
-    trainer = None
-    if not isinstance(config, RejectionConfig):
+def setups_of(needs: Needs) -> tuple[TrainerSetup | None, ServerSetup | None]:
+    """What a stage asks for, as the planner counts it."""
+    own, trainer = needs.trainer, None
+    if own is not None:
         trainer = TrainerSetup(
-            parallel=config.parallel,
-            row_tokens=config.train.tokens_per_microbatch,
-            recompute=config.train.recompute,
-            dtype=config.train.dtype,
-            distributed=config.optimizer.distributed,
-            moments=config.optimizer.moments,
-            train_mtp=config.model.train_mtp and not isinstance(config, RunConfig),
-            logprob_chunk_tokens=config.train.logprob_chunk_tokens,
-            offload=config.train.offload,
+            parallel=own.parallel,
+            row_tokens=own.train.tokens_per_microbatch,
+            recompute=own.train.recompute,
+            dtype=own.train.dtype,
+            distributed=own.optimizer.distributed,
+            moments=own.optimizer.moments,
+            train_mtp=own.train_mtp,
+            logprob_chunk_tokens=own.train.logprob_chunk_tokens,
+            offload=own.train.offload,
         )
-    rollout = config.rollout if isinstance(config, RunConfig | RejectionConfig) else None
-    return trainer, _servers(rollout) if rollout is not None else None
+    return trainer, _servers(needs.rollout) if needs.rollout is not None else None
 
 
 def _servers(rollout: RolloutConfig) -> ServerSetup:

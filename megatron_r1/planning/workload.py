@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from dataclasses import dataclass
-
-from megatron_r1.config.reward_model import RewardModelConfig
-from megatron_r1.config.schema import RunConfig
-from megatron_r1.config.sft import SFTRunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,28 +47,12 @@ class Workload:
         drawn = (rng.lognormvariate(centre, spread) if spread else self.mean_response for _ in range(self.samples))
         return [max(1, min(self.max_response, round(length))) for length in drawn]
 
+    def with_mean(self, mean_response: int | None) -> Workload:
+        """The same with another mean response; None: as it is."""
+        return self if mean_response is None else dataclasses.replace(self, mean_response=mean_response)
 
-def workload_of(config: RunConfig | SFTRunConfig | RewardModelConfig, mean_response: int | None = None) -> Workload:
-    """A stage's step. The mean response is not in a configuration: a quarter of the longest unless given."""
-    if isinstance(config, RunConfig):
-        needs = config.algorithm.needs
-        grpo, longest = config.grpo, config.rollout.sampling.max_new_tokens
-        return Workload(
-            samples=grpo.prompts_per_step * grpo.group_size,
-            group_size=grpo.group_size,
-            prompt_tokens=min(256, max(1, config.rollout.max_model_len - longest)),
-            mean_response=mean_response or max(1, longest // 4),
-            max_response=longest,
-            optimizer_steps=grpo.minibatches,
-            scoring_passes=(grpo.minibatches > 1 or needs.old_logprobs) + needs.reference,
-        )
-    pairs = isinstance(config, RewardModelConfig)
-    longest = config.data.max_tokens
-    return Workload(
-        samples=2 * config.data.batch_pairs if isinstance(config, RewardModelConfig) else config.data.batch_sequences,
-        prompt_tokens=1,
-        mean_response=mean_response or max(1, longest // 4),
-        max_response=longest,
-        scoring_passes=int(pairs),
-        rollout=False,
-    )
+
+def sampled(samples: int, longest: int) -> Workload:
+    """Of a stage that only samples, `samples` of each problem: 512 problems at once. The mean response is in no
+    configuration: a quarter of the longest."""
+    return Workload(samples=512 * samples, group_size=samples, mean_response=max(1, longest // 4), max_response=longest)

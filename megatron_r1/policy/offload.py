@@ -3,7 +3,7 @@
 What moves are storages, not tensors: a storage is copied to the host and shrunk to nothing, and later grown again and
 filled. Megatron's buffers, their many views, and the optimizer's shards all stay the objects that they are. Gradients
 hold nothing between steps, so they are dropped and come back as zeros. The host copies are page-locked on a machine
-with GPUs, made once and kept. Left out: whose turn it is (pipeline/colocation.py).
+with GPUs, made once and kept. Left out: whose turn it is (stages/grpo/colocation.py).
 """
 
 # Megatron's annotations are narrower than what it has.

@@ -17,8 +17,8 @@ from megatron_r1.recipes.few_gpus import (
 )
 from megatron_r1.recipes.r1_671b import distill_32b, r1_671b, sft_671b
 from megatron_r1.recipes.r1_tiny import on_policy_distill_tiny, r1_tiny, r1_zero_tiny
-from megatron_r1.recipes.r1_zero import grpo_671b, grpo_smollm2
-from megatron_r1.recipes.tiny import quickstart, tiny
+from megatron_r1.recipes.r1_zero import grpo_671b
+from megatron_r1.recipes.tiny import grpo_smollm2, quickstart, tiny
 
 RECIPES: Mapping[str, Callable[[], StageConfig | PipelineConfig]] = {
     recipe.__name__: recipe

@@ -12,18 +12,17 @@ from pathlib import Path
 from megatron_r1.algorithms import DAPO
 from megatron_r1.config.schema import (
     DataConfig,
-    GRPOLoopConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     RewardConfig,
     RolloutConfig,
-    RunConfig,
     SamplingConfig,
     TrainConfig,
 )
-from megatron_r1.config.sft import SFTRunConfig
 from megatron_r1.config.sft_data import SFTDataConfig
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.sft.config import SFTConfig
 
 MATH = DataConfig(
     files=(Path("data/math_train.jsonl"),),
@@ -37,19 +36,11 @@ BOXED = RewardConfig(answer_from="boxed", format_weight=0.0, num_workers=8)
 ALGORITHM = DAPO(sampling_rounds=1, overlong_share=0.0, truncated_importance_cap=2.0)
 """DAPO's clip and token mean. Sampling once a step is what the planner's times are for; a longer run gains by the
 paper's 10 rounds."""
-LOOP = GRPOLoopConfig(
-    steps=200,
-    prompts_per_step=64,
-    group_size=8,
-    minibatches=2,
-    eval_every=20,
-    save_every=100,
-)
 
 
-def grpo_qwen_1_5b() -> RunConfig:
+def grpo_qwen_1_5b() -> GRPOConfig:
     """Qwen2.5-Math-1.5B on mathematics, one 80 GB GPU that trainer and server share in turns."""
-    return RunConfig(
+    return GRPOConfig(
         name="grpo_qwen_1_5b",
         run_dir=Path("runs/grpo_qwen_1_5b"),
         model=ModelConfig(path=Path("models/Qwen2.5-Math-1.5B")),
@@ -69,12 +60,17 @@ def grpo_qwen_1_5b() -> RunConfig:
         ),
         rewards=BOXED,
         algorithm=ALGORITHM,
-        grpo=LOOP,
+        steps=200,
+        prompts_per_step=64,
+        group_size=8,
+        minibatches=2,
+        eval_every=20,
+        save_every=100,
         checkpoint_every=20,
     )
 
 
-def grpo_qwen_7b() -> RunConfig:
+def grpo_qwen_7b() -> GRPOConfig:
     """Qwen2.5-Math-7B on mathematics, eight 80 GB GPUs: four train (TP2), four serve."""
     small = grpo_qwen_1_5b()
     return dataclasses.replace(
@@ -86,11 +82,12 @@ def grpo_qwen_7b() -> RunConfig:
         train=dataclasses.replace(small.train, offload=()),
         rollout=dataclasses.replace(small.rollout, num_engines=4, memory_fraction=0.85, sync="nccl", sleep_level=0),
         algorithm=ALGORITHM,
-        grpo=dataclasses.replace(LOOP, prompts_per_step=128, minibatches=4),
+        prompts_per_step=128,
+        minibatches=4,
     )
 
 
-def grpo_qwen_7b_colocated() -> RunConfig:
+def grpo_qwen_7b_colocated() -> GRPOConfig:
     """Qwen2.5-Math-7B on mathematics, eight 80 GB GPUs that trainer (TP2) and eight servers share in turns."""
     apart, small = grpo_qwen_7b(), grpo_qwen_1_5b()
     return dataclasses.replace(
@@ -103,7 +100,7 @@ def grpo_qwen_7b_colocated() -> RunConfig:
     )
 
 
-def grpo_moe_16b() -> RunConfig:
+def grpo_moe_16b() -> GRPOConfig:
     """Moonlight-16B-A3B (DeepSeek-V3's architecture) on mathematics, eight 80 GB GPUs in turns: EP8, servers of TP4."""
     shared = grpo_qwen_7b_colocated()
     return dataclasses.replace(
@@ -124,9 +121,9 @@ def grpo_moe_16b() -> RunConfig:
     )
 
 
-def distill_qwen_7b() -> SFTRunConfig:
+def distill_qwen_7b() -> SFTConfig:
     """Qwen2.5-7B on a teacher's samples (data/distill.jsonl), eight 80 GB GPUs: TP2, rows of 16,384 tokens."""
-    return SFTRunConfig(
+    return SFTConfig(
         name="distill_qwen_7b",
         run_dir=Path("runs/distill_qwen_7b"),
         model=ModelConfig(path=Path("models/Qwen2.5-7B")),

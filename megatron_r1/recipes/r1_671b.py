@@ -15,8 +15,6 @@ from typing import Literal
 from megatron_r1.algorithms import GRPO
 from megatron_r1.algorithms.clip import Clip
 from megatron_r1.config.pipeline import PipelineConfig
-from megatron_r1.config.rejection import MixSource, RejectionConfig
-from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig
 from megatron_r1.config.schema import (
     DataConfig,
     ModelConfig,
@@ -24,13 +22,15 @@ from megatron_r1.config.schema import (
     ParallelConfig,
     PreferenceConfig,
     RewardConfig,
-    RunConfig,
     SamplingConfig,
     TrainConfig,
 )
-from megatron_r1.config.sft import SFTRunConfig
 from megatron_r1.config.sft_data import SFTDataConfig
 from megatron_r1.recipes.r1_zero import grpo_671b
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.rejection.config import MixSource, RejectionConfig
+from megatron_r1.stages.reward_model.config import PairDataConfig, RewardModelConfig
+from megatron_r1.stages.sft.config import SFTConfig
 
 BASE = Path("models/DeepSeek-V3-Base")
 HELD_OUT = (Path("data/aime_2024.jsonl"), Path("data/math_500.jsonl"))
@@ -55,20 +55,20 @@ says so."""
 class R1671B(PipelineConfig):
     """The stages of r1_671b, in order (paper, figure 2)."""
 
-    cold_start: SFTRunConfig
-    reasoning_rl: RunConfig
+    cold_start: SFTConfig
+    reasoning_rl: GRPOConfig
     rejection: RejectionConfig
-    second_sft: SFTRunConfig
+    second_sft: SFTConfig
     helpful: RewardModelConfig
     harmless: RewardModelConfig
-    final_rl: RunConfig
+    final_rl: GRPOConfig
     distill_set: RejectionConfig
-    qwen_1_5b: SFTRunConfig
-    qwen_7b: SFTRunConfig
-    qwen_14b: SFTRunConfig
-    qwen_32b: SFTRunConfig
-    llama_8b: SFTRunConfig
-    llama_70b: SFTRunConfig
+    qwen_1_5b: SFTConfig
+    qwen_7b: SFTConfig
+    qwen_14b: SFTConfig
+    qwen_32b: SFTConfig
+    llama_8b: SFTConfig
+    llama_70b: SFTConfig
 
 
 def r1_671b() -> R1671B:
@@ -94,10 +94,10 @@ def r1_671b() -> R1671B:
     )
 
 
-def sft_671b(name: str = "sft_671b", file: Path = Path("data/sft.jsonl")) -> SFTRunConfig:
+def sft_671b(name: str = "sft_671b", file: Path = Path("data/sft.jsonl")) -> SFTConfig:
     """Supervised fine-tuning of DeepSeek-V3-Base: 2 epochs, cosine 5e-5 to 5e-6, batches of 128 (appendix B.4.1)."""
     zero = grpo_671b()
-    return SFTRunConfig(
+    return SFTConfig(
         name=name,
         run_dir=Path("runs") / name,
         model=ModelConfig(path=BASE, train_mtp=True),
@@ -111,15 +111,15 @@ def sft_671b(name: str = "sft_671b", file: Path = Path("data/sft.jsonl")) -> SFT
     )
 
 
-def distill_32b() -> SFTRunConfig:
+def distill_32b() -> SFTConfig:
     """Distillation of R1 into Qwen2.5-32B: data/distill.jsonl, as tools/make_distill_set.py writes it."""
     return distill("qwen_32b", Path("data/distill.jsonl"), run_dir=Path("runs/distill_32b"))
 
 
-def distill(name: str, file: Path = Path("@distill_set/kept.jsonl"), *, run_dir: Path | None = None) -> SFTRunConfig:
+def distill(name: str, file: Path = Path("@distill_set/kept.jsonl"), *, run_dir: Path | None = None) -> SFTConfig:
     """A dense student on the teacher's samples: 2 epochs, cosine to a tenth, batches of 64 (appendix B.4.3)."""
     folder, lr, parallel = STUDENTS[name]
-    return SFTRunConfig(
+    return SFTConfig(
         name=name,
         run_dir=run_dir or Path("runs") / name,
         model=ModelConfig(path=Path("models") / folder),
@@ -133,7 +133,7 @@ def distill(name: str, file: Path = Path("@distill_set/kept.jsonl"), *, run_dir:
     )
 
 
-def _reasoning_rl() -> RunConfig:
+def _reasoning_rl() -> GRPOConfig:
     """Section 2.3.2 and appendix B.4.2: R1-Zero's numbers, clip 10, language consistency."""
     zero = grpo_671b()
     return dataclasses.replace(
@@ -147,7 +147,7 @@ def _reasoning_rl() -> RunConfig:
     )
 
 
-def _final_rl() -> RunConfig:
+def _final_rl() -> GRPOConfig:
     """Section 2.3.4 and appendix B.4.2: temperature 0.7, 1,700 steps, preferences in the last 400."""
     first = _reasoning_rl()
     return dataclasses.replace(
@@ -166,7 +166,8 @@ def _final_rl() -> RunConfig:
                 for name, domain in (("helpful", "general"), ("harmless", "safety"))
             ),
         ),
-        grpo=dataclasses.replace(first.grpo, steps=1700 // 16, preference_from_step=1300 // 16),
+        steps=1700 // 16,
+        preference_from_step=1300 // 16,
     )
 
 

@@ -1,7 +1,7 @@
 """The whole recipe at toy size: a 1M-parameter DeepSeek-V3 and a dense student, two CPU cores, minutes.
 
 The stages are the paper's, in its order; data comes from a small world with a part for each of them
-(data/tiny_world.py). Sizes are the least that show each stage's effect.
+(toy/world.py). Sizes are the least that show each stage's effect.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from typing import Literal
 
 from megatron_r1.algorithms.on_policy_distill import OnPolicyDistill
 from megatron_r1.algorithms.teacher import Teacher
-from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.pipeline import PipelineConfig
-from megatron_r1.config.rejection import MixSource, RejectionConfig
-from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig
 from megatron_r1.config.schema import (
     DataConfig,
-    GRPOLoopConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     PreferenceConfig,
     RewardConfig,
     RolloutConfig,
-    RunConfig,
     SamplingConfig,
     TrainConfig,
 )
-from megatron_r1.config.sft import SFTRunConfig
 from megatron_r1.config.sft_data import SFTDataConfig
-from megatron_r1.config.tiny_world import TinyWorldConfig
+from megatron_r1.stages.evaluate.config import EvaluateConfig
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.rejection.config import MixSource, RejectionConfig
+from megatron_r1.stages.reward_model.config import PairDataConfig, RewardModelConfig
+from megatron_r1.stages.sft.config import SFTConfig
+from megatron_r1.toy.tiny_world.config import TinyWorldConfig
 
 RECIPES = Path(__file__).parent
 TEACHER, STUDENT = RECIPES / "tiny_r1", RECIPES / "tiny_qwen2"
@@ -48,19 +47,19 @@ class R1Tiny(PipelineConfig):
     second SFT, reward models, RL on all scenarios, distillation; and the student by RL alone, to compare with."""
 
     data: TinyWorldConfig
-    base: SFTRunConfig
-    cold_start: SFTRunConfig
-    reasoning_rl: RunConfig
+    base: SFTConfig
+    cold_start: SFTConfig
+    reasoning_rl: GRPOConfig
     rejection: RejectionConfig
-    second_sft: SFTRunConfig
+    second_sft: SFTConfig
     helpful: RewardModelConfig
     harmless: RewardModelConfig
-    final_rl: RunConfig
+    final_rl: GRPOConfig
     distill_set: RejectionConfig
-    student_base: SFTRunConfig
-    student: SFTRunConfig
+    student_base: SFTConfig
+    student: SFTConfig
     student_eval: EvaluateConfig
-    student_rl: RunConfig
+    student_rl: GRPOConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +67,8 @@ class R1ZeroTiny(PipelineConfig):
     """The stages of r1_zero_tiny: RL on the base model and nothing else (paper, section 2.2)."""
 
     data: TinyWorldConfig
-    base: SFTRunConfig
-    zero_rl: RunConfig
+    base: SFTConfig
+    zero_rl: GRPOConfig
 
 
 def r1_tiny() -> R1Tiny:
@@ -137,7 +136,7 @@ def r1_zero_tiny() -> R1ZeroTiny:
     )
 
 
-def on_policy_distill_tiny() -> RunConfig:
+def on_policy_distill_tiny() -> GRPOConfig:
     """r1_tiny's base model learns from its final model on its own samples; run r1_tiny first."""
     made = Path("runs/r1_tiny")
     student = _rl("on_policy_distill_tiny", str(made / "base/model"), steps=30, rewards=_rules(record_language=True))
@@ -150,7 +149,7 @@ def on_policy_distill_tiny() -> RunConfig:
     )
 
 
-def _base(name: str, folder: Path, parallel: ParallelConfig) -> SFTRunConfig:
+def _base(name: str, folder: Path, parallel: ParallelConfig) -> SFTConfig:
     """A base model of random weights: long training on everything, bad habits included."""
     return _sft(
         name,
@@ -172,8 +171,8 @@ def _sft(
     lr: float,
     batch: int = 32,
     parallel: ParallelConfig = TEACHER_RANKS,
-) -> SFTRunConfig:
-    return SFTRunConfig(
+) -> SFTConfig:
+    return SFTConfig(
         name=name,
         run_dir=Path("runs") / name,
         model=ModelConfig(path=Path(model)) if isinstance(model, str) else model,
@@ -203,8 +202,8 @@ def _rl(
     temperature: float = 1.0,
     preference_from_step: int = 0,
     parallel: ParallelConfig = TEACHER_RANKS,
-) -> RunConfig:
-    return RunConfig(
+) -> GRPOConfig:
+    return GRPOConfig(
         name=name,
         run_dir=Path("runs") / name,
         model=ModelConfig(path=Path(model)),
@@ -214,12 +213,10 @@ def _rl(
         data=DataConfig(files=tuple(map(Path, files)), template="plain", holdout_files=(Path("@data/held_out.jsonl"),)),
         rollout=_rollout(temperature=temperature),
         rewards=rewards,
-        grpo=GRPOLoopConfig(
-            steps=steps,
-            prompts_per_step=32,
-            group_size=8,
-            preference_from_step=preference_from_step,
-        ),
+        steps=steps,
+        prompts_per_step=32,
+        group_size=8,
+        preference_from_step=preference_from_step,
     )
 
 

@@ -37,7 +37,7 @@ MAX_QUESTION_CHARACTERS = 4000
 
 def check_preference_problems(problems: Iterable[Problem], config: RewardConfig) -> None:
     """DataError for a problem that needs a reward model and whose domain none scores: said before the run, which may
-    draw it only after a thousand steps (grpo.preference_from_step)."""
+    draw it only after a thousand steps (preference_from_step)."""
     scored = {domain for preference in config.preferences for domain in preference.domains}
     for problem in problems:
         if problem.domain not in scored:

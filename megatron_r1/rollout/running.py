@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
-from megatron_r1.config.evaluation import ServerConfig
+from megatron_r1.config.schema import RunningServerConfig
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rollout.client import Decode, EngineClient, RequestError, check_room
 from megatron_r1.rollout.server import Engine
@@ -25,7 +25,7 @@ CHECK_SECONDS = 30.0
 class CompletionsClient(EngineClient):
     """EngineClient over /v1/completions. Errors are EngineClient's."""
 
-    def __init__(self, server: ServerConfig, config: RolloutConfig) -> None:
+    def __init__(self, server: RunningServerConfig, config: RolloutConfig) -> None:
         token = server.token_file.read_text(encoding="utf-8").strip() if server.token_file else ""
         super().__init__(server.url.rstrip("/").removesuffix("/v1"), token=token, config=config)
         self.model = server.model
@@ -90,7 +90,7 @@ def _completion(choice: dict, decode: Decode | None) -> Completion:
 class RunningServer(Engine):
     """An Engine whose process is somebody else's: it is never started or stopped, and its failure is final."""
 
-    def __init__(self, server: ServerConfig, rollout: RolloutConfig, *, model_path: Path, run_dir: Path) -> None:
+    def __init__(self, server: RunningServerConfig, rollout: RolloutConfig, *, model_path: Path, run_dir: Path) -> None:
         """ConfigError if the server does not answer, has not the model, or does not count tokens."""
         super().__init__(dataclasses.replace(rollout, num_engines=1), model_path=model_path, run_dir=run_dir)
         client = CompletionsClient(server, rollout)

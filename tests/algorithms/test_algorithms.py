@@ -317,7 +317,7 @@ def test_a_users_functions_are_tried_before_the_run(mine):
 
 def test_what_a_users_class_refuses_is_said_without_a_traceback(mine, tmp_path):
     mine("Refuses")
-    done = command("quickstart", "--algorithm", f"{tmp_path}/mine_tried.py:Refuses", "--algorithm.scale", "0")
+    done = command("tiny", "--algorithm", f"{tmp_path}/mine_tried.py:Refuses", "--algorithm.scale", "0")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "RuntimeError: scale must be above 0" in done.stderr and "mine_tried.py:" in done.stderr
 
@@ -352,24 +352,24 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_line_offers_an_algorithms_own_fields_only():
     from megatron_r1.__main__ import parse
 
-    config = parse(["quickstart", "--algorithm", "dapo", "--algorithm.sampling-rounds", "3"])
+    config = parse(["tiny", "--algorithm", "dapo", "--algorithm.sampling-rounds", "3"])
     assert config.algorithm == DAPO(sampling_rounds=3)
     assert parse(["r1_tiny", "--reasoning_rl.algorithm=cispo"]).reasoning_rl.algorithm == CISPO()
-    assert parse(["quickstart", "--algorithm.kl.coef", "0.5"]).algorithm == GRPO(kl=KL(coef=0.5))
-    done = command("quickstart", "--algorithm", "dapo", "--algorithm.kl.coef", "0.5", "--dry-run")
+    assert parse(["tiny", "--algorithm.kl.coef", "0.5"]).algorithm == GRPO(kl=KL(coef=0.5))
+    done = command("tiny", "--algorithm", "dapo", "--algorithm.kl.coef", "0.5", "--dry-run")
     assert done.returncode == 2 and "--algorithm.kl.coef" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["quickstart", "--algorithm"], "--algorithm needs the name of an algorithm"),
-        (["quickstart", "--algorithm", "dapo2"], "no algorithm is called 'dapo2'"),
+        (["tiny", "--algorithm"], "--algorithm needs the name of an algorithm"),
+        (["tiny", "--algorithm", "dapo2"], "no algorithm is called 'dapo2'"),
         (["r1_tiny", "--cold_start.algorithm", "dapo"], "use --reasoning_rl.algorithm or --final_rl.algorithm"),
         (["r1_tiny", "--algorithm", "dapo"], "use --reasoning_rl.algorithm or --final_rl.algorithm"),
         (["distill_32b", "--algorithm", "dapo"], "only stages of GRPO have an algorithm"),
-        (["quickstart", "--grpo.kl-coef", "0.1"], "--grpo.kl-coef: now algorithm.kl.coef"),
-        (["quickstart", "--teacher.model=x"], "--teacher.model: now --algorithm on_policy_distill"),
+        (["tiny", "--grpo.kl-coef", "0.1"], "--grpo.kl-coef: now algorithm.kl.coef"),
+        (["tiny", "--teacher.model=x"], "--teacher.model: now --algorithm on_policy_distill"),
     ],
 )
 def test_a_wrong_choice_is_refused(words, says):
@@ -383,7 +383,7 @@ def test_run_json_names_the_algorithm():
     from megatron_r1.__main__ import parse
     from megatron_r1.config.same import as_json, same_computation
 
-    grpo, dr_grpo = (parse(["quickstart", "--algorithm", name]) for name in ("grpo", "dr_grpo"))
+    grpo, dr_grpo = (parse(["tiny", "--algorithm", name]) for name in ("grpo", "dr_grpo"))
     record = json.loads(json.dumps(as_json(grpo)))
     assert record["algorithm"]["name"] == "grpo" and record["algorithm"]["clip"]["low"] == 0.2
     assert same_computation(record, grpo)

@@ -21,8 +21,8 @@ from megatron_r1.algorithms.group_advantage import REWARD_BOUND, centred_rewards
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.model.policy_model import TokenScores, TokenValues
 from megatron_r1.stages.grpo.loss import policy_loss
-from megatron_r1.stages.reward_model import bradley_terry, value_loss
-from megatron_r1.stages.sft import MTP_LOSS_WEIGHT, mtp_loss, sft_loss
+from megatron_r1.stages.reward_model.loss import bradley_terry, value_loss
+from megatron_r1.stages.sft.loss import MTP_LOSS_WEIGHT, mtp_loss, sft_loss
 
 B = losses.LOG_RATIO_BOUND
 N = 8

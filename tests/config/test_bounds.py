@@ -17,24 +17,24 @@ from megatron_r1 import bounds
 from megatron_r1.__main__ import main
 from megatron_r1.algorithms import ALGORITHMS
 from megatron_r1.bounds import FINITE, Bound, Count, above, at_least, number_faults
-from megatron_r1.config.evaluation import EvaluateConfig
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.config.rejection import MixSource, RejectionConfig
-from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig
 from megatron_r1.config.schema import DataConfig, ModelConfig, PreferenceConfig, RolloutConfig, SamplingConfig
-from megatron_r1.config.sft import SFTRunConfig
 from megatron_r1.config.sft_data import SFTDataConfig
-from megatron_r1.config.tiny_world import TinyWorldConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.kinds import check
 from megatron_r1.recipes import RECIPES
 from megatron_r1.recipes.tiny import TINY_V3
+from megatron_r1.stages.evaluate.config import EvaluateConfig
+from megatron_r1.stages.rejection.config import MixSource, RejectionConfig
+from megatron_r1.stages.reward_model.config import PairDataConfig, RewardModelConfig
+from megatron_r1.stages.sft.config import SFTConfig
+from megatron_r1.toy.tiny_world.config import TinyWorldConfig
 
 ROOT = Path("runs/of_these_tests")
 FILE = TINY_V3 / "config.json"
 """Stands for a file of data: these tests look at numbers, before anything is read."""
 SERVED = RolloutConfig(device="cpu", sync="gloo", max_model_len=96, sampling=SamplingConfig(max_new_tokens=48))
-GRPO_STAGE = dataclasses.replace(RECIPES["quickstart"](), run_dir=ROOT)
+GRPO_STAGE = dataclasses.replace(RECIPES["tiny"](), run_dir=ROOT)
 STAGES = {
     **{
         f"grpo with {name}": dataclasses.replace(GRPO_STAGE, algorithm=kind()) for name, kind in ALGORITHMS.items()
@@ -45,7 +45,7 @@ STAGES = {
             GRPO_STAGE.rewards, preferences=(PreferenceConfig(name="helpful", model=TINY_V3, domains=("general",)),)
         ),
     ),
-    "sft": SFTRunConfig(
+    "sft": SFTConfig(
         name="sft", run_dir=ROOT, model=ModelConfig(path=TINY_V3), data=SFTDataConfig(files=(FILE,), max_tokens=64),
         device="cpu",
     ),

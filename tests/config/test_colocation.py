@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 
 from megatron_r1.config.colocation import colocation_faults
-from megatron_r1.config.evaluation import EvaluateConfig, validate_evaluation
-from megatron_r1.config.rejection import validate_rejection
-from megatron_r1.config.reward_model import validate_reward_model
 from megatron_r1.config.schema import RolloutConfig, TrainConfig
-from megatron_r1.config.sft import validate_sft
 from megatron_r1.errors import ConfigError
 from megatron_r1.recipes import RECIPES
+from megatron_r1.stages.evaluate.config import EvaluateConfig, validate_evaluation
+from megatron_r1.stages.rejection.config import validate_rejection
+from megatron_r1.stages.reward_model.config import validate_reward_model
+from megatron_r1.stages.sft.config import validate_sft
 
 
 @pytest.mark.parametrize(

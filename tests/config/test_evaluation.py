@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.__main__ import main
-from megatron_r1.config.evaluation import EvaluateConfig, ServerConfig, validate_evaluation
-from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
+from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, RunningServerConfig, SamplingConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.stages.evaluate.config import EvaluateConfig, validate_evaluation
 
 MODEL = Path(__file__).parents[2] / "megatron_r1" / "recipes" / "tiny_v3"
 ROLLOUT = RolloutConfig(max_model_len=128, sampling=SamplingConfig(temperature=0.6, top_p=0.95, max_new_tokens=64))
@@ -38,7 +38,7 @@ def test_a_sound_configuration_has_no_faults(tmp_path):
         ({"data": DataConfig()}, "give one of them"),
         ({"data": DataConfig(tasks=("n_queens",))}, "runs the answer as Python code"),
         ({"data": DataConfig(files=(Path("/no/such.jsonl"),))}, "/no/such.jsonl does not exist"),
-        ({"server": ServerConfig(url="http://me:secret@h/v1", model="m")}, "server.url holds a password"),
+        ({"server": RunningServerConfig(url="http://me:secret@h/v1", model="m")}, "server.url holds a password"),
         ({"rewards": RewardConfig(language="jp")}, "rewards.language is 'jp'"),
         ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"samples": 4, "pass_k": (1, 8)}, "each must be 1 to samples = 4"),

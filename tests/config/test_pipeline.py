@@ -9,20 +9,20 @@ import pytest
 from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
 from megatron_r1.config.schema import ModelConfig
-from megatron_r1.config.sft import SFTRunConfig
 from megatron_r1.config.sft_data import SFTDataConfig
-from megatron_r1.config.tiny_world import TinyWorldConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.stages.sft.config import SFTConfig
+from megatron_r1.toy.tiny_world.config import TinyWorldConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Two(PipelineConfig):
     data: TinyWorldConfig | None
-    base: SFTRunConfig
+    base: SFTConfig
 
 
 def sft(file="@data/base.jsonl", model="some/model"):
-    return SFTRunConfig(
+    return SFTConfig(
         name="base",
         run_dir=Path("elsewhere"),
         model=ModelConfig(path=Path(model)),

@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.judge import JudgeConfig, PairConfig
-from megatron_r1.config.rejection import DedupConfig, FilterConfig, MixSource, RejectionConfig, validate_rejection
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.stages.rejection.config import (
+    DedupConfig,
+    FilterConfig,
+    MixSource,
+    RejectionConfig,
+    validate_rejection,
+)
 
 MODEL = Path(__file__).parents[2] / "megatron_r1" / "recipes" / "tiny_v3"
 ROLLOUT = RolloutConfig(max_model_len=128, sampling=SamplingConfig(temperature=1.0, top_p=0.95, max_new_tokens=64))
@@ -101,6 +107,6 @@ def test_half_of_the_judgements_swap_the_responses():
 
 
 def test_it_needs_no_torch():
-    code = "import sys, megatron_r1.config.rejection; print([m for m in ('torch', 'rensa') if m in sys.modules])"
+    code = "import sys, megatron_r1.stages.rejection.config; print([m for m in ('torch', 'rensa') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, validate
-from megatron_r1.config.evaluation import EvaluateConfig, validate_evaluation
-from megatron_r1.config.rejection import RejectionConfig, validate_rejection
-from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig, validate_reward_model
+from megatron_r1.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig, RolloutConfig, SamplingConfig
-from megatron_r1.config.sft import SFTRunConfig, validate_sft
 from megatron_r1.config.sft_data import SFTDataConfig
 from megatron_r1.config.shape import shape_from_config
 from megatron_r1.errors import ConfigError
+from megatron_r1.stages.evaluate.config import EvaluateConfig, validate_evaluation
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.faults import validate
+from megatron_r1.stages.rejection.config import RejectionConfig, validate_rejection
+from megatron_r1.stages.reward_model.config import PairDataConfig, RewardModelConfig, validate_reward_model
+from megatron_r1.stages.sft.config import SFTConfig, validate_sft
 
 MODEL = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -146,11 +148,11 @@ def test_no_stage_that_needs_text_takes_a_reward_model(judge, training, tmp_path
         (validate_reward_model, dataclasses.replace(training, model=model)),
         (
             validate_sft,
-            SFTRunConfig(
+            SFTConfig(
                 name="x", run_dir=tmp_path / "x", model=model, data=SFTDataConfig(files=(tmp_path / "sft.jsonl",))
             ),
         ),
-        (validate, RunConfig(name="x", run_dir=tmp_path / "x", model=model, data=DataConfig(tasks=("chain_sum",)))),
+        (validate, GRPOConfig(name="x", run_dir=tmp_path / "x", model=model, data=DataConfig(tasks=("chain_sum",)))),
         (validate_evaluation, EvaluateConfig(name="x", run_dir=tmp_path / "x", model=judge)),
         (validate_rejection, RejectionConfig(name="x", run_dir=tmp_path / "x", model=judge)),
     ]
@@ -161,7 +163,7 @@ def test_no_stage_that_needs_text_takes_a_reward_model(judge, training, tmp_path
 
 def test_weights_of_a_reward_model_are_not_a_language_models(base, judge, tmp_path):
     model = ModelConfig(path=base, load_from=judge)
-    config = RunConfig(name="x", run_dir=tmp_path / "x", model=model, data=DataConfig(tasks=("chain_sum",)))
+    config = GRPOConfig(name="x", run_dir=tmp_path / "x", model=model, data=DataConfig(tasks=("chain_sum",)))
     assert any(fault.startswith("model.load_from: ") for fault in faults_of(validate, config))
 
 
@@ -172,9 +174,9 @@ def test_weights_of_a_reward_model_are_not_a_language_models(base, judge, tmp_pa
 def make_run(base, judge, tmp_path):
     """run(preferences, **rewards): an RL run with reward models; a preference is a dict of changes."""
 
-    def make(*preferences: dict, **rewards) -> RunConfig:
+    def make(*preferences: dict, **rewards) -> GRPOConfig:
         sound = PreferenceConfig(name="helpful", model=judge, domains=("general",))
-        return RunConfig(
+        return GRPOConfig(
             name="x",
             run_dir=tmp_path / "x",
             model=ModelConfig(path=base),

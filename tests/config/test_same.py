@@ -20,7 +20,7 @@ def replace(config, path, value):
         ("run_dir", Path("elsewhere")),
         ("checkpoint_every", 17),
         ("deadlines.train", 3.0),
-        ("grpo.save_every", 3),
+        ("save_every", 3),
         ("parallel.world_size", 4),
         ("rollout.num_engines", 2),
     ],

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.__main__ import parse
-from megatron_r1.config import RolloutConfig, RunConfig, load_shape
+from megatron_r1.config import RolloutConfig, load_shape
 from megatron_r1.config.server_faults import fp8_parts, served_otherwise, server_faults
 from megatron_r1.config.shape import shape_from_config
 from megatron_r1.config.vllm_args import REFUSED, argument_name
+from megatron_r1.stages.grpo.config import GRPOConfig
 
 V3 = load_shape(Path(__file__).parent.parent / "planning" / "deepseek_v3.json")
 QWEN = dataclasses.replace(  # Qwen2.5-14B's sizes
@@ -124,7 +125,7 @@ def test_other_arguments_are_taken_and_reach_the_command_line():
     (fault,) = server_faults(rollout(vllm_args=words, device="cpu"), V3)
     assert "max-num-batched-tokens may not" in fault
     given = parse(["grpo_671b", "--rollout.vllm-args", *words])
-    assert isinstance(given, RunConfig) and given.rollout.vllm_args == words
+    assert isinstance(given, GRPOConfig) and given.rollout.vllm_args == words
 
 
 def test_every_argument_that_a_server_is_given_is_on_the_list(tmp_path):

@@ -8,9 +8,11 @@ import pytest
 
 from megatron_r1.algorithms import OnPolicyDistill
 from megatron_r1.algorithms.teacher import Teacher
-from megatron_r1.config import DataConfig, ModelConfig, RolloutConfig, RunConfig, TrainConfig, validate
+from megatron_r1.config import DataConfig, ModelConfig, RolloutConfig, TrainConfig
 from megatron_r1.config.schema import SamplingConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.faults import validate
 
 STUDENT = {
     "model_type": "qwen2", "vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -39,7 +41,7 @@ def distilled(tmp_path):
 
     def faults(teacher: dict, rollout: dict | None = None, **fields) -> list[str]:
         asked = RolloutConfig(max_model_len=256, sampling=SamplingConfig(max_new_tokens=64))
-        config = RunConfig(
+        config = GRPOConfig(
             name="x",
             run_dir=tmp_path / "x",
             model=ModelConfig(path=write(tmp_path / "student", STUDENT)),

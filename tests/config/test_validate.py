@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, validate
+from megatron_r1.config import DataConfig, ModelConfig
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.config.shape import load_shape
 from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.chain import check_all
 from megatron_r1.recipes import RECIPES
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.faults import validate
 
 MOE = {
     "model_type": "deepseek_v3",
@@ -49,7 +51,7 @@ DENSE = {
 
 
 def with_fields(config, fields):
-    """`config` with the values at dotted paths replaced: {"grpo.steps": 0}."""
+    """`config` with the values at dotted paths replaced: {"steps": 0}."""
     for path, value in fields.items():
         head, _, rest = path.partition(".")
         inner = with_fields(getattr(config, head), {rest: value}) if rest else value
@@ -65,7 +67,7 @@ def sound(tmp_path):
         folder = tmp_path / "model"
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(model))
-        config = RunConfig(
+        config = GRPOConfig(
             name="test",
             run_dir=tmp_path / "run",
             model=ModelConfig(path=folder),
@@ -119,9 +121,9 @@ def test_a_sound_configuration_gives_the_shape(sound, model):
         {"rollout.device": "cpu", "rollout.sync": "gloo"},
         {"rollout.sync": "ipc"},
         {"rollout.sampling.top_k": -1},
-        {"grpo.minibatches": 32},
+        {"minibatches": 32},
         {"algorithm.truncated_importance_cap": 2.0, "algorithm.kl.refresh_steps": 0, "algorithm.kl.coef": 0.0},
-        {"checkpoint_every": 10, "keep_best_checkpoint": True, "grpo.eval_every": 5, "data.validation": 8},
+        {"checkpoint_every": 10, "keep_best_checkpoint": True, "eval_every": 5, "data.validation": 8},
         {"checkpoint_every": 0, "optimizer.distributed": False},
         {"deadlines.train": 0},
     ],
@@ -135,15 +137,15 @@ def test_sound_variants_pass(sound, fields):
 ALONE = [
     ({"checkpoint_every": -1}, ["checkpoint_every is -1", "at least 0"]),
     ({"keep_checkpoints": 0}, ["keep_checkpoints is 0", "at least 1"]),
-    ({"keep_best_checkpoint": True}, ["keep_best_checkpoint", "grpo.eval_every"]),
+    ({"keep_best_checkpoint": True}, ["keep_best_checkpoint", "eval_every"]),
     (
         {
             "keep_best_checkpoint": True,
             "checkpoint_every": 5,
-            "grpo.eval_every": 2,
+            "eval_every": 2,
             "data.validation": 8,
         },
-        ["checkpoint_every is 5", "a multiple of grpo.eval_every = 2"],
+        ["checkpoint_every is 5", "a multiple of eval_every = 2"],
     ),
     ({"optimizer.distributed": False}, ["checkpoint_every is 5", "distributed optimizer", "--checkpoint-every 0"]),
     ({"deadlines.sync": -1.0}, ["deadlines.sync is -1", "at least 0"]),
@@ -217,7 +219,6 @@ ALONE = [
     ({"train.logprob_chunk_tokens": 0}, ["train.logprob_chunk_tokens", "at least 1"]),
     ({"optimizer.min_lr": 1.0}, ["optimizer.min_lr is 1.0", "between 0 and lr = 3e-06"]),
     ({"optimizer.min_lr": -1e-6}, ["optimizer.min_lr is -1e-06"]),
-    ({"sft.optimizer": OptimizerConfig(lr=1e-3, min_lr=1e-2)}, ["sft.optimizer.min_lr is 0.01"]),
     ({"model.train_mtp": True}, ["model.train_mtp is True", "num_nextn_predict_layers"]),
     ({"rollout.device": "cpu"}, ["rollout.sync is nccl", "use gloo or ipc"]),
     ({"rollout.sync": "gloo"}, ["rollout.sync is gloo", "nccl", "ipc"]),
@@ -230,10 +231,10 @@ ALONE = [
     ({"rollout.sampling.temperature": 0.0}, ["rollout.sampling.temperature is 0.0", "use 1.0"]),
     ({"rollout.sampling.top_p": 0.9}, ["rollout.sampling.top_p and top_k", "whole vocabulary"]),
     ({"rollout.sampling.top_k": 50}, ["rollout.sampling.top_p and top_k", "whole vocabulary"]),
-    ({"grpo.steps": 0}, ["grpo.steps is 0", "at least 1"]),
-    ({"grpo.group_size": 1}, ["grpo.group_size is 1", "at least 2"]),
-    ({"grpo.minibatches": 33}, ["grpo.minibatches is 33", "1", "prompts_per_step = 32"]),
-    ({"grpo.minibatches": 0}, ["grpo.minibatches is 0", "at least 1"]),
+    ({"steps": 0}, ["steps is 0", "at least 1"]),
+    ({"group_size": 1}, ["group_size is 1", "at least 2"]),
+    ({"minibatches": 33}, ["minibatches is 33", "1", "prompts_per_step = 32"]),
+    ({"minibatches": 0}, ["minibatches is 0", "at least 1"]),
     ({"algorithm.clip.low": 0.0}, ["algorithm.clip.low is 0.0", "above 0 and at most 1"]),
     ({"algorithm.clip.low": 1.5}, ["algorithm.clip.low is 1.5", "above 0 and at most 1"]),
     ({"algorithm.clip.dual": 1.0}, ["algorithm.clip.dual is 1.0", "above 1"]),
@@ -241,20 +242,20 @@ ALONE = [
     ({"algorithm.clip.high": 0.0}, ["algorithm.clip.high is 0.0", "above 0"]),
     ({"algorithm.kl.coef": -0.1}, ["algorithm.kl.coef is -0.1", "at least 0"]),
     ({"algorithm.truncated_importance_cap": -1.0}, ["algorithm.truncated_importance_cap is -1.0"]),
-    ({"grpo.mismatch_bound": -1.0}, ["grpo.mismatch_bound is -1.0"]),
+    ({"mismatch_bound": -1.0}, ["mismatch_bound is -1.0"]),
     ({"algorithm.kl.refresh_steps": -1}, ["algorithm.kl.refresh_steps is -1"]),
     ({"rewards.num_workers": 0}, ["rewards.num_workers", "at least 1"]),
     ({"rewards.timeout_seconds": 0.0}, ["rewards.timeout_seconds is 0.0", "above 0"]),
     ({"data.tasks": ()}, ["data.tasks and data.files", "give one of them"]),
     ({"algorithm.kl.coef": float("nan")}, ["algorithm.kl.coef is nan"]),
-    ({"grpo.mismatch_bound": float("inf")}, ["grpo.mismatch_bound is inf"]),
+    ({"mismatch_bound": float("inf")}, ["mismatch_bound is inf"]),
     (
-        {"grpo.target_accuracy": 1.5, "grpo.eval_every": 1, "data.validation": 5},
-        ["grpo.target_accuracy is 1.5", "between 0 and 1"],
+        {"target_accuracy": 1.5, "eval_every": 1, "data.validation": 5},
+        ["target_accuracy is 1.5", "between 0 and 1"],
     ),
-    ({"grpo.eval_every": 1, "data.validation": 0}, ["grpo.eval_every is 1", "data.validation > 0"]),
-    ({"grpo.save_every": -1}, ["grpo.save_every is -1", "at least 0"]),
-    ({"grpo.max_skipped_steps": -1}, ["grpo.max_skipped_steps is -1"]),
+    ({"eval_every": 1, "data.validation": 0}, ["eval_every is 1", "data.validation > 0"]),
+    ({"save_every": -1}, ["save_every is -1", "at least 0"]),
+    ({"max_skipped_steps": -1}, ["max_skipped_steps is -1"]),
     ({"rewards.accuracy_weight": 0.0, "rewards.format_weight": 0.0}, ["all 0"]),
     ({"rewards.language_weight": -1.0}, ["rewards.language_weight is -1.0"]),
     ({"data.thinking": "off"}, ["data.thinking is off", "format_weight 0"]),
@@ -284,13 +285,10 @@ ALONE = [
     ({"seed": -1}, ["seed is -1", "at least 0"]),
     ({"data.seed": -1}, ["data.seed is -1"]),
     ({"data.task_size": 0}, ["data.task_size is 0", "at least 1"]),
-    ({"sft.steps": -1}, ["sft.steps is -1"]),
-    ({"sft.batch_size": 0}, ["sft.batch_size is 0", "at least 1"]),
     ({"optimizer.lr": float("inf")}, ["optimizer.lr is inf", "at least 0"]),
     ({"data.tasks": ("chain_sums",)}, ["'chain_sums' is no reasoning-gym dataset", "did you mean chain_sum"]),
     ({"data.tasks": ("n_queens:n=4",)}, ["n_queens", "runs the answer as Python code", "choose another dataset"]),
     ({"data.holdout": 0}, ["data.holdout is 0", "at least 1"]),
-    ({"sft.steps": 1, "sft.noise": 1.5}, ["sft.noise is 1.5", "between 0 and 1"]),
 ]
 
 
@@ -349,10 +347,6 @@ def test_moments_in_bf16_without_transformer_engine_are_refused(sound):
         ({"optimizer.distributed": False}, ["distributed optimizer only", "--optimizer.distributed"]),
         ({"train.dtype": "fp32"}, ["train.dtype fp32", "--train.dtype bf16"]),
         ({"train.dtype": "fp8"}, None),
-        (
-            {"rollout.device": "cpu", "optimizer.moments": "fp32", "sft.optimizer.moments": "bf16"},
-            ["sft.optimizer.moments is bf16", "--sft.optimizer.moments fp32"],
-        ),
     ],
 )
 def test_what_moments_in_bf16_need(sound, monkeypatch, fields, words):
@@ -374,24 +368,24 @@ def test_files_must_exist_and_exclude_tasks(sound, tmp_path):
 
 
 def test_many_faults_are_reported_together(sound):
-    config = sound({"grpo.group_size": 1, "data.holdout": 0, "rollout.num_engines": 0, "optimizer.min_lr": 1.0})
+    config = sound({"group_size": 1, "data.holdout": 0, "rollout.num_engines": 0, "optimizer.min_lr": 1.0})
     with pytest.raises(ConfigError) as caught:
         validate(config)
     message = str(caught.value)
     assert message.startswith("the configuration has 4 faults:")
-    for field in ("grpo.group_size", "data.holdout", "rollout.num_engines", "optimizer.min_lr"):
+    for field in ("group_size", "data.holdout", "rollout.num_engines", "optimizer.min_lr"):
         assert f"\n  - {field} is " in message
 
 
 def test_an_unreadable_model_does_not_hide_the_other_faults(sound):
-    faults = faults_of(sound({"model.path": Path("/no/such/model"), "grpo.group_size": 1}))
+    faults = faults_of(sound({"model.path": Path("/no/such/model"), "group_size": 1}))
     assert len(faults) == 2
-    assert "/no/such/model" in faults[0] and "grpo.group_size" in faults[1]
+    assert "/no/such/model" in faults[0] and "group_size" in faults[1]
 
 
 def test_one_fault_is_counted_as_one(sound):
     with pytest.raises(ConfigError, match="the configuration has 1 fault:"):
-        validate(sound({"grpo.group_size": 1}))
+        validate(sound({"group_size": 1}))
 
 
 def test_a_full_run_folder_is_refused_unless_archived(sound):
@@ -458,7 +452,7 @@ def test_a_run_folder_that_is_a_file_is_refused(sound, if_exists):
     assert fault.startswith("run_dir:") and "is a file" in fault
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if isinstance(RECIPES[name](), RunConfig)])
+@pytest.mark.parametrize("name", [name for name in RECIPES if isinstance(RECIPES[name](), GRPOConfig)])
 def test_recipes_lack_nothing_but_their_model_and_data(name, tmp_path):
     config = dataclasses.replace(RECIPES[name](), run_dir=tmp_path)
     assert all("does not exist" in fault for fault in faults_of(config))

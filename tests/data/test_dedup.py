@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from megatron_r1.config.rejection import DedupConfig
 from megatron_r1.data.dedup import SeenTexts
 from megatron_r1.data.words import ngrams, words_of
+from megatron_r1.stages.rejection.config import DedupConfig
 
 CONFIG = DedupConfig(threshold=0.8, ngram=1, min_words=30)
 

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from megatron_r1.data.demonstrations import demonstration_batch, write_demonstration
 from megatron_r1.data.tokenizer import character_tokenizer
 from megatron_r1.errors import DataError
+from megatron_r1.toy.demonstrations import demonstration_batch, write_demonstration
 from megatron_r1.types import Problem
 
 

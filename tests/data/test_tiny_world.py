@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from megatron_r1.config.tiny_world import TINY_WORLD_FILES, TinyWorldConfig
-from megatron_r1.data import tiny_world as world
 from megatron_r1.data.tokenizer import load_tokenizer
-from megatron_r1.pipeline.tiny_world import make_tiny_world
 from megatron_r1.recipes.r1_tiny import STUDENT, TEACHER
 from megatron_r1.rewards.format import extract_answer, format_score
 from megatron_r1.rewards.language import language_consistency
+from megatron_r1.toy import world
+from megatron_r1.toy.tiny_world.config import TINY_WORLD_FILES, TinyWorldConfig
+from megatron_r1.toy.tiny_world.run import make_tiny_world
 
 
 @pytest.mark.parametrize(

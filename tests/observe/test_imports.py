@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "matplotlib", "rich", "megatron.core", "vllm")
         "megatron_r1.observe.metrics, megatron_r1.observe.progress, megatron_r1.observe.report, "
         "megatron_r1.observe.rollouts",
         "megatron_r1.rewards.compose, megatron_r1.rewards.math, megatron_r1.rewards.worker",
-        "megatron_r1.data.packing, megatron_r1.data.problems, megatron_r1.data.stream, megatron_r1.data.demonstrations",
+        "megatron_r1.data.packing, megatron_r1.data.problems, megatron_r1.data.stream, megatron_r1.toy.demonstrations",
     ],
 )
 def test_import_is_light(modules):

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from megatron_r1.errors import CheckpointError
 from megatron_r1.observe.metrics import JsonLines, keep_steps
-from megatron_r1.pipeline import checkpoints as checkpoints_module
-from megatron_r1.pipeline.checkpoints import STATE, Checkpoints, _hash
+from megatron_r1.stages.common import checkpoints as checkpoints_module
+from megatron_r1.stages.common.checkpoints import STATE, Checkpoints, _hash
 
 
 def checkpoint(run_dir, step, state):

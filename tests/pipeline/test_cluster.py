@@ -5,8 +5,7 @@ import stat
 
 import pytest
 
-from megatron_r1.errors import ConfigError
-from megatron_r1.pipeline.cluster import (
+from megatron_r1.cluster.task import (
     become_rank,
     own_address,
     read_roles,
@@ -15,6 +14,7 @@ from megatron_r1.pipeline.cluster import (
     this_task,
     write_whole,
 )
+from megatron_r1.errors import ConfigError
 
 
 @pytest.fixture

@@ -8,28 +8,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from base_model import make_base, start_from
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # three runs with a server each
 
 WORDS = [
-    "--sft.steps",
-    "30",
-    "--sft.batch-size",
-    "16",
-    "--grpo.steps",
+    "--steps",
     "3",
-    "--grpo.prompts-per-step",
+    "--prompts-per-step",
     "4",
-    "--grpo.group-size",
+    "--group-size",
     "4",
     "--data.holdout",
     "8",
     "--data.validation",
     "4",
-    "--grpo.eval-every",
+    "--eval-every",
     "1",
-    "--grpo.save-every",
+    "--save-every",
     "2",
     "--checkpoint-every",
     "2",
@@ -49,8 +46,9 @@ COLOCATED = {
 }
 
 
-def run(folder: Path, *words: str) -> Path:
-    command = [sys.executable, "-m", "megatron_r1", "run", "tiny", *WORDS, *words, "--run-dir", str(folder)]
+def run(base: Path, folder: Path, *words: str) -> Path:
+    own = [*WORDS, *start_from(base), "--run-dir", str(folder)]
+    command = [sys.executable, "-m", "megatron_r1", "run", "tiny", *own, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
@@ -64,13 +62,18 @@ def rows(folder: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory) -> Path:
-    return run(tmp_path_factory.mktemp("apart") / "run")
+def base(tmp_path_factory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def apart(base, tmp_path_factory) -> Path:
+    return run(base, tmp_path_factory.mktemp("apart") / "run")
 
 
 @pytest.mark.parametrize("how", COLOCATED)
-def test_the_same_metrics_and_weights(apart, how, tmp_path):
-    together = run(tmp_path / "run", *COLOCATED[how])
+def test_the_same_metrics_and_weights(base, apart, how, tmp_path):
+    together = run(base, tmp_path / "run", *COLOCATED[how])
     assert rows(together) == rows(apart) and len(rows(apart)) == 3
     for name in ("policy_step_000002", "policy"):
         (file,) = (apart / name).glob("*.safetensors")

@@ -6,11 +6,11 @@ import os
 
 import pytest
 
-from megatron_r1.config.evaluation import EvaluateConfig, ServerConfig
 from megatron_r1.config.paths import replace_inputs
-from megatron_r1.config.schema import DataConfig
+from megatron_r1.config.schema import DataConfig, RunningServerConfig
 from megatron_r1.errors import DataError
 from megatron_r1.pipeline.manifest import Manifest
+from megatron_r1.stages.evaluate.config import EvaluateConfig
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_what_is_no_manifest_is_said(stage, tmp_path, text):
 
 def test_nothing_of_a_servers_token_is_recorded(stage, tmp_path):
     (tmp_path / "token").write_text("secret")
-    server = ServerConfig(url="http://127.0.0.1:1", model="judge", token_file=tmp_path / "token")
+    server = RunningServerConfig(url="http://127.0.0.1:1", model="judge", token_file=tmp_path / "token")
     stage = dataclasses.replace(stage, server=server)
     manifest = Manifest(tmp_path, "test")
     manifest.begin("score", stage)

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.__main__ import parse
-from megatron_r1.pipeline import preflight
+from megatron_r1.cluster import preflight
+from megatron_r1.cluster.preflight import Meeting, look
+from megatron_r1.cluster.roles import roles_of
 from megatron_r1.pipeline.folder import is_finished, prepare_folder
-from megatron_r1.pipeline.preflight import Meeting, look
-from megatron_r1.pipeline.roles import roles_of
+from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.recipes import RECIPES
 
 NAMES = ["alpha", "beta", "gamma"]
@@ -127,7 +128,7 @@ def test_a_real_lock_is_seen(tmp_path):
     ],
 )
 def test_a_host_list_that_does_not_match_the_roles(names, words):
-    layout = roles_of(RECIPES["tiny"](), slots_per_node=1)
+    layout = roles_of(needs_of(RECIPES["tiny"]()), slots_per_node=1)
     (fault,) = preflight.role_faults("tiny", layout, names, 1)
     assert words in fault
     assert preflight.role_faults("tiny", layout, ["a", "b", "c"], 1) == []
@@ -135,21 +136,21 @@ def test_a_host_list_that_does_not_match_the_roles(names, words):
 
 def test_a_container_without_transformer_engine_and_nodes_without_gpus():
     config = RECIPES["sft_671b"]()
-    layout = dataclasses.replace(roles_of(config, slots_per_node=8), trainer_nodes=2)
+    layout = dataclasses.replace(roles_of(needs_of(config), slots_per_node=8), trainer_nodes=2)
     whole = [report(node, gpus=8, transformer_engine=True) for node in range(3)]
-    assert preflight.node_faults(config, layout, whole, 8) == []
+    assert preflight.node_faults(needs_of(config), layout, whole, 8) == []
     lacking = [whole[0], dataclasses.replace(whole[1], transformer_engine=False, gpus=7), whole[2]]
-    gpus, container = preflight.node_faults(config, layout, lacking, 8)
+    gpus, container = preflight.node_faults(needs_of(config), layout, lacking, 8)
     assert gpus == "GPUs: fewer than 8 are seen on beta (7)"
     assert container.startswith("container: Transformer Engine is not installed on beta;")
 
 
 def test_nodes_with_other_packages_or_no_address():
     config = RECIPES["tiny"]()
-    layout = roles_of(config, slots_per_node=1)
+    layout = roles_of(needs_of(config), slots_per_node=1)
     reports = [report(0), report(1, fault="no address"), report(2)]
     reports[2].versions["torch"] = "1.0"
-    address, unsupported, versions = preflight.node_faults(config, layout, reports, 1)
+    address, unsupported, versions = preflight.node_faults(needs_of(config), layout, reports, 1)
     assert address == "beta: no address"
     assert unsupported == "versions: torch is 1.0 on gamma; this program works with torch>=2.11: " + (
         "pip install 'torch>=2.11'"
@@ -159,18 +160,18 @@ def test_nodes_with_other_packages_or_no_address():
 
 def test_a_vllm_that_cannot_take_weights_is_refused_before_anything_is_loaded():
     config = RECIPES["grpo_671b"]()
-    layout = roles_of(config, slots_per_node=8)
+    layout = roles_of(needs_of(config), slots_per_node=8)
     reports = [report(node, gpus=8, transformer_engine=True) for node in range(3)]
     for each in reports:
         each.versions["vllm"] = "0.31.0"
-    (fault,) = preflight.node_faults(config, layout, reports, 8)
+    (fault,) = preflight.node_faults(needs_of(config), layout, reports, 8)
     assert fault.startswith("versions: vllm is 0.31.0 on alpha; this program works with vllm>=0.32,<0.34")
 
 
 def test_gloo_transfers_are_refused_over_machines():
     config = RECIPES["tiny"]()
-    layout = roles_of(config, slots_per_node=1)
-    (fault,) = preflight.node_faults(config, layout, [report(0), report(1), report(2, boot="other")], 1)
+    layout = roles_of(needs_of(config), slots_per_node=1)
+    (fault,) = preflight.node_faults(needs_of(config), layout, [report(0), report(1), report(2, boot="other")], 1)
     assert fault.startswith("rollout.sync is gloo") and "gamma" in fault
 
 

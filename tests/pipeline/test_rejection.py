@@ -17,13 +17,13 @@ from chat_server import chat_server
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.config.rejection import MixSource, RejectionConfig, validate_rejection
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.data.conversations import read_conversations
 from megatron_r1.data.tokenizer import character_tokenizer
 from megatron_r1.errors import DataError, EmptyStageError, JudgeError
-from megatron_r1.pipeline.rejection import run_rejection
 from megatron_r1.rewards.format import extract_answer
+from megatron_r1.stages.rejection.config import MixSource, RejectionConfig, validate_rejection
+from megatron_r1.stages.rejection.run import run_rejection
 
 CHAIN = {
     "\n": {"<think>": 0.9, "7": 0.1},
@@ -254,7 +254,7 @@ def test_a_preference_problem_is_refused_before_sampling(model, tmp_path):
 
 
 def test_the_same_configuration_has_the_same_hash_only(run, model, files):
-    from megatron_r1.pipeline.rejection import _provenance
+    from megatron_r1.stages.rejection.run import _provenance
 
     config, changed = run["config"], dataclasses.replace(run["config"], samples=3)
     assert _provenance(config, model)["config_sha256"] == run["report"]["provenance"]["config_sha256"]

@@ -14,20 +14,30 @@ from pathlib import Path
 
 import psutil
 import pytest
+from base_model import make_base, start_from
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # every start of a run starts a server too
 
 STEPS = 8
 SMALL = (
-    "--sft.steps 50 --sft.batch-size 16 --grpo.prompts-per-step 4 --grpo.group-size 4 --data.holdout 8 "
-    f"--grpo.steps {STEPS} --grpo.minibatches 2 --algorithm.kl.refresh-steps 5 --checkpoint-every 1 "
-    "--if-exists resume --grpo.rollouts-logged-per-step 100"
+    "--prompts-per-step 4 --group-size 4 --data.holdout 8 "
+    f"--steps {STEPS} --minibatches 2 --algorithm.kl.refresh-steps 5 --checkpoint-every 1 "
+    "--if-exists resume --rollouts-logged-per-step 100"
 ).split()
 
 
+BASE: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base(tmp_path_factory) -> None:
+    BASE[:] = [make_base(tmp_path_factory.mktemp("base"))]
+
+
 def start(folder: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "megatron_r1", "run", "tiny", *SMALL, "--run-dir", str(folder), *words]
+    own = [*SMALL, *start_from(*BASE), "--run-dir", str(folder)]
+    command = [sys.executable, "-m", "megatron_r1", "run", "tiny", *own, *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -98,7 +108,7 @@ def test_killed_at_ten_random_points_it_makes_the_same(uninterrupted, tmp_path):
     for point in points:
         process = start(folder)
         wait_for_steps(process, folder, point)
-        # A step takes some two seconds: anywhere in it, in its checkpoint, or, at point 0, in start or warm-up.
+        # A step takes some two seconds: anywhere in it, in its checkpoint, or, at point 0, in the start.
         time.sleep(chance.uniform(0.0, 2.0))
         children = family(process)
         process.kill()
@@ -134,7 +144,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_after_the_one_before(uninterr
 
 def test_asked_to_end_it_goes_on_in_another_layout(tmp_path):
     # Adam divides by the gradient's size; with a large eps, rounding changes the weights in proportion.
-    words = ["--optimizer.eps", "1e-3", "--sft.optimizer.eps", "1e-3", "--grpo.steps", "4"]
+    words = ["--optimizer.eps", "1e-3", "--steps", "4"]
     two = ["--parallel.tensor", "2", "--parallel.sequence", "--parallel.expert", "1", "--parallel.expert-tensor", "2"]
     finish(start(tmp_path / "whole", *words, *two))
     folder = tmp_path / "run"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig
 from megatron_r1.config.schema import ModelConfig
 from megatron_r1.data.preferences import JudgedEncoder, Pair
 from megatron_r1.data.tokenizer import character_tokenizer
 from megatron_r1.errors import ConfigError
-from megatron_r1.pipeline.reward_model import batch_at, split_pairs
+from megatron_r1.stages.reward_model.config import PairDataConfig, RewardModelConfig
+from megatron_r1.stages.reward_model.run import batch_at, split_pairs
 
 DATA = PairDataConfig(template="plain", max_tokens=40, batch_pairs=4, validation=5)
 

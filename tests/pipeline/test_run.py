@@ -21,16 +21,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import convert_checkpoint
+from base_model import make_base, start_from, warm_up_words
 
 pytestmark = pytest.mark.timeout(1200)  # the fixture is a whole run, with a server killed and restarted
 SMALL = [
-    "--sft.steps",
-    "50",
-    "--sft.batch-size",
-    "16",
-    "--grpo.prompts-per-step",
+    "--prompts-per-step",
     "4",
-    "--grpo.group-size",
+    "--group-size",
     "4",
     "--data.holdout",
     "8",
@@ -53,10 +50,15 @@ def command(*words: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> dict:
+def base(tmp_path_factory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory) -> dict:
     """A run of four steps whose server is killed after the first; its folder, output and exit status."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    words = [*SMALL, "--run-dir", str(folder), "--grpo.steps", "4", "--grpo.eval-every", "2", *COLOCATED]
+    words = [*SMALL, *start_from(base), "--run-dir", str(folder), "--steps", "4", "--eval-every", "2", *COLOCATED]
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     killed = kill_server_after_first_step(process, folder)
     output, _ = process.communicate(timeout=600)
@@ -111,10 +113,10 @@ def test_summary_and_run_json(run):
     assert summary["steps"] == 4
     assert 0 <= summary["accuracy_before"] <= 1
     assert 0 <= summary["accuracy_after"] <= 1
-    assert {"warm_up", "rollout", "reward", "logprob", "train", "sync"} <= set(summary["seconds"])
+    assert {"start", "rollout", "reward", "logprob", "train", "sync"} <= set(summary["seconds"])
     config = json.loads((run["folder"] / "run.json").read_text())["config"]
-    assert config["grpo"]["group_size"] == 4
-    assert config["sft"]["steps"] == 50
+    assert config["group_size"] == 4
+    assert config["model"]["initialise"] == "weights"
 
 
 def test_rollouts_are_readable_and_consistent(run):
@@ -132,15 +134,15 @@ def test_report_needs_nothing_else(run):
     assert 'href="http' not in page
 
 
-def test_the_trained_policy_is_a_folder_that_transformers_loads(run):
+def test_the_trained_policy_is_a_folder_that_transformers_loads(run, base):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(run["folder"] / "policy", dtype=torch.float32)
-    base = AutoModelForCausalLM.from_pretrained(run["folder"] / "base", dtype=torch.float32)
+    first = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(run["folder"] / "policy")
     ids = tokenizer("Calculate 12 + 34.\n", return_tensors="pt", add_special_tokens=False).input_ids
     with torch.no_grad():
-        trained, before = model(ids).logits, base(ids).logits
+        trained, before = model(ids).logits, first(ids).logits
     assert torch.isfinite(trained).all()
     assert not torch.equal(trained, before)
 
@@ -159,14 +161,14 @@ def test_no_process_is_left(run):
 
 
 @pytest.mark.slow  # one more run with a server
-def test_disagreement_with_the_engine_stops_the_run_before_training(run, tmp_path):
+def test_disagreement_with_the_engine_stops_the_run_before_training(base, tmp_path):
     """With a bound that nothing can meet: the worst tokens are named and nothing is trained.
 
     The weights come from a converted checkpoint and the servers' folder has none, so they must have been pushed."""
-    base = tmp_path / "base"
-    convert_to_megatron(run["folder"] / "base", base)
-    words = [*SMALL, "--sft.steps", "0", "--model.load-from", str(base), "--model.initialise", "weights"]
-    words += ["--run-dir", str(tmp_path / "gate"), "--grpo.mismatch-bound", "1e-12"]
+    converted = tmp_path / "base"
+    convert_to_megatron(base, converted)
+    words = [*SMALL, "--model.load-from", str(converted), "--model.initialise", "weights"]
+    words += ["--run-dir", str(tmp_path / "gate"), "--mismatch-bound", "1e-12"]
     done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     assert "rollout and trainer disagree" in done.stderr
@@ -182,9 +184,8 @@ def test_disagreement_with_the_engine_stops_the_run_before_training(run, tmp_pat
 
 def test_a_signal_ends_every_process_of_a_run(tmp_path):
     """SIGTERM to the command alone, while its ranks train."""
-    process = subprocess.Popen(
-        command(*SMALL, "--run-dir", str(tmp_path / "run")), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    words = warm_up_words(tmp_path / "run")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = iter(process.stdout.readline, "")
     assert any("warm-up 5/" in line for line in lines), "it trains"
     below = psutil.Process(process.pid).children(recursive=True)

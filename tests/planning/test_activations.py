@@ -18,7 +18,7 @@ from megatron_r1.planning.activations import (
 )
 from megatron_r1.recipes import RECIPES
 
-TINY_V3 = json.loads((Path(RECIPES["quickstart"]().model.path) / "config.json").read_text())
+TINY_V3 = json.loads((Path(RECIPES["tiny"]().model.path) / "config.json").read_text())
 GQA = {"num_key_value_heads": 2, "num_hidden_layers": 2}
 CONFIGS = {
     "deepseek_v3": TINY_V3,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config import ParallelConfig, load_shape
-from megatron_r1.config.reward_model import RewardModelConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.planning import fit
 from megatron_r1.planning.compute import all_to_all_seconds, flops_per_token
 from megatron_r1.planning.decoding import (
@@ -19,16 +19,17 @@ from megatron_r1.planning.decoding import (
     server_weights,
 )
 from megatron_r1.planning.hardware import GIB, GPUS, Assumptions, find_gpu
-from megatron_r1.planning.plan import Planned, ServerSetup, make_plan, planned_shape, setups_of, sync_time
+from megatron_r1.planning.plan import ServerSetup, make_plan, planned_shape, setups_of, sync_time
 from megatron_r1.planning.search import layouts, search
 from megatron_r1.planning.stages import even_layout, pipeline_chunks
 from megatron_r1.planning.state import rank_state
 from megatron_r1.planning.trainer import TrainerSetup, microbatches, trainer_memory, trainer_time
-from megatron_r1.planning.workload import Workload, workload_of
+from megatron_r1.planning.workload import Workload
 from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
+from megatron_r1.stages.reward_model.config import RewardModelConfig
 
 V3 = load_shape(Path(__file__).parent / "deepseek_v3.json")
-TINY = load_shape(RECIPES["quickstart"]().model.path)
+TINY = load_shape(RECIPES["tiny"]().model.path)
 H100, H200 = GPUS["h100"], GPUS["h200"]
 EXACT = Assumptions(
     matmul_efficiency=1.0, network_efficiency=1.0, memory_efficiency=1.0, expert_imbalance=1.0, rows_filled=1.0
@@ -100,7 +101,7 @@ def test_decoding_reads_the_weights_that_it_meets():
 
 
 def test_weights_go_through_rank_0_in_and_out():
-    trainer, servers = setups_of(RECIPES["grpo_671b"]())
+    trainer, servers = setups_of(needs_of(RECIPES["grpo_671b"]()))
     found = sync_time(V3, trainer, servers, H100, EXACT)
     assert found.bytes_sent == 2 * 671_026_419_200
     assert found.seconds == pytest.approx(2 * found.bytes_sent / 50e9)
@@ -109,12 +110,12 @@ def test_weights_go_through_rank_0_in_and_out():
 
 def test_the_recipes_fullest_rank_is_its_state_and_what_it_keeps():
     config = RECIPES["grpo_671b"]()
-    trainer, _ = setups_of(config)
-    memory = trainer_memory(V3, trainer, workload_of(config), Assumptions())
+    trainer, _ = setups_of(needs_of(config))
+    memory = trainer_memory(V3, trainer, needs_of(config).work, Assumptions())
     rank = memory.pipeline_rank
     assert memory.state == rank_state(V3, config.parallel, pipeline_rank=rank)
     half = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, moments="bf16"))
-    saved = trainer_memory(V3, setups_of(half)[0], workload_of(half), Assumptions())
+    saved = trainer_memory(V3, setups_of(needs_of(half))[0], needs_of(half).work, Assumptions())
     assert saved.state.optimizer * 12 == memory.state.optimizer * 8 and saved.host == memory.host
     assert memory.total - saved.total == memory.state.optimizer - saved.state.optimizer
     layers = len(pipeline_chunks(V3, config.parallel)[rank][0].layers)
@@ -125,11 +126,11 @@ def test_the_recipes_fullest_rank_is_its_state_and_what_it_keeps():
 
 
 def test_the_quick_count_agrees_with_the_exact_one():
-    for name, shape in (("grpo_671b", V3), ("quickstart", TINY)):
+    for name, shape in (("grpo_671b", V3), ("tiny", TINY)):
         config = RECIPES[name]()
-        trainer, _ = setups_of(config)
+        trainer, _ = setups_of(needs_of(config))
         both = [
-            trainer_memory(shape, trainer, workload_of(config), Assumptions(), exact=exact) for exact in (True, False)
+            trainer_memory(shape, trainer, needs_of(config).work, Assumptions(), exact=exact) for exact in (True, False)
         ]
         assert both[0].state.parameters == both[1].state.parameters
         assert both[0].state.total == pytest.approx(both[1].state.total, rel=1e-2)
@@ -137,7 +138,7 @@ def test_the_quick_count_agrees_with_the_exact_one():
 
 def test_the_recipe_fits_768_h100_as_it_is():
     config = RECIPES["grpo_671b"]()
-    plan = make_plan(V3, *setups_of(config), workload_of(config), H100, Assumptions(), timed=False)
+    plan = make_plan(V3, *setups_of(needs_of(config)), needs_of(config).work, H100, Assumptions(), timed=False)
     assert (plan.faults, plan.gpus) == ([], 768)
 
 
@@ -167,9 +168,9 @@ def test_a_layout_that_does_not_hold_the_model_is_refused(layout, says):
 
 
 def test_search_gives_plans_that_fit_fastest_first():
-    config = RECIPES["quickstart"]()
-    trainer, servers = setups_of(config)
-    found = search(TINY, 8, H100, workload_of(config), Assumptions(), trainer, servers)
+    config = RECIPES["tiny"]()
+    trainer, servers = setups_of(needs_of(config))
+    found = search(TINY, 8, H100, needs_of(config).work, Assumptions(), trainer, servers)
     assert 1 < len(found) <= 5
     assert all(plan.gpus <= 8 and not plan.faults for plan in found)
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(found))
@@ -186,7 +187,7 @@ def test_a_stage_that_cannot_fit_is_refused_and_told_what_would():
         train=dataclasses.replace(config.train, gpu="h100"),
     )
     with pytest.raises(ConfigError) as raised:
-        fit.check_fit(small, V3)
+        fit.check_fit(needs_of(small), V3)
     (fault,) = raised.value.faults
     assert "rollout.tensor_parallel is 16; a server of 16 h100 cannot hold the weights" in fault
     assert "what would fit on " in fault and "--rollout.tensor-parallel 32" in fault
@@ -195,9 +196,9 @@ def test_a_stage_that_cannot_fit_is_refused_and_told_what_would():
 def test_a_stage_that_fits_says_how_closely():
     config = RECIPES["grpo_671b"]()
     named = dataclasses.replace(config, train=dataclasses.replace(config.train, gpu="h100"))
-    line = fit.check_fit(named, V3)
+    line = fit.check_fit(needs_of(named), V3)
     assert line.startswith("memory: trainer at most ") and line.endswith("a h100 has 79.6 GiB")
-    assert fit.check_fit(RECIPES["quickstart"](), TINY) == ""
+    assert fit.check_fit(needs_of(RECIPES["tiny"]()), TINY) == ""
 
 
 def test_servers_in_fp8_with_whole_experts_by_hand():
@@ -222,11 +223,11 @@ def test_the_recipes_servers_fit_in_bf16_on_32_gpus_and_in_fp8_on_16():
     fp8 = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, **words))
     plans = []
     for one, weight_bytes in ((config, 2), (fp8, 1)):
-        trainer, servers = setups_of(one)
+        trainer, servers = setups_of(needs_of(one))
         assert servers is not None and (servers.gpus, servers.weight_bytes) == (256, weight_bytes)
-        plans.append(make_plan(V3, trainer, servers, workload_of(one), H100, Assumptions()))
+        plans.append(make_plan(V3, trainer, servers, needs_of(one).work, H100, Assumptions()))
         assert plans[-1].faults == []
-        found = search(V3, 768, H100, workload_of(one), Assumptions(), trainer, servers)
+        found = search(V3, 768, H100, needs_of(one).work, Assumptions(), trainer, servers)
         assert {plan.servers.tensor for plan in found if plan.servers} == {servers.tensor}
     assert plans[1].rollout.seconds < 0.6 * plans[0].rollout.seconds
     assert plans[1].sync.bytes_sent * 2 == plans[0].sync.bytes_sent
@@ -240,7 +241,7 @@ def test_phases_that_are_planned_past_their_deadline_are_refused():
         deadlines=dataclasses.replace(config.deadlines, rollout=1000.0, start=3000.0),
     )
     with pytest.raises(ConfigError) as raised:
-        fit.check_fit(named, V3)
+        fit.check_fit(needs_of(named), V3)
     start, rollout = raised.value.faults
     # (671.03 + 11.61) billion bf16 numbers at 0.5 GB/s, and 900 s
     assert start.startswith("deadlines.start is 3000; a server may take 3631 s to start (900 s + 1,365 GB at rollout.")
@@ -251,18 +252,18 @@ def test_phases_that_are_planned_past_their_deadline_are_refused():
 
 
 PIPELINE = RECIPES["r1_671b"]()
-STAGES = [name for name in PIPELINE.__dataclass_fields__ if isinstance(getattr(PIPELINE, name), Planned)]
+STAGES = [name for name in PIPELINE.__dataclass_fields__ if hasattr(getattr(PIPELINE, name), "model")]
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if not name.startswith(("qwen", "llama"))])
 def test_every_671b_stage_of_the_pipeline_fits_80_gb(name):
     stage = getattr(PIPELINE, name)
-    shape = planned_shape(stage, V3)
-    plan = make_plan(shape, *setups_of(stage), fit.stage_workload(stage), H100, Assumptions(), timed=False)
+    shape = planned_shape(needs_of(stage), V3)
+    plan = make_plan(shape, *setups_of(needs_of(stage)), needs_of(stage).work, H100, Assumptions(), timed=False)
     assert plan.faults == []
     if isinstance(stage, RewardModelConfig):
         named = dataclasses.replace(stage, train=dataclasses.replace(stage.train, gpu="h100"))
-        assert "trainer at most" in fit.check_fit(named, V3)
+        assert "trainer at most" in fit.check_fit(needs_of(named), V3)
 
 
 def test_the_gpu_is_asked_of_the_machine_unless_named(monkeypatch, tmp_path):
@@ -276,7 +277,7 @@ def test_the_gpu_is_asked_of_the_machine_unless_named(monkeypatch, tmp_path):
     driver.write_text("#!/bin/sh\necho 'no driver'; exit 9\n")
     assert fit.installed_gpu() is None
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert "not checked (no GPU here" in fit.check_fit(RECIPES["grpo_671b"](), V3)
+    assert "not checked (no GPU here" in fit.check_fit(needs_of(RECIPES["grpo_671b"]()), V3)
 
 
 def test_an_unknown_gpu_names_the_known_ones():

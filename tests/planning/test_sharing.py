@@ -11,8 +11,9 @@ from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.config.shape import load_shape
 from megatron_r1.config.trainer_faults import parallel_faults
 from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.planning import fit
-from megatron_r1.planning.fit import check_fit, stage_workload
+from megatron_r1.planning.fit import check_fit
 from megatron_r1.planning.hardware import Assumptions, find_gpu
 from megatron_r1.planning.plan import ServerSetup, _room_for, make_plan, setups_of
 from megatron_r1.planning.search import EVERYTHING, search
@@ -83,15 +84,15 @@ def test_a_layer_of_deepseek_v3_on_one_gpu_of_a_server():
 def test_a_sync_needs_room_beside_the_cache():
     """Unsharded, a layer of DeepSeek-V3 would be 22.5 GB on each GPU; the recipe's workers hold their part of it."""
     config = RECIPES["grpo_671b"]()
-    trainer, servers = setups_of(config)
+    trainer, servers = setups_of(needs_of(config))
     layer = layer_bytes_of_server(V3, tensor=32, expert_parallel=True, weight_bytes=2)
     # A buffer of 512 MiB may end with the embedding, 129,280 x 7,168 numbers of two bytes.
     assert sync_bytes_of_server(V3, layer, 512 << 20) == 2 * layer + 3 * ((512 << 20) + 2 * 129_280 * 7_168)
-    plan = make_plan(V3, trainer, servers, stage_workload(config), H100, Assumptions(), timed=False)
+    plan = make_plan(V3, trainer, servers, needs_of(config).work, H100, Assumptions(), timed=False)
     assert plan.faults == []
     greedy = dataclasses.replace(servers, memory_fraction=0.98)
-    assert make_plan(V3, None, greedy, stage_workload(config), H100, Assumptions(), timed=False).faults == []
-    (fault,) = make_plan(V3, trainer, greedy, stage_workload(config), H100, Assumptions(), timed=False).faults
+    assert make_plan(V3, None, greedy, needs_of(config).work, H100, Assumptions(), timed=False).faults == []
+    (fault,) = make_plan(V3, trainer, greedy, needs_of(config).work, H100, Assumptions(), timed=False).faults
     assert fault.startswith("rollout.memory_fraction is 0.98; a sync needs") and "1.6 of 79.6 GiB" in fault
 
 
@@ -109,7 +110,7 @@ def test_servers_that_stay_awake_leave_no_room_to_train():
         train=dataclasses.replace(config.train, offload=(), gpu="h100"),
     )
     with pytest.raises(ConfigError, match=r"rollout.sync is ipc; training needs .* GiB of each GPU") as caught:
-        check_fit(awake, shape_of(config))
+        check_fit(needs_of(awake), shape_of(config))
     (training,) = [line for line in str(caught.value).split("\n") if "training needs" in line]
     assert ": use rollout.sleep_level 2, rollout.memory_fraction 0." in training
     # Split further they may stay awake: the same GPUs, and no word of nccl.
@@ -120,10 +121,10 @@ def test_servers_that_stay_awake_leave_no_room_to_train():
 
 def test_where_no_layout_has_room_all_that_can_gives_way():
     config = RECIPES["grpo_qwen_7b_colocated"]()
-    trainer, servers = setups_of(config)
+    trainer, servers = setups_of(needs_of(config))
     awake = dataclasses.replace(servers, sleep_level=0, memory_fraction=0.9)
     given = dataclasses.replace(trainer, offload=())
-    best = search(shape_of(config), 8, H100, stage_workload(config), Assumptions(), given, awake)[0]
+    best = search(shape_of(config), 8, H100, needs_of(config).work, Assumptions(), given, awake)[0]
     assert (best.servers.sleep_level, best.trainer.offload) == (2, EVERYTHING)
 
 
@@ -146,8 +147,8 @@ def test_each_moment_says_what_makes_room_for_it():
 @pytest.mark.parametrize("name", ["grpo_qwen_1_5b", "grpo_qwen_7b_colocated", "grpo_moe_16b"])
 def test_layouts_in_turns_are_searched_and_fit_as_they_are_printed(name):
     config = RECIPES[name]()
-    shape, work = shape_of(config), stage_workload(config)
-    trainer, servers = setups_of(config)
+    shape, work = shape_of(config), needs_of(config).work
+    trainer, servers = setups_of(needs_of(config))
     gpus = FEW[name]
     found = search(shape, gpus, H100, work, Assumptions(), trainer, servers)
     best = found[0]
@@ -159,8 +160,8 @@ def test_layouts_in_turns_are_searched_and_fit_as_they_are_printed(name):
 
 def test_turns_are_taken_on_one_node_only():
     config = RECIPES["grpo_qwen_7b_colocated"]()
-    trainer, servers = setups_of(config)
-    found = search(shape_of(config), 16, H100, stage_workload(config), Assumptions(), trainer, servers)
+    trainer, servers = setups_of(needs_of(config))
+    found = search(shape_of(config), 16, H100, needs_of(config).work, Assumptions(), trainer, servers)
     assert found and not any(plan.servers.colocated for plan in found)
     assert all("--rollout.sync nccl --rollout.sleep-level 0" in fit.options(plan) for plan in found)
 
@@ -169,20 +170,19 @@ def test_turns_are_taken_on_one_node_only():
 def test_the_recipes_for_few_gpus_fit_their_gpus(name):
     config = RECIPES[name]()
     shape = shape_of(config)
-    trainer, servers = setups_of(config)
-    plan = make_plan(shape, trainer, servers, stage_workload(config), H100, Assumptions(), timed=False)
+    trainer, servers = setups_of(needs_of(config))
+    plan = make_plan(shape, trainer, servers, needs_of(config).work, H100, Assumptions(), timed=False)
     assert plan.faults == [] and plan.gpus == FEW[name]
     assert parallel_faults(config.parallel, shape) == []
-    assert "a h100 has" in fit.check_fit(
-        dataclasses.replace(config, train=dataclasses.replace(config.train, gpu="h100")), shape
-    )
+    named = dataclasses.replace(config, train=dataclasses.replace(config.train, gpu="h100"))
+    assert "a h100 has" in fit.check_fit(needs_of(named), shape)
 
 
 def test_what_is_offloaded_is_on_the_host():
     config = RECIPES["grpo_qwen_1_5b"]()
-    trainer, _ = setups_of(config)
+    trainer, _ = setups_of(needs_of(config))
     alone = dataclasses.replace(trainer, offload=())
-    work, shape = stage_workload(config), shape_of(config)
+    work, shape = needs_of(config).work, shape_of(config)
     with_it = make_plan(shape, trainer, None, work, H100, Assumptions(), timed=False).memory
     without = make_plan(shape, alone, None, work, H100, Assumptions(), timed=False).memory
     assert with_it.host - without.host == without.state.optimizer

@@ -18,7 +18,7 @@ assert spec is not None and spec.loader is not None
 cluster = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cluster)
 
-CONFIG = RECIPES["quickstart"]()
+CONFIG = RECIPES["tiny"]()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_partial_rollouts_waste_nothing_and_oversampling_is_not_stale(walked):
     for way in (partial, oversampled):
         assert way.rollout < ways["synchronous"].rollout
     finished = [span for span in oversampled.first.spans if span.finished]
-    assert len(finished) >= CONFIG.grpo.prompts_per_step * CONFIG.grpo.group_size
+    assert len(finished) >= CONFIG.prompts_per_step * CONFIG.group_size
 
 
 def test_the_walk_and_the_planners_closed_form_agree(walked):

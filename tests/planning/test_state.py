@@ -137,7 +137,7 @@ def test_ranks_that_do_communicate_hold_the_same(tmp_path):
     config = {
         name: value for name, value in random_case(random.Random(3))["config"].items() if name != "num_hidden_layers"
     } | {"num_hidden_layers": 4}
-    deepseek = json.loads((Path(RECIPES["quickstart"]().model.path) / "config.json").read_text())
+    deepseek = json.loads((Path(RECIPES["tiny"]().model.path) / "config.json").read_text())
     layouts = [
         {"pipeline": 2, "virtual_pipeline": 2},
         {"tensor": 2, "sequence": True, "expert_tensor": 2 if config["model_type"] == "deepseek_v3" else 1},

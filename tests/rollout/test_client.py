@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_r1.config import SamplingConfig
-from megatron_r1.config.evaluation import ServerConfig
+from megatron_r1.config.schema import RunningServerConfig
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rollout import Engine, EngineClient, WeightSync
 from megatron_r1.rollout.client import RequestError
@@ -153,11 +153,11 @@ def test_text_is_what_decode_makes_of_the_ids(engine: Engine) -> None:
 
 
 @pytest.fixture
-def running(engine: Engine, folders, tmp_path) -> ServerConfig:
+def running(engine: Engine, folders, tmp_path) -> RunningServerConfig:
     """The shared server, as somebody else would name it."""
     token = tmp_path / "token"
     token.write_text(engine.token + "\n")
-    return ServerConfig(url=f"http://{engine.host}:{engine.port}/v1", model=str(folders[0]), token_file=token)
+    return RunningServerConfig(url=f"http://{engine.host}:{engine.port}/v1", model=str(folders[0]), token_file=token)
 
 
 def test_a_server_that_already_runs_gives_the_same_samples(engine: Engine, config, running, tmp_path, folders) -> None:

@@ -15,7 +15,7 @@ import one_machine
 import psutil
 import pytest
 
-from megatron_r1.config.schema import RunConfig
+from megatron_r1.stages.grpo.config import GRPOConfig
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -34,7 +34,7 @@ LONG = ("--base.data.epochs", 12)
 """Enough to be caught by a signal that may take half a minute to come."""
 GRPO = ("--sft.steps", 60, "--sft.batch-size", 16, "--grpo.steps", 3, "--grpo.prompts-per-step", 4)
 GRPO += ("--grpo.group-size", 4, "--data.holdout", 8)
-RESTARTS = "checkpoint_every" in RunConfig.__dataclass_fields__
+RESTARTS = "checkpoint_every" in GRPOConfig.__dataclass_fields__
 """Whether GRPO writes checkpoints."""
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from megatron_r1.config.rejection import MixSource
 from megatron_r1.data.decontaminate import EvaluationIndex
 from megatron_r1.errors import DataError
-from megatron_r1.stages.mix import check_source, mix, records
+from megatron_r1.stages.rejection.config import MixSource
+from megatron_r1.stages.rejection.mix import check_source, mix, records
 
 NO_INDEX = EvaluationIndex(size=5, owner={}, file_of={})
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from megatron_r1.config.rejection import FilterConfig
 from megatron_r1.rewards.language import language_consistency
-from megatron_r1.stages.readability import prose_reason, repeated_share, structural_reason
+from megatron_r1.stages.rejection.config import FilterConfig
+from megatron_r1.stages.rejection.readability import prose_reason, repeated_share, structural_reason
 
 SOUND = "<think>We add three and four, which makes seven in all.</think><answer>7</answer>"
 CONFIG = FilterConfig(min_language=0.9, max_paragraph_characters=400)

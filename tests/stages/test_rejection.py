@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config.judge import JudgeConfig
-from megatron_r1.config.rejection import DedupConfig, FilterConfig, RejectionConfig
 from megatron_r1.data.decontaminate import EvaluationIndex
 from megatron_r1.data.dedup import SeenTexts
 from megatron_r1.rewards.judge import Judgement
-from megatron_r1.stages.rejection import REASONS, Sample, first_reason, may_be_judged, select
-from megatron_r1.stages.yields import Yield, describe_yield
+from megatron_r1.stages.rejection.config import DedupConfig, FilterConfig, RejectionConfig
+from megatron_r1.stages.rejection.select import REASONS, Sample, first_reason, may_be_judged, select
+from megatron_r1.stages.rejection.yields import Yield, describe_yield
 from megatron_r1.types import Problem
 
 NO_INDEX = EvaluationIndex(size=5, owner={}, file_of={})

@@ -12,13 +12,13 @@ from grpo_oracle import hf_gradients
 from oracles import VOCAB, make_model, random_sequences
 from ranks import Results, run_launches
 
-from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig
 from megatron_r1.config.schema import ModelConfig
 from megatron_r1.data.preferences import JudgedEncoder, read_pairs
-from megatron_r1.data.tiny_world import PHRASES, preference_pairs
 from megatron_r1.data.tokenizer import character_tokenizer, load_tokenizer
-from megatron_r1.pipeline.reward_model import split_pairs
-from megatron_r1.stages.reward_model import bradley_terry, ranked_right
+from megatron_r1.stages.reward_model.config import PairDataConfig, RewardModelConfig
+from megatron_r1.stages.reward_model.loss import bradley_terry, ranked_right
+from megatron_r1.stages.reward_model.run import split_pairs
+from megatron_r1.toy.world import PHRASES, preference_pairs
 
 # ---- pure functions
 

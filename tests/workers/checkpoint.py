@@ -29,7 +29,7 @@ from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.checkpoint import load_policy, save_policy  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.stages.sft import sft_loss  # noqa: E402
+from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 
 TRAIN = TrainConfig(dtype="fp32", tokens_per_microbatch=64)

@@ -26,14 +26,14 @@ from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, Sam
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack, unpack  # noqa: E402
 from megatron_r1.errors import EngineError  # noqa: E402
-from megatron_r1.pipeline.colocation import Colocation, ResidentSource  # noqa: E402
-from megatron_r1.pipeline.push import push_weights  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.rollout.collect import collect  # noqa: E402
 from megatron_r1.rollout.server import Engine, start_engines  # noqa: E402
 from megatron_r1.rollout.sync import WeightSync  # noqa: E402
-from megatron_r1.stages.sft import sft_loss  # noqa: E402
+from megatron_r1.stages.grpo.colocation import Colocation, ResidentSource  # noqa: E402
+from megatron_r1.stages.grpo.push import push_weights  # noqa: E402
+from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 
 PARALLEL = ParallelConfig(world_size=2, expert=2)
 TURNS = dataclasses.replace(ROLLOUT, sleep_level=2, start_timeout_seconds=600.0, max_restarts=3)

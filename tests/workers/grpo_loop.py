@@ -23,14 +23,15 @@ import torch.distributed as dist  # noqa: E402
 
 from megatron_r1.algorithms import GRPO  # noqa: E402
 from megatron_r1.algorithms.kl import KL  # noqa: E402
-from megatron_r1.config import GRPOLoopConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout  # noqa: E402
 from megatron_r1.errors import MismatchError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.stages.collector import Rollout  # noqa: E402
-from megatron_r1.stages.divergence import SkippedSteps  # noqa: E402
+from megatron_r1.stages.common.divergence import SkippedSteps  # noqa: E402
+from megatron_r1.stages.grpo.collector import Rollout  # noqa: E402
+from megatron_r1.stages.grpo.config import GRPOLoopConfig  # noqa: E402
 from megatron_r1.stages.grpo.loop import Loop, TrainingLoop  # noqa: E402
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup  # noqa: E402
 

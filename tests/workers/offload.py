@@ -25,7 +25,7 @@ from megatron_r1.data.packing import RowLayout, pack  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.offload import Offload  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.stages.sft import sft_loss  # noqa: E402
+from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 
 STEPS = 3

@@ -27,7 +27,7 @@ from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import to_device  # noqa: E402
 from megatron_r1.policy.policy import LossOutput, Policy  # noqa: E402
 from megatron_r1.stages.grpo.loss import policy_loss  # noqa: E402
-from megatron_r1.stages.sft import sft_loss  # noqa: E402
+from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 
 LAYOUT = RowLayout(tokens_per_microbatch=128, row_multiple=2)

@@ -19,14 +19,14 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from recipe_stages import VOCAB, Stage, small_layout, small_shape, training_stages  # noqa: E402
 
-from megatron_r1.config.reward_model import RewardModelConfig  # noqa: E402
-from megatron_r1.config.schema import RunConfig  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
+from megatron_r1.stages.grpo.config import GRPOConfig  # noqa: E402
 from megatron_r1.stages.grpo.loss import policy_loss  # noqa: E402
-from megatron_r1.stages.reward_model import value_loss  # noqa: E402
-from megatron_r1.stages.sft import sft_loss  # noqa: E402
+from megatron_r1.stages.reward_model.config import RewardModelConfig  # noqa: E402
+from megatron_r1.stages.reward_model.loss import value_loss  # noqa: E402
+from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 
 
@@ -65,7 +65,7 @@ def steps(name: str, config: Stage, recompute: str) -> dict[str, np.ndarray]:
     )
     rank, ranks = topology.data_parallel()
     loss = sft_loss
-    if isinstance(config, RunConfig):
+    if isinstance(config, GRPOConfig):
         loss = policy_loss(config.algorithm, on_policy=False)
     elif isinstance(config, RewardModelConfig):
         loss = value_loss

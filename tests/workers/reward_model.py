@@ -24,15 +24,15 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.reward_model import PairDataConfig, RewardModelConfig, validate_reward_model  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import pack  # noqa: E402
 from megatron_r1.data.preferences import _valued  # noqa: E402
-from megatron_r1.pipeline.reward_model import run_reward_model  # noqa: E402
-from megatron_r1.pipeline.trainer import row_layout  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.stages.reward_model import train_pairs, values_of  # noqa: E402
+from megatron_r1.stages.common.trainer import row_layout  # noqa: E402
+from megatron_r1.stages.reward_model.config import PairDataConfig, RewardModelConfig, validate_reward_model  # noqa: E402
+from megatron_r1.stages.reward_model.loss import train_pairs, values_of  # noqa: E402
+from megatron_r1.stages.reward_model.run import run_reward_model  # noqa: E402
 
 LAYOUTS = layouts.LAYOUTS | {"tp2nosp": {"tensor": 2}}
 TRAIN = TrainConfig(dtype="fp32", tokens_per_microbatch=96)

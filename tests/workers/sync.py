@@ -33,7 +33,7 @@ from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.rollout.server import start_engines  # noqa: E402
 from megatron_r1.rollout.sync import WeightSync  # noqa: E402
-from megatron_r1.stages.sft import sft_loss  # noqa: E402
+from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 from megatron_r1.weights.export import save_hf_folder  # noqa: E402
 

@@ -8,7 +8,7 @@
                                                                                  |
     engines <--weights-- push <-- policy.step(rows, algorithm's token loss) <----+   `minibatches` times
 
-Left out: what is behind these calls (pipeline/grpo_run.py wires them for a run), and the algorithms themselves.
+Left out: what is behind these calls (stages/grpo/training.py wires them for a run), and the algorithms themselves.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm
-from megatron_r1.config.schema import GRPOLoopConfig
 from megatron_r1.data.packing import RowLayout, pack_rank, split_minibatches
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.errors import MismatchError
 from megatron_r1.observe.metrics import PhaseTimer
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import data_parallel
-from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.common.divergence import SkippedSteps
+from megatron_r1.stages.grpo.config import GRPOLoopConfig
 from megatron_r1.stages.grpo.loss import policy_loss
 from megatron_r1.stages.grpo.metrics import step_metrics
 from megatron_r1.stages.grpo.mismatch import check_mismatch

@@ -6,7 +6,7 @@ from megatron_r1.algorithms.base import Algorithm, Tokens
 from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy.batch import DeviceBatch
 from megatron_r1.policy.policy import LossFunction, LossOutput
-from megatron_r1.stages.sft import mtp_loss
+from megatron_r1.stages.sft.loss import mtp_loss
 
 
 def policy_loss(algorithm: Algorithm, *, on_policy: bool) -> LossFunction:

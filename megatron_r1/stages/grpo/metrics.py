@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm
+from megatron_r1.stages.evaluate.scores import mean_parts
 from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.stages.grpo.usable import left_out, usable_places, without_signal
-from megatron_r1.stages.scores import mean_parts
 from megatron_r1.types import StepResult
 
 

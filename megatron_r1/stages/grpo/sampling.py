@@ -17,7 +17,7 @@ LEAST_SHARE = 1 / 8
 
 
 class Rollout(Protocol):
-    """What one collection gives (stages/collector.py)."""
+    """What one collection gives (stages/grpo/collector.py)."""
 
     @property
     def groups(self) -> list[RolloutGroup]: ...

@@ -15,12 +15,12 @@ from megatron.core import parallel_state
 from megatron_r1.algorithms import DAPO, GRPO, Algorithm, OnPolicyDistill
 from megatron_r1.algorithms.base import RESERVED
 from megatron_r1.algorithms.kl import KL
-from megatron_r1.config import GRPOLoopConfig
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.errors import DivergedError, MismatchError
 from megatron_r1.policy import topology
-from megatron_r1.stages.collector import Rollout
-from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.common.divergence import SkippedSteps
+from megatron_r1.stages.grpo.collector import Rollout
+from megatron_r1.stages.grpo.config import GRPOLoopConfig
 from megatron_r1.stages.grpo.loop import Loop, Trained, TrainingLoop
 from megatron_r1.types import Completion, PackedMicrobatch, Problem, Reward, RolloutGroup, StepResult
 

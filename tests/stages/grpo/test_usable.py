@@ -11,7 +11,7 @@ import pytest
 from megatron_r1.algorithms import ALGORITHMS, GRPO, Algorithm
 from megatron_r1.data.packing import RowLayout, pack
 from megatron_r1.errors import DivergedError
-from megatron_r1.stages.divergence import SkippedSteps
+from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo import usable
 from megatron_r1.stages.grpo.metrics import step_metrics
 from megatron_r1.stages.grpo.sampling import Sampled

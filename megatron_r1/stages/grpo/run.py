@@ -1,0 +1,276 @@
+"""GRPO from end to end (R1-Zero: paper, section 2.2; R1's RL: sections 2.3.2 and 2.3.4). Runs on every trainer rank.
+
+Here is what a run begins and ends with: problems, graders, servers, the trainer's model. The loop is in loop.py, what
+it calls in training.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.config.model_folder import power_of_two_scales
+from megatron_r1.config.schema import ModelConfig, RolloutConfig
+from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.data.problems import ProblemSplit, load_problems
+from megatron_r1.data.stream import ProblemStream
+from megatron_r1.data.template import PromptRoom
+from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_r1.observe.metrics import write_json
+from megatron_r1.observe.progress import duration
+from megatron_r1.observe.report import write_report
+from megatron_r1.observe.watch import Watch
+from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rewards.wiring import check_problems, scorer_for
+from megatron_r1.rollout.journal import Journal
+from megatron_r1.rollout.preference import RewardModelServer
+from megatron_r1.rollout.quantised import QuantisedSource
+from megatron_r1.rollout.server import Engine
+from megatron_r1.rollout.source import WeightSource, read_shapes
+from megatron_r1.rollout.sync import WeightSync
+from megatron_r1.stages.common.servers import start_rollouts
+from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, export, printer, row_layout
+from megatron_r1.stages.grpo.collector import Collector
+from megatron_r1.stages.grpo.colocation import Colocation, ResidentSource
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.servers import server_devices, start_reward_models, start_teacher
+from megatron_r1.stages.grpo.training import GRPORun
+
+
+def run_grpo(config: GRPOConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
+    """The whole run on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
+    rank = dist.get_rank()
+    deadlines = config.deadlines.by_phase(rank)
+    with Watch(config.run_dir, rank=rank, deadlines=deadlines, steps=config.steps) as watch:
+        return _run(config, shape, device, watch, printer())
+
+
+def _run(
+    config: GRPOConfig, shape: ModelShape, device: torch.device, watch: Watch, say: Callable[[str], None]
+) -> dict[str, Any]:
+    begun = time.perf_counter()
+    tokenizer = load_tokenizer(config.model.path, thinking=config.data.thinking)
+    split = _problems(config, tokenizer, say)
+    layout = row_layout(config, tokenizer.pad_id, vocab_size=shape.vocab_size)
+    model = _start_model(config, shape, device, watch, say)
+    graders = Graders()
+    engines: Sequence[Engine] = ()
+    watch.before_the_end(lambda: stop_all([*engines, *graders.engines]))
+    try:
+        on_rank_zero(lambda: graders.start(config, split))
+        say(f"starting {config.rollout.num_engines} vLLM server(s) on {model.path}")
+        marked = time.perf_counter()
+        with watch.phase("start"):
+            policy, engines = _policy_and_engines(config, shape, device, model, say)
+            on_rank_zero(graders.wait)
+        seconds = {"start": time.perf_counter() - marked}
+        run = _wired(config, policy, engines, graders, tokenizer, split, model.path, watch, say)
+        summary = run.train(layout, split, seconds)
+        run.sync.close()
+    finally:
+        stop_all(engines)
+        graders.close()
+    summary["seconds_total"] = time.perf_counter() - begun
+    if dist.get_rank() == 0:
+        write_json(config.run_dir / "summary.json", summary)
+        Journal(config.run_dir).clear()
+        report = write_report(config.run_dir)
+        before, after = summary["accuracy_before"], summary["accuracy_after"]
+        say(f"held-out greedy accuracy {before:.1%} -> {after:.1%} in {duration(summary['seconds_total'])}")
+        say(f"report: {report}")
+    return summary
+
+
+def _problems(config: GRPOConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> ProblemSplit:
+    """To train on and to judge by. Raises DataError and ConfigError for those that cannot be used."""
+    room = PromptRoom(
+        template=config.data.template,
+        tokenizer=tokenizer,
+        max_new_tokens=config.rollout.sampling.max_new_tokens,
+        max_model_len=config.rollout.max_model_len,
+    )
+    split = load_problems(config.data, room)
+    check_problems(split.known(), config.rewards, reward_models=True)
+    if split.num_unusable:
+        say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
+    if split.num_overlapping:
+        say(f"{split.num_overlapping} of {len(split)} problems ask what a held-out one asks and are passed over")
+    return split
+
+
+def _start_model(
+    config: GRPOConfig, shape: ModelShape, device: torch.device, watch: Watch, say: Callable[[str], None]
+) -> ModelConfig:
+    """The model that RL starts from. The servers start from a folder, so random weights are written to one, `base` in
+    the run's folder. A collective."""
+    if config.model.initialise != "random":
+        return config.model
+    base = config.run_dir / "base"
+    if on_rank_zero(base.is_dir):  # it appears when it is whole: an earlier start of this run has made it
+        say(f"the base model is {base}, as an earlier start made it")
+    else:
+        say("random weights are the base model")
+        with watch.phase("start"):
+            policy = build_policy(
+                config, shape, device, model=config.model, optimizer=config.optimizer, total_steps=config.steps
+            )
+            export(policy, config.model.path, base, dtype=config.rollout.dtype, extra={"stage": "random"})
+    return dataclasses.replace(config.model, path=base, load_from=None, initialise="weights")
+
+
+class Graders:
+    """Whatever judges samples: the workers that grade answers, and servers of reward models and of a teacher. On rank 0
+    only; the others' are empty."""
+
+    def __init__(self) -> None:
+        self.scorer: Scorer | None = None
+        self.judges: list[RewardModelServer] = []
+        self.teachers: list[Engine] = []
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The servers."""
+        return [*self.teachers, *(judge.engine for judge in self.judges)]
+
+    def start(self, config: GRPOConfig, split: ProblemSplit) -> None:
+        """Begin to start all of them; `wait` says when they are there."""
+        self.teachers += start_teacher(config)
+        self.judges += start_reward_models(config)
+        self.scorer = scorer_for(config.rewards, split.known(), preferences=self.judges)
+
+    def wait(self) -> None:
+        """Until every grading worker and server answers. Raises what they raise where one cannot start."""
+        if self.scorer is not None:
+            self.scorer.check_started()
+        for engine in self.engines:
+            engine.wait_ready()
+
+    def close(self) -> None:
+        stop_all(self.teachers)
+        for judge in self.judges:
+            judge.close()
+        if self.scorer is not None:
+            self.scorer.close()
+
+
+def stop_all(engines: Sequence[Engine]) -> None:
+    """Side by side, since each may take its time to end."""
+    with ThreadPoolExecutor(max(1, len(engines))) as threads:
+        list(threads.map(lambda engine: engine.stop(), engines))
+
+
+def _wired(
+    config: GRPOConfig,
+    policy: Policy,
+    engines: Sequence[Engine],
+    graders: Graders,
+    tokenizer: Tokenizer,
+    split: ProblemSplit,
+    base: Path,
+    watch: Watch,
+    say: Callable[[str], None],
+) -> GRPORun:
+    """What the loop is to call. A collective."""
+    colocation = Colocation(config.rollout, config.train, policy, engines, say)
+    colocation.started_asleep()
+    sync = WeightSync(
+        config.rollout,
+        source=ResidentSource(_source(config, policy), colocation.offload),
+        engines=engines,
+        model_path=served_folder(config, base),
+        rank=dist.get_rank(),
+    )
+    collector = Collector(
+        rollout=config.rollout,
+        data=config.data,
+        tokenizer=tokenizer,
+        sync=sync,
+        engines=engines,
+        scorer=graders.scorer,
+        journal=Journal(config.run_dir) if config.checkpoint_every else None,
+        watch=watch,
+        before=colocation.for_sampling,
+    )
+    stream = ProblemStream(split, seed=config.seed)
+    judges = [judge.engine for judge in graders.judges]
+    return GRPORun(
+        config, policy, collector, sync, colocation, tokenizer, stream, base, watch, say, graders.teachers, judges
+    )
+
+
+def served_folder(config: GRPOConfig, base: Path) -> Path:
+    """The folder that servers start from."""
+    return config.rollout.fp8_folder or base
+
+
+def _source(config: GRPOConfig, policy: Policy) -> WeightSource:
+    """The policy's weights in the form that the servers take. A collective."""
+    rollout = config.rollout
+    stream = policy.weights(dtype=EXPORT_DTYPE[rollout.dtype], bucket_bytes=rollout.sync_bucket_mib << 20)
+    if rollout.fp8_folder is None:
+        return stream
+    block = load_shape(rollout.fp8_folder).fp8_block
+    assert block is not None  # validation has looked
+    scales = power_of_two_scales(rollout.fp8_folder)
+    return QuantisedSource(stream, read_shapes(rollout.fp8_folder), block=block, power_of_two=scales)
+
+
+def put_to_sleep(engines: Sequence[Engine], rollout: RolloutConfig) -> None:
+    """Of servers that have started. Level 1, whatever deeper is configured: nothing has brought other weights."""
+    for engine in engines if rollout.sleep_level else ():
+        engine.client.sleep(1)
+
+
+def _policy_and_engines(
+    config: GRPOConfig, shape: ModelShape, device: torch.device, model: ModelConfig, say: Callable[[str], None]
+) -> tuple[Policy, Sequence[Engine]]:
+    """Servers start in the background on rank 0 while every rank builds and loads the trainer's model. Servers
+    on the trainer's GPUs come first: at its start vLLM measures what memory is free, and a policy that grew
+    meanwhile would spoil that."""
+    with ThreadPoolExecutor(1) as background:
+        starting = None
+        if dist.get_rank() == 0:
+            starting = background.submit(
+                start_rollouts,
+                config.rollout,
+                model_path=served_folder(config, model.path),
+                run_dir=config.run_dir,
+                seed=config.seed,
+                visible_devices=server_devices(config),
+            )
+        try:
+            if config.rollout.sync == "ipc":
+                on_rank_zero(lambda: put_to_sleep(starting.result(), config.rollout) if starting is not None else None)
+            policy = build_policy(
+                config,
+                shape,
+                device,
+                model=model,
+                optimizer=config.optimizer,
+                total_steps=config.steps * config.minibatches,
+                temperature=config.rollout.sampling.temperature,
+            )
+        except BaseException:
+            if starting is not None and starting.exception() is None:
+                for engine in starting.result():
+                    engine.stop()
+            raise
+        ready: list[Sequence[Engine]] = [()]
+
+        def wait() -> None:
+            assert starting is not None
+            ready[0] = starting.result()
+
+        on_rank_zero(wait)
+    for engine in ready[0]:
+        say(f"vllm-{engine.index} serves on {engine.host}:{engine.port}, log {engine.log_path}")
+    return policy, ready[0]

@@ -1,0 +1,65 @@
+"""The servers that GRPO has besides plain rollouts: reward models, a teacher; and which GPUs each sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from megatron_r1.rollout.preference import RewardModelServer
+from megatron_r1.rollout.server import Engine
+from megatron_r1.stages.common.servers import attached, own_devices
+from megatron_r1.stages.grpo.config import GRPOConfig
+
+
+def server_devices(config: GRPOConfig) -> Sequence[str | None]:
+    """CUDA_VISIBLE_DEVICES of each server: as configured, else those of this process's GPUs that follow the trainer's
+    (nccl), or the trainer's own from the first on (ipc). Raises ConfigError if there are too few."""
+    rollout = config.rollout
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.parallel.world_size))
+    return own_devices(rollout, after=0 if rollout.sync == "ipc" else local_ranks)
+
+
+def start_reward_models(config: GRPOConfig) -> list[RewardModelServer]:
+    """The servers of config.rewards.preferences, starting. Stops all if one cannot be started."""
+    servers: list[RewardModelServer] = []
+    try:
+        for preference in config.rewards.preferences:
+            beside = dataclasses.replace(
+                config.rollout, tensor_parallel=preference.tensor_parallel, num_engines=1, devices=()
+            )
+            engine = attached(
+                beside, preference.model, config.run_dir, name=f"reward-{preference.name}", reward_model=True
+            )
+            server = RewardModelServer(preference, config.rollout, run_dir=config.run_dir, engine=engine)
+            servers.append(server)
+            server.engine.start()
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return servers
+
+
+def start_teacher(config: GRPOConfig) -> list[Engine]:
+    """The server of the algorithm's teacher, starting; none if it needs none."""
+    teacher = config.teacher
+    if teacher is None or teacher.model is None:
+        return []
+    rollout = dataclasses.replace(
+        config.rollout,
+        tensor_parallel=teacher.tensor_parallel,
+        num_engines=1,
+        devices=(),
+        vllm_args=(),
+        draft_tokens=0,
+    )
+    engine = attached(rollout, teacher.model, config.run_dir, name="teacher") or Engine(
+        rollout,
+        model_path=teacher.model,
+        run_dir=config.run_dir,
+        name="teacher",
+        visible_devices=teacher.devices or None,
+    )
+    engine.start()
+    return [engine]

@@ -1,0 +1,113 @@
+"""GRPO as a kind of stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.needs import Needs, ServerBeside, TrainerNeeds
+from megatron_r1.planning.summary import describe_servers, describe_trainer
+from megatron_r1.planning.workload import Workload
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.faults import validate
+from megatron_r1.stages.stage import Stage
+
+
+def needs(config: GRPOConfig) -> Needs:
+    """Trainer ranks and servers at once, and what each step has to do."""
+    exports = 1 + int(config.model.initialise == "random")
+    if config.save_every:
+        exports += (config.steps - 1) // config.save_every
+    return Needs(
+        name=config.name,
+        run_dir=config.run_dir,
+        model=config.model,
+        # MTP layers are trained beside the policy's loss; the planner counts them where their loss is the stage's own.
+        trainer=TrainerNeeds(
+            device=config.device, parallel=config.parallel, train=config.train, optimizer=config.optimizer
+        ),
+        rollout=config.rollout,
+        beside=_beside(config),
+        work=_workload(config),
+        deadlines=config.deadlines,
+        files=(*config.data.files, *config.data.holdout_files),
+        tasks=bool(config.data.tasks),
+        exports=exports,
+    )
+
+
+def _beside(config: GRPOConfig) -> tuple[ServerBeside, ...]:
+    """Reward models, then the teacher."""
+    found = [
+        ServerBeside(
+            name=f"reward-{preference.name}",
+            role="reward",
+            tensor_parallel=preference.tensor_parallel,
+            devices=preference.devices,
+            field="rewards.preferences[]",
+        )
+        for preference in config.rewards.preferences
+    ]
+    if config.teacher is not None:
+        found.append(
+            ServerBeside(
+                name="teacher",
+                role="teacher",
+                tensor_parallel=config.teacher.tensor_parallel,
+                devices=config.teacher.devices,
+                field="algorithm.teacher",
+            )
+        )
+    return tuple(found)
+
+
+def _workload(config: GRPOConfig) -> Workload:
+    """The mean response is in no configuration: a quarter of the longest."""
+    of_algorithm, longest = config.algorithm.needs, config.rollout.sampling.max_new_tokens
+    return Workload(
+        samples=config.prompts_per_step * config.group_size,
+        group_size=config.group_size,
+        prompt_tokens=min(256, max(1, config.rollout.max_model_len - longest)),
+        mean_response=max(1, longest // 4),
+        max_response=longest,
+        optimizer_steps=config.minibatches,
+        scoring_passes=(config.minibatches > 1 or of_algorithm.old_logprobs) + of_algorithm.reference,
+    )
+
+
+def describe(config: GRPOConfig, asked: Needs, shape: ModelShape) -> list[str]:
+    samples = config.prompts_per_step * config.group_size
+    return [
+        *describe_trainer(asked, shape),
+        f"rollout: {describe_servers(config.rollout)}",
+        f"step: {config.prompts_per_step} prompts x {config.group_size} = {samples:,} samples, at most "
+        f"{samples * config.rollout.max_model_len:,} tokens, {config.minibatches} optimizer step(s); "
+        f"{config.steps:,} steps",
+    ]
+
+
+def without(config: GRPOConfig, unmade: Callable[[Path], bool]) -> GRPOConfig:
+    """Without the reward models that earlier stages will make: no folder that is there can stand for them."""
+    kept = tuple(preference for preference in config.rewards.preferences if not unmade(preference.model))
+    return dataclasses.replace(config, rewards=dataclasses.replace(config.rewards, preferences=kept))
+
+
+def load() -> Callable[..., dict[str, Any]]:
+    from megatron_r1.stages.grpo.run import run_grpo
+
+    return run_grpo
+
+
+STAGE = Stage(
+    config=GRPOConfig,
+    validate=validate,
+    describe=describe,
+    needs=needs,
+    load=load,
+    outputs=("policy",),
+    report=True,
+    without=without,
+)

@@ -1,0 +1,253 @@
+"""GRPO of one run: what the loop calls, the files that it fills, and what a restart needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from megatron_r1.data.packing import RowLayout
+from megatron_r1.data.problems import ProblemSplit
+from megatron_r1.data.stream import ProblemStream
+from megatron_r1.data.template import render_prompt
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.errors import EngineError
+from megatron_r1.observe.metrics import JsonLines, keep_steps
+from megatron_r1.observe.progress import Progress
+from megatron_r1.observe.rollouts import rollout_records
+from megatron_r1.observe.watch import Watch
+from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.rollout.journal import Journal
+from megatron_r1.rollout.server import Engine
+from megatron_r1.rollout.sync import WeightSync
+from megatron_r1.stages.common.checkpoints import Checkpoints
+from megatron_r1.stages.common.divergence import SkippedSteps
+from megatron_r1.stages.common.greedy import greedy_scores
+from megatron_r1.stages.common.preempt import Preemption
+from megatron_r1.stages.common.trainer import export
+from megatron_r1.stages.grpo.collector import Collector
+from megatron_r1.stages.grpo.colocation import Colocation
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.loop import ASIDE, Loop, Trained, TrainingLoop
+from megatron_r1.stages.grpo.push import push_weights
+from megatron_r1.stages.grpo.teacher import add_teacher_logprobs
+from megatron_r1.stages.grpo.usable import left_out_note
+from megatron_r1.types import Problem, RolloutGroup
+
+
+class GRPORun:
+    """One on every rank."""
+
+    def __init__(
+        self,
+        config: GRPOConfig,
+        policy: Policy,
+        collector: Collector,
+        sync: WeightSync,
+        colocation: Colocation,
+        tokenizer: Tokenizer,
+        stream: ProblemStream,
+        base: Path,
+        watch: Watch,
+        say: Callable[[str], None],
+        teachers: Sequence[Engine] = (),
+        judges: Sequence[Engine] = (),
+    ) -> None:
+        self.teachers, self.judges = teachers, judges
+        self.config, self.policy, self.collector, self.sync = config, policy, collector, sync
+        self.colocation = colocation
+        self.tokenizer, self.stream, self.base, self.watch, self.say = tokenizer, stream, base, watch, say
+        self.is_writer = dist.get_rank() == 0
+        self.preemption = Preemption(config.run_dir, policy.device)
+        self.skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
+        self.journal = Journal(config.run_dir)
+        self.checkpoints = Checkpoints(
+            config.run_dir,
+            keep=config.keep_checkpoints,
+            keep_best=config.keep_best_checkpoint,
+            say=say,
+            on_commit=self._forget,
+        )
+        self.steps_done = 0
+        self.before: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        self.tokens = 0
+        self.sync_milliseconds: list[float] = []
+
+    def train(self, layout: RowLayout, split: ProblemSplit, seconds: dict[str, float]) -> dict[str, Any]:
+        """Evaluate, train, export, evaluate; or go on from the last checkpoint. Returns the summary.
+
+        If the servers are lost on the way, what was trained is exported first, then the error is raised."""
+        config, held_out = self.config, split.held_out
+        with self.watch.phase("start"):
+            state = self.checkpoints.load_latest(self.policy)
+        if state is not None:
+            self.load_state_dict(state)
+        if self.is_writer:
+            self.journal.keep_from(self.steps_done)
+        self.watch.step(self.steps_done)
+        with self.watch.phase("sync"):
+            self.push(self.steps_done)
+        if state is None:
+            self.before = self._judge(held_out)
+            accuracy = self.before["accuracy"]
+            self.say(f"held-out greedy accuracy before GRPO: {accuracy:.1%} of {len(held_out)} problems")
+        with ExitStack() as files:
+            if self.is_writer:
+                self._open_files(files)
+            loop = Loop(
+                stream=self.stream,
+                collect=self.collector.collect,
+                push=self.push,
+                on_step=self.on_step,
+                to_trainer=lambda keep_weights: self.colocation.for_training(keep_weights=keep_weights),
+                evaluate=lambda: greedy_scores(self.collector, split.validation)["accuracy"],
+                save=self.save,
+                checkpoint=self.checkpoint,
+                skips=self.skips,
+                warn=self.say,
+                decode=self.tokenizer.decode,
+                teach=self.teach if config.teacher is not None else None,
+                watch=self.watch.phase,
+            )
+            try:
+                steps = TrainingLoop(
+                    self.policy,
+                    config.algorithm,
+                    config,
+                    layout,
+                    loop,
+                    max_new_tokens=config.rollout.sampling.max_new_tokens,
+                    seed=config.seed,
+                    first_step=self.steps_done,
+                ).run()
+            except EngineError:
+                # Those that live may be sampling still, and would neither sleep nor leave their memory.
+                on_rank_zero(lambda: [engine.stop() for engine in self.sync.engines])
+                self.checkpoints.commit(wait=True)
+                if self.policy.steps_taken:
+                    self.save(self.policy.steps_taken // config.minibatches)
+                raise
+        with self.watch.phase("checkpoint"):
+            self.checkpoints.close()
+        with self.watch.phase("save"):
+            self.save(steps, last=True)
+        after = self._judge(held_out)
+        grpo_seconds = sum(value for phase, value in self.seconds.items() if phase not in ASIDE)
+        total = dict(seconds)
+        for phase, value in self.seconds.items():
+            total[phase] = total.get(phase, 0.0) + value
+        return {
+            "accuracy_before": self.before["accuracy"],
+            "accuracy_after": after["accuracy"],
+            "held_out_before": self.before,
+            "held_out_after": after,
+            "steps": steps,
+            "seconds": total,
+            "tokens_per_second": self.tokens / max(grpo_seconds, 1e-9),
+            "sync_milliseconds_median": float(np.median(self.sync_milliseconds)),
+            "held_out": len(held_out),
+        }
+
+    def _judge(self, problems: Sequence[Problem]) -> dict[str, Any]:
+        marked = time.perf_counter()
+        with self.watch.phase("evaluate"):
+            scores = greedy_scores(self.collector, problems)
+        self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - marked
+        return scores
+
+    def _open_files(self, files: ExitStack) -> None:
+        paths = [self.config.run_dir / name for name in ("metrics.jsonl", "rollouts.jsonl")]
+        for path in paths:
+            keep_steps(path, self.steps_done)
+        self.metrics, self.rollouts = (files.enter_context(JsonLines(path)) for path in paths)
+        self.progress = files.enter_context(Progress(self.config.steps, first_step=self.steps_done))
+
+    # ---- what a restart needs
+
+    def checkpoint(self, step: int, metrics: dict[str, Any]) -> None:
+        """See Loop.checkpoint. A collective."""
+        self.steps_done = step
+        self.checkpoints.commit()
+        due, asked = self.preemption.checkpoint_now(step, self.config.checkpoint_every)
+        if due:
+            self.colocation.for_training(keep_weights=True)
+            self.checkpoints.save(step, self.policy, self.state_dict(), score=metrics.get("eval_accuracy"))
+        if asked:
+            self.checkpoints.commit(wait=True)
+            self.preemption.end(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON: what a restart needs besides the policy."""
+        return {
+            "steps_done": self.steps_done,
+            "stream": self.stream.state_dict(),
+            "skipped_in_a_row": self.skips.count,
+            "before": self.before,
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "sync_milliseconds": self.sync_milliseconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. DataError if it belongs to other data."""
+        self.stream.load_state_dict(state["stream"])
+        self.steps_done, self.skips.count = state["steps_done"], state["skipped_in_a_row"]
+        self.before, self.seconds, self.tokens = state["before"], dict(state["seconds"]), state["tokens"]
+        self.sync_milliseconds = list(state["sync_milliseconds"])
+
+    def _forget(self, oldest: int) -> None:
+        if self.is_writer:
+            self.journal.forget(oldest)
+
+    # ---- what the loop calls
+
+    def push(self, version: int) -> None:
+        """See push_weights. A collective."""
+        report = push_weights(self.sync, self.colocation, version)
+        self.sync_milliseconds.append(report.seconds * 1e3)
+
+    def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        """The groups with the teacher's logprobs; rank 0 asks, all get them. A collective."""
+        return on_rank_zero(lambda: add_teacher_logprobs(self.teachers[0], groups))
+
+    def save(self, step: int, *, last: bool = False) -> None:
+        self.colocation.for_training(keep_weights=True)
+        target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")
+        export(self.policy, self.base, target, dtype=self.config.rollout.dtype, extra={"stage": "grpo", "step": step})
+
+    def on_step(self, step: int, metrics: dict[str, Any], trained: Trained) -> None:
+        self.watch.step(step + 1)
+        for judge in self.judges:
+            judge.forgive()
+        for phase, value in metrics["seconds"].items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + value
+        self.tokens += metrics["tokens"]
+        if not self.is_writer:
+            return
+        self.metrics.write({"step": step, **metrics})
+        records = rollout_records(
+            step=step,
+            groups=trained.groups,
+            advantages=[advantages_G.tolist() for advantages_G in trained.advantages],
+            prompt_texts=[
+                render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in trained.groups
+            ],
+            limit=self.config.rollouts_logged_per_step,
+        )
+        for record in records:
+            self.rollouts.write(record)
+        self.progress.update(step, metrics)
+        if metrics["skipped_steps"]:
+            self.progress.note(
+                f"  {metrics['skipped_steps']} optimizer step(s) skipped: the gradient was not finite, or nothing was "
+                "left to train on"
+            )
+        if note := left_out_note(trained.groups, trained.advantages):
+            self.progress.note(f"  {note}")

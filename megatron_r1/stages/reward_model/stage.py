@@ -1,0 +1,64 @@
+"""Reward model training as a kind of stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.needs import Needs, TrainerNeeds
+from megatron_r1.planning.summary import describe_trainer
+from megatron_r1.planning.workload import Workload
+from megatron_r1.stages.reward_model.config import RewardModelConfig, validate_reward_model
+from megatron_r1.stages.stage import Stage
+
+
+def needs(config: RewardModelConfig) -> Needs:
+    longest = config.data.max_tokens
+    return Needs(
+        name=config.name,
+        run_dir=config.run_dir,
+        model=config.model,
+        trainer=TrainerNeeds(
+            device=config.device,
+            parallel=config.parallel,
+            train=config.train,
+            optimizer=config.optimizer,
+            train_mtp=config.model.train_mtp,
+            reward_head=True,
+        ),
+        work=Workload(
+            samples=2 * config.data.batch_pairs,
+            prompt_tokens=1,
+            mean_response=max(1, longest // 4),
+            max_response=longest,
+            scoring_passes=1,
+            rollout=False,
+        ),
+        files=config.data.files,
+    )
+
+
+def describe(config: RewardModelConfig, asked: Needs, shape: ModelShape) -> list[str]:
+    data = config.data
+    return [
+        *describe_trainer(asked, shape),
+        f"data: {len(data.files)} file(s), {data.epochs} epoch(s), batches of {data.batch_pairs} pairs, judged by "
+        f"the {data.part}",
+    ]
+
+
+def load() -> Callable[..., dict[str, Any]]:
+    from megatron_r1.stages.reward_model.run import run_reward_model
+
+    return run_reward_model
+
+
+STAGE = Stage(
+    config=RewardModelConfig,
+    validate=validate_reward_model,
+    describe=describe,
+    needs=needs,
+    load=load,
+    outputs=("model",),
+)

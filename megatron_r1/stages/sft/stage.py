@@ -1,0 +1,55 @@
+"""Supervised fine-tuning as a kind of stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.needs import Needs, TrainerNeeds
+from megatron_r1.planning.summary import describe_trainer
+from megatron_r1.planning.workload import Workload
+from megatron_r1.stages.sft.config import SFTConfig, validate_sft
+from megatron_r1.stages.stage import Stage
+
+
+def needs(config: SFTConfig) -> Needs:
+    longest, data = config.data.max_tokens, config.data
+    return Needs(
+        name=config.name,
+        run_dir=config.run_dir,
+        model=config.model,
+        trainer=TrainerNeeds(
+            device=config.device,
+            parallel=config.parallel,
+            train=config.train,
+            optimizer=config.optimizer,
+            train_mtp=config.model.train_mtp,
+        ),
+        work=Workload(
+            samples=data.batch_sequences,
+            prompt_tokens=1,
+            mean_response=max(1, longest // 4),
+            max_response=longest,
+            rollout=False,
+        ),
+        files=data.files,
+    )
+
+
+def describe(config: SFTConfig, asked: Needs, shape: ModelShape) -> list[str]:
+    data = config.data
+    return [
+        *describe_trainer(asked, shape),
+        f"data: {len(data.files)} file(s), {data.epochs} epoch(s), batches of {data.batch_sequences} examples, at "
+        f"most {data.max_tokens:,} tokens each, {data.loss.replace('_', ' ')}, reader {data.reader}",
+    ]
+
+
+def load() -> Callable[..., dict[str, Any]]:
+    from megatron_r1.stages.sft.run import run_sft
+
+    return run_sft
+
+
+STAGE = Stage(config=SFTConfig, validate=validate_sft, describe=describe, needs=needs, load=load, outputs=("model",))

@@ -1,0 +1,51 @@
+"""What a kind of stage is: one object that says everything the rest of the program asks of it.
+
+A kind is a folder with its configuration and rules (config.py), this object (stage.py) and what it runs (run.py); one
+line in pipeline/kinds.py registers it. The command line, pipelines, the planner, a cluster's placing and doctor know
+kinds through this object only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from megatron_r1.config.schema import StageConfig
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.needs import Needs
+
+C = TypeVar("C", bound=StageConfig)
+
+
+class Validate(Protocol):
+    """Raises ConfigError listing every fault of a configuration; returns the shape of its model, if it has one.
+    `folder`: whether run_dir may be used is looked at too."""
+
+    def __call__(self, config: Any, *, folder: bool = True) -> ModelShape | None: ...
+
+
+def _as_it_is(config: C, unmade: Callable[[Path], bool]) -> C:
+    return config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(Generic[C]):
+    """One kind of stage."""
+
+    config: type[C]
+    validate: Validate
+    describe: Callable[[C, Needs, ModelShape], list[str]]
+    """What is about to run, in a few lines, for a configuration whose model has that shape."""
+    needs: Callable[[C], Needs]
+    load: Callable[[], Callable[..., dict[str, Any]]]
+    """Imports and returns what runs: (config, shape, device) on every trainer rank, or (config) in the only process of
+    a stage without one. It returns the summary."""
+    outputs: tuple[str, ...]
+    """What it leaves in its run folder for later stages."""
+    report: bool = False
+    """Whether it writes report.html."""
+    without: Callable[[C, Callable[[Path], bool]], C] = _as_it_is
+    """The configuration without the inputs that earlier stages have still to make and that nothing can stand for when
+    it is checked; the function says whether a path is such an input."""

@@ -1,0 +1,56 @@
+"""The quickstart's warm-up as a kind of stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.planning.needs import Needs, TrainerNeeds
+from megatron_r1.planning.summary import describe_trainer
+from megatron_r1.planning.workload import Workload
+from megatron_r1.stages.stage import Stage
+from megatron_r1.toy.warm_up.config import WarmUpConfig, validate_warm_up
+
+
+def needs(config: WarmUpConfig) -> Needs:
+    longest = config.train.tokens_per_microbatch
+    return Needs(
+        name=config.name,
+        run_dir=config.run_dir,
+        model=config.model,
+        trainer=TrainerNeeds(
+            device=config.device,
+            parallel=config.parallel,
+            train=config.train,
+            optimizer=config.optimizer,
+            train_mtp=config.model.train_mtp,
+        ),
+        work=Workload(
+            samples=config.batch_size,
+            prompt_tokens=1,
+            mean_response=max(1, longest // 4),
+            max_response=longest,
+            rollout=False,
+        ),
+        tasks=True,
+    )
+
+
+def describe(config: WarmUpConfig, asked: Needs, shape: ModelShape) -> list[str]:
+    return [
+        *describe_trainer(asked, shape),
+        f"warm-up: {config.steps:,} supervised steps of {config.batch_size} sums make the base model; "
+        f"{config.noise:.0%} of them forget their carries",
+    ]
+
+
+def load() -> Callable[..., dict[str, Any]]:
+    from megatron_r1.toy.warm_up.run import run_warm_up
+
+    return run_warm_up
+
+
+STAGE = Stage(
+    config=WarmUpConfig, validate=validate_warm_up, describe=describe, needs=needs, load=load, outputs=("model",)
+)

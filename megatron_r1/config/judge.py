@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_r1.bounds import Count, Natural, NonNegative, Positive, Share
-from megatron_r1.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,23 +31,6 @@ class JudgeConfig:
     """Above 0, so that a second attempt or judgement can differ from the first; the seeds are fixed."""
     max_failed: Share = 0.1
     """Largest share of judgements that may come to nothing; more stops the stage."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairConfig:
-    """How two responses are compared (the paper's helpful reward model: four judgements with A and B swapped, and only
-    pairs whose mean scores differ by more than 1 are kept)."""
-
-    judgements: int = 4
-    """Even: half of them show the second response first."""
-    min_gap: float = 1.0
-    """A response is preferred if its mean score is higher by more than this."""
-    length_control: bool = True
-    """Take out of the score differences what the lengths explain (after arXiv 2404.04475)."""
-
-    def __post_init__(self) -> None:
-        if self.judgements < 2 or self.judgements % 2:
-            raise ConfigError(f"judgements is {self.judgements}; half of them swap the responses: use 2, 4, 6, ...")
 
 
 def judge_faults(judge: JudgeConfig) -> list[str]:

@@ -1,8 +1,7 @@
 """Judgements by another model, from any server that speaks OpenAI's chat API (`vllm serve` does).
 
-Two questions can be put: does this answer mean the same as the reference, and how good are these two responses on a
-scale of 1 to 10. What comes back is a verdict or the reason why there is none, never a guess. Left out: what is shown
-(judge_text.py), how the answer is read (verdicts.py), what length explains (length_control.py), and training on it.
+The question is whether an answer means the same as the reference. What comes back is a verdict or the reason why there
+is none, never a guess. Left out: what is shown (judge_text.py) and how the judge's answer is read (verdicts.py).
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from typing import Any, TypeVar
 
 import urllib3
 
-from megatron_r1.config.judge import JudgeConfig, PairConfig
+from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.errors import JudgeError
-from megatron_r1.rewards.judge_text import final_part, pair_prompt, reference_prompt
-from megatron_r1.rewards.length_control import Comparison, control_length
-from megatron_r1.rewards.verdicts import parse_scores, parse_verdict
+from megatron_r1.rewards.judge_text import reference_prompt
+from megatron_r1.rewards.verdicts import parse_verdict
 
 T = TypeVar("T")
 
@@ -74,27 +72,6 @@ class Judge:
         """Of each (question, reference, response): does the response's answer mean the same as the reference? Values
         are True or False; order kept."""
         return self._ask([(reference_prompt(*texts), 0) for texts in questions], parse_verdict)
-
-    def compare(self, pairs: Sequence[tuple[str, str, str]], config: PairConfig) -> list[Comparison]:
-        """Scores of each (question, first response, second response), asked in both orders; order kept. Length control,
-        where it is on, looks at all of these pairs together (length_control.preferred reads the result)."""
-        half = config.judgements // 2
-        asked = [
-            (pair_prompt(question, one, other), seed)
-            for question, first, second in pairs
-            for one, other in ((first, second), (second, first))
-            for seed in range(half)
-        ]
-        answers = iter(self._ask(asked, parse_scores))
-        compared = [
-            Comparison(
-                in_order=tuple(a.value[0] - a.value[1] for a in [next(answers) for _ in range(half)] if a.value),
-                swapped=tuple(a.value[1] - a.value[0] for a in [next(answers) for _ in range(half)] if a.value),
-                lengths=(len(final_part(first)), len(final_part(second))),
-            )
-            for _, first, second in pairs
-        ]
-        return control_length(compared) if config.length_control else compared
 
     def _ask(self, asked: Sequence[tuple[str, int]], parse: Callable[[str], T | None]) -> list[Judgement]:
         due = self.counts["asked"] + len(asked)

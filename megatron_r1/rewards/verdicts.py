@@ -1,4 +1,4 @@
-"""How a judge's answer is read: its last verdict, or its last pair of scores, or nothing. Pure functions.
+"""How a judge's answer is read: its last verdict, or nothing. Pure functions.
 
 A verdict that is quoted, asked about, hedged, or stands in the judge's own thought is none: nothing is better than a
 guess, since who comes to nothing is asked again and counted (judge.py). Left out: what the judge is shown
@@ -30,20 +30,6 @@ ENDED = regex.compile(
 )
 """What may follow a verdict: an end, or a reason. Not a question mark, an alternative or a reservation."""
 
-SCORE = r"""
-    (?:(?:response|answer|assistant|model)[ _]?)?+ \b(?P<label{n}>[AB])\b (?:['’]s)?+ \s*+ (?:score\s*+)?+
-    (?:[:=]|is\b|gets\b|->|→) \s*+ (?P<number{n}>\d++(?:\.\d++)?+)
-    (?:\s*+(?:/|out\s+of)\s*+(?P<scale{n}>\d++(?:\.\d++)?+))?+
-    (?![\d%]|\s*[–-]\s*\d|[.,/]\d)
-"""
-SCORES = regex.compile(
-    rf"""(?P<line>^[^\w\n]*+)? (?P<word>scores?\b[^\w\n]*+)? {SCORE.replace("{n}", "1")}
-    [\s,;&|.]*+ (?:[•-]\s++)?+ (?:and\b\s*+)?+ (?:scores?\b\W*+)?+ {SCORE.replace("{n}", "2")}""",
-    regex.IGNORECASE | regex.VERBOSE | regex.MULTILINE,
-)
-LEAST, MOST = 1.0, 10.0
-
-
 ANOTHERS = regex.compile(
     r"(?:\b(?:not|never|cannot|doubt|unless|if|whether|claim(?:s|ed)?|says|said|states|stated|asserts|insists|wants)\b|n['’]t\b)"
     r"[^.!?;\n]*+$",
@@ -66,26 +52,6 @@ def parse_verdict(text: str) -> bool | None:
     return value if not denied else False if denied == 1 and value else None
 
 
-def parse_scores(text: str) -> tuple[float, float] | None:
-    """The last pair of scores after the judge's own thought, A's first; None if there is none or one is not in 1 to 10.
-    A pair without the word stands on a line of its own."""
-    said = _said(text)
-    found = [
-        match
-        for match in SCORES.finditer(said)
-        if match["word"] or (match["line"] is not None and not regex.search(r"\w", _rest(said, match.end())))
-    ]
-    if not found:
-        return None
-    last = found[-1]
-    scores = {last[f"label{n}"].upper(): float(last[f"number{n}"]) for n in "12"}
-    scales = {float(last[f"scale{n}"] or MOST) for n in "12"}
-    asked = _rest(said, last.end()).lstrip().startswith("?")
-    if len(scores) < 2 or scales != {MOST} or asked or not all(LEAST <= score <= MOST for score in scores.values()):
-        return None
-    return scores["A"], scores["B"]
-
-
 def _rest(text: str, place: int) -> str:
     """What follows in the line, as far as it matters."""
     return text[place : place + 200].partition("\n")[0]
@@ -103,7 +69,7 @@ def _said(text: str) -> str:
 
 
 def _without_quotations(line: str) -> str:
-    """The line without quotations of a verdict or of scores; but one that is the whole line is the judge's own, which
+    """The line without quotations of a verdict or of numbers; but one that is the whole line is the judge's own, which
     was shown the line in quotation marks."""
     whole = QUOTED.fullmatch(line.strip().rstrip("."))
     if whole:

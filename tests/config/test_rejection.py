@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_r1.config.judge import JudgeConfig, PairConfig
+from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.errors import ConfigError
 from megatron_r1.stages.rejection.config import (
@@ -99,11 +99,6 @@ def test_an_earlier_run_is_not_written_over(tmp_path):
     (fault,) = faults_of(sound(tmp_path))
     assert "not empty" in fault
     assert faults_of(sound(tmp_path, if_exists="archive")) == []
-
-
-def test_half_of_the_judgements_swap_the_responses():
-    with pytest.raises(ConfigError, match="judgements is 3; half of them swap"):
-        PairConfig(judgements=3)
 
 
 def test_it_needs_no_torch():

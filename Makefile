@@ -123,6 +123,6 @@ $(RUNTIME): requirements/torch.txt requirements/cpu.txt pyproject.toml setup.py
 	rm $(BUSY); \
 	echo "$(CURDIR)" > $(RUNTIME)
 
-$(DEV): $(RUNTIME) requirements/dev.txt requirements/dali.txt
-	@echo "installing $$(cat requirements/dev.txt requirements/dali.txt | grep -c ==) packages for tests and checks"
-	@set -e; touch $(BUSY); $(INSTALL) -r requirements/dev.txt -r requirements/dali.txt; rm $(BUSY); touch $(DEV)
+$(DEV): $(RUNTIME) requirements/dev.txt
+	@echo "installing $$(grep -c == requirements/dev.txt) packages for tests and checks"
+	@set -e; touch $(BUSY); $(INSTALL) -r requirements/dev.txt; rm $(BUSY); touch $(DEV)

@@ -2,7 +2,7 @@
 
 A whole batch is one DALI sample (tokens end to end) with its lengths beside it: a sample for each example costs more
 than the copying. The pipeline has no GPU on any machine: rows are packed in host memory, so what comes out is copied
-there at once, and page-locked buffers would cost a CUDA context for nothing. DALI is optional (requirements/dali.txt).
+there at once, and page-locked buffers would cost a CUDA context for nothing. DALI comes with the [gpu] extra.
 """
 
 # DALI's operators are made at import time, so their signatures are unknown to pyright.

@@ -13,7 +13,7 @@ from megatron_r1.data.reader import ExampleReader
 from megatron_r1.data.tokenizer import character_tokenizer
 from megatron_r1.errors import DataError
 
-needs_dali = pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed (requirements/dali.txt)")
+needs_dali = pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed; it comes with the [gpu] extra")
 READERS = [pytest.param("torch", id="torch"), pytest.param("dali", id="dali", marks=needs_dali)]
 
 

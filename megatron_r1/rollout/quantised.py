@@ -13,7 +13,7 @@ import torch
 
 from megatron_r1.rollout.buckets import ParamSpec
 from megatron_r1.rollout.source import WeightSource
-from megatron_r1.weights.fp8 import FP8, SCALE_SUFFIX, block_scales, scale_shape
+from megatron_r1.weights.fp8 import FP8, SCALE_SUFFIX, quantise, scale_shape
 
 
 class QuantisedSource:
@@ -41,23 +41,8 @@ class QuantisedSource:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self._source:
             if name in self._scaled:
-                codes, scales = quantise_blocks(tensor, block=self._block, power_of_two=self._power_of_two)
+                codes, scales = quantise(tensor, block=self._block, power_of_two=self._power_of_two)
                 yield name, codes
                 yield name + SCALE_SUFFIX, scales
             else:
                 yield name, tensor
-
-
-def quantise_blocks(
-    weight_RC: torch.Tensor, *, block: int, power_of_two: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(e4m3[R, C], f32 scales) as weights.fp8.quantise gives them, with plain tensor operations on any device. Holds
-    three fp32 copies of the weight at a time."""
-    rows, columns = weight_RC.shape
-    tall, wide = scale_shape(rows, columns, block)
-    padded = weight_RC.new_zeros(tall * block, wide * block, dtype=torch.float32)
-    padded[:rows, :columns] = weight_RC
-    tiles = padded.view(tall, block, wide, block)
-    scales = block_scales(tiles.abs().amax(dim=(1, 3)), power_of_two=power_of_two)
-    codes = (tiles / scales[:, None, :, None]).view(tall * block, wide * block)[:rows, :columns].to(FP8)
-    return codes.contiguous(), scales

@@ -63,7 +63,7 @@ def dequantise_kernel(codes, scales, block, first_row, first_column, out) -> boo
 
 
 @numba.njit("f4[::1](f4[:,::1], i8)", cache=True, nogil=True)
-def block_amax(tile, block):
+def strip_amax(tile, block):
     """Largest magnitude in each run of `block` columns. Magnitudes are compared as bits, which orders them."""
     rows, columns = tile.shape
     amax = np.zeros(-(-columns // block), np.uint32)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megatron_r1.weights.fp8 import FP8, dequantise, quantise, scale_shape
+from megatron_r1.weights.fp8 import FP8, block_amax, dequantise, quantise, quantise_rows, scale_shape
 
 
 def dequantised(codes, scales, block=128, **place):
@@ -136,3 +136,19 @@ def test_nan_and_infinity_of_a_block_stay_visible():
         weight[3, 4] = bad
         scales = quantise(weight, block=128, power_of_two=True)[1]
         assert torch.equal(scales.isnan(), quantise(weight, block=128)[1].isnan())
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(128, 128), (256, 384), (130, 65), (1, 300), (127, 129)])
+def test_all_at_once_as_on_gpus_gives_the_bits_of_a_strip_at_a_time(shape, dtype, power_of_two):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[:128, :64] = 0
+    weight[-1, -1] = torch.nan
+    given = weight.clone()
+    codes, scales = torch.empty(shape, dtype=FP8), torch.empty(scale_shape(*shape, 128))
+    quantise_rows(weight, block_amax, codes, scales, block=128, power_of_two=power_of_two)
+    expected_codes, expected_scales = quantise(weight, block=128, power_of_two=power_of_two)
+    assert torch.equal(scales.view(torch.int32), expected_scales.view(torch.int32))
+    assert torch.equal(codes.view(torch.uint8), expected_codes.view(torch.uint8))
+    assert torch.equal(weight.nan_to_num(), given.nan_to_num()), "what is quantised stays as it is"

@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 FLOORS = (
     ("types", "errors", "boxed"),
-    ("plugins", "bounds"),
+    ("plugins", "bounds", "files"),
     ("algorithms",),
     ("config",),
     ("observe", "planning"),
@@ -43,6 +43,7 @@ WITHOUT_TORCH = {
     "boxed",
     "plugins",
     "bounds",
+    "files",
     "errors",
     "config",
     "observe",

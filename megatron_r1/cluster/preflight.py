@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_r1.cluster.roles import Roles
-from megatron_r1.cluster.task import NODES, ROLES, own_address, write_whole
+from megatron_r1.cluster.task import NODES, ROLES, own_address
 from megatron_r1.config.packages import version_faults
 from megatron_r1.config.run_folder import folder_faults, is_held
 from megatron_r1.config.same import as_json
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
+from megatron_r1.files import write_whole
 from megatron_r1.planning.needs import Needs
 
 WAIT_SECONDS = 900.0
@@ -185,13 +186,13 @@ class Meeting:
 
     def admit(self, lines: Mapping[str, object]) -> None:
         """Node 0: write `roles`, which lets launch.sh go on."""
-        write_whole(self.roles, "".join(f"{name}={value}\n" for name, value in lines.items()))
+        write_whole(self.roles, "".join(f"{name}={value}\n" for name, value in lines.items()), mode=0o600)
 
     def refuse(self) -> None:
-        write_whole(self.folder / REFUSED, "")
+        write_whole(self.folder / REFUSED, "", mode=0o600)
 
     def _put(self, name: str, content: Mapping[str, object]) -> None:
-        write_whole(self.folder / name, json.dumps(content))
+        write_whole(self.folder / name, json.dumps(content), mode=0o600)
 
     def _wait(
         self, nodes: range, form: str, seconds: float, seen_at: dict[int, float] | None = None

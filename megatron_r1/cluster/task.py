@@ -138,14 +138,3 @@ def read_roles(folder: Path) -> dict[str, str]:
     """The lines `name=value` that preflight wrote for launch.sh and us."""
     lines = (folder / ROLES).read_text(encoding="utf-8").splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
-
-
-def write_whole(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Replace `path` in one piece; readers on other nodes see the old text or the new."""
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

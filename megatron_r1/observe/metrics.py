@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.errors import DataError, UserError
+from megatron_r1.files import replacing
 
 
 class OutputError(UserError, OSError):
@@ -63,31 +64,12 @@ def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
     """Replace `path` with `content`, atomically: readers see the old file or the new one. OutputError on
     failure."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
+        with replacing(path) as file:
             json.dump(plain_json(content), file, ensure_ascii=False, allow_nan=False, indent=2)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _output_error(path, error) from error
-
-
-def keep_steps(path: Path, count: int) -> None:
-    """Cut the file down to its rows of steps below `count`: a run that goes on from a checkpoint writes the later ones
-    again. OutputError on failure."""
-    if not path.exists():
-        return
-    rows = [row for row in read_json_lines(path) if row["step"] < count]
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.unlink(missing_ok=True)
-    with JsonLines(temporary) as file:
-        for row in rows:
-            file.write(row)
-    os.replace(temporary, path)
 
 
 def read_json_lines(path: Path | str) -> Iterator[dict[str, Any]]:
@@ -106,23 +88,17 @@ def read_json_lines(path: Path | str) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
 
 
-def drop_lines_from_step(path: Path | str, step: int) -> None:
-    """Remove lines whose `step` is `step` or later, and a torn last line: a resumed run is about to write
-    them."""
-    path = Path(path)
+def keep_steps(path: Path, count: int) -> None:
+    """Cut the file down to its rows of steps below `count`, and a torn last line off: a run that goes on from a
+    checkpoint writes the later ones again. OutputError on failure."""
     if not path.exists():
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for record in read_json_lines(path):
-                if record["step"] < step:
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            for row in read_json_lines(path):
+                if row["step"] < count:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _output_error(path, error) from error
 
 

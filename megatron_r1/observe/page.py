@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
+from megatron_r1.files import write_whole
 from megatron_r1.observe.metrics import OutputError
 
 STYLE = """
@@ -244,10 +245,7 @@ def document(title: str, body: str, tail: str = "") -> str:
 
 def write_page(path: Path, page: str) -> None:
     """Replace `path` in one piece. OutputError if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        temporary.replace(path)
+        write_whole(path, page, sync=False)  # it can be made again
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(error.errno, f"cannot write {path}: {error.strerror}; free space and try again") from error

@@ -10,7 +10,6 @@ plain HTTP with the token: without TLS whoever can read the network between the 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.errors import EngineError
+from megatron_r1.files import write_whole
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.rollout.server import Engine
 
@@ -97,12 +97,7 @@ class ServerFiles:
         return content if content.attempt == self.attempt else None
 
     def write_token(self, token: str) -> None:
-        path = self.folder / f"{self.name}.token"
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.unlink(missing_ok=True)
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(token)
-        os.replace(partial, path)
+        write_whole(self.folder / f"{self.name}.token", token, mode=0o600)
 
     def read_token(self) -> str:
         return (self.folder / f"{self.name}.token").read_text(encoding="utf-8")

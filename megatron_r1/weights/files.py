@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_r1.errors import CheckpointError
+from megatron_r1.files import replacing
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -54,12 +55,8 @@ def is_plain_name(name: object) -> bool:
 def write_json(path: Path, value: object, *, temporary: Path, sync: bool = True, indent: int | None = 1) -> None:
     """Write by way of `temporary` (on the same disk): `path` never holds a part, with `sync` after a power cut too.
     Without `indent` it is one line, which is faster."""
-    with open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path, temporary=temporary, sync=sync) as file:
         file.write(json.dumps(value, indent=indent) + "\n")
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def fsync(path: Path) -> None:

@@ -14,7 +14,7 @@ from megatron_r1.observe.metrics import (
     JsonLines,
     OutputError,
     PhaseTimer,
-    drop_lines_from_step,
+    keep_steps,
     read_json_lines,
     write_json,
 )
@@ -101,9 +101,10 @@ def test_opening_cuts_a_torn_line(tmp_path):
 def test_resume_drops_what_will_be_written_again(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 1}\n{"step": 2}\n{"st')
-    drop_lines_from_step(path, 1)
+    keep_steps(path, 1)
     assert path.read_text() == '{"step": 0}\n'
-    drop_lines_from_step(tmp_path / "none.jsonl", 1)
+    keep_steps(tmp_path / "none.jsonl", 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.jsonl"]
 
 
 def test_phases_add_up_and_nested_time_counts_once():

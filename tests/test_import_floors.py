@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 FLOORS = (
     ("types", "errors", "boxed"),
-    ("plugins", "bounds", "files"),
+    ("plugins", "bounds", "files", "parent"),
     ("algorithms",),
     ("config",),
     ("observe", "planning"),
@@ -44,6 +44,7 @@ WITHOUT_TORCH = {
     "plugins",
     "bounds",
     "files",
+    "parent",
     "errors",
     "config",
     "observe",

@@ -15,7 +15,7 @@ from megatron_r1.pipeline.launch import PARENT_VARIABLE
 def run_single(config: StageConfig, loop: Callable[[Any], dict[str, Any]]) -> int:
     """Run the stage. Its errors are the command line's to print."""
     if parent := int(os.environ.get(PARENT_VARIABLE, "0")):
-        from megatron_r1.rollout.launch import die_with_parent
+        from megatron_r1.parent import die_with_parent
 
         die_with_parent(parent, "the launcher")
     # As an exception, so that servers and graders are stopped on the way out.

@@ -26,7 +26,7 @@ def run_rank(config: TrainerStage, shape: ModelShape) -> int:
     parent = int(os.environ.get(PARENT_VARIABLE, "0"))
     private = config.run_dir / RENDEZVOUS if parent else None
     if parent:
-        from megatron_r1.rollout.launch import die_with_parent
+        from megatron_r1.parent import die_with_parent
 
         die_with_parent(parent, "the launcher")
     listen()

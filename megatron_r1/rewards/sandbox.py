@@ -45,8 +45,8 @@ REMEDY = (
     "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in a container, a seccomp "
     "profile that permits unshare and mount), or set allow_unisolated=True where every program may be trusted"
 )
-BOOT_FILES = ("sandbox_values.py", "sandbox_objects.py", "sandbox_inside.py")
-NOT_INSIDE = ("__future__", *(f"megatron_r1.rewards.{name.removesuffix('.py')}" for name in BOOT_FILES))
+BOOT_MODULES = tuple(f"megatron_r1.rewards.sandbox_{name}" for name in ("values", "objects", "inside"))
+LAUNCHER_MODULES = ("megatron_r1.parent", "megatron_r1.rewards.sandbox_launcher")
 START_SECONDS = 60.0
 """For a launcher to start, and to answer an order to kill: both take milliseconds on a machine that is not stuck."""
 
@@ -446,18 +446,24 @@ def available_levels() -> dict[Level, str | None]:
 
 
 def boot_code() -> CodeType:
-    """What every sandboxed interpreter runs first: one module, of the files in BOOT_FILES one after the other, without
-    what they import of each other."""
-    body: list[ast.stmt] = []
-    for name in BOOT_FILES:
-        tree = ast.parse(Path(inside.__file__).with_name(name).read_bytes(), name)
-        body += [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module in NOT_INSIDE)]
+    """What every sandboxed interpreter runs first."""
     flags = annotations.compiler_flag  # else every annotation would be evaluated
-    return compile(ast.Module(body=body, type_ignores=[]), "sandbox", "exec", flags=flags, dont_inherit=True)
+    return compile(_joined(BOOT_MODULES), "sandbox", "exec", flags=flags, dont_inherit=True)
+
+
+def _joined(modules: Sequence[str]) -> ast.Module:
+    """One module of several, one after the other, without what they import of each other."""
+    body: list[ast.stmt] = []
+    for name in modules:
+        source = Path(inside.__file__).parents[1].joinpath(*name.split(".")[1:]).with_suffix(".py")
+        nodes = ast.parse(source.read_bytes(), source.name).body
+        own = ("__future__", *modules)
+        body += [node for node in nodes if not (isinstance(node, ast.ImportFrom) and node.module in own)]
+    return ast.Module(body=body, type_ignores=[])
 
 
 def _launcher_command() -> list[str]:
-    source = Path(__file__).with_name("sandbox_launcher.py").read_text()
+    source = "from __future__ import annotations\n" + ast.unparse(_joined(LAUNCHER_MODULES))
     return [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", source]
 
 

@@ -1,10 +1,10 @@
 """The process that starts sandboxed programs, one at a time, until its socket closes.
 
-Run by sandbox.py as `python -I -S -c SOURCE FD`; uses the standard library only. It prepares its own namespaces and
-root folder once (or finds them prepared by bubblewrap), so that a program costs one clone with a new process and
-mount namespace, one private tmpfs and one exec. Nothing of a program passes through this process: text and input
-travel as file descriptors that it never reads, so no program can find another one's in what it inherits. Left out:
-reading output and the wall clock (sandbox.py).
+Run by sandbox.py as `python -I -S -c SOURCE FD`; SOURCE holds parent.py too, and both use the standard library only. It
+prepares its own namespaces and root folder once (or finds them prepared by bubblewrap), so that a program costs one
+clone with a new process and mount namespace, one private tmpfs and one exec. Nothing of a program passes through this
+process: text and input travel as file descriptors that it never reads, so no program can find another one's in what it
+inherits. Left out: reading output and the wall clock (sandbox.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import shutil
 import signal
 import socket
 import sys
+
+from megatron_r1.parent import signal_at_parents_death
 
 NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
     0x00020000,
@@ -36,7 +38,7 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 163
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
 MNT_DETACH = 2
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 4, 22, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CAPABILITY_VERSION = 0x20080522
 SECCOMP_MODE_FILTER = 2
@@ -239,7 +241,7 @@ class Launcher:
             become(self.user)
         header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
         call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
-        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal_at_parents_death(signal.SIGKILL)
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):  # ignored here; exec would pass that on
             signal.signal(number, signal.SIG_DFL)
         call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(self.filter), 0, 0)

@@ -13,6 +13,7 @@ import platform
 import struct
 
 from megatron_r1.errors import ConfigError
+from megatron_r1.parent import PR_SET_PDEATHSIG
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """Kernel's AUDIT_ARCH number of each machine that has a filter."""
@@ -90,7 +91,6 @@ PRCTL = {"x86_64": 157, "aarch64": 167}
 NEW_NAMESPACES = 0x7E020000
 """All CLONE_NEW* flags that clone takes."""
 
-PR_SET_PDEATHSIG = 1
 X32_CALLS = 0x40000000
 """Calls of the x32 ABI have this bit set and the architecture of x86_64."""
 

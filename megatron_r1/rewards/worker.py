@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from megatron_r1.config.custom_reward import PREFIX
+from megatron_r1.parent import signal_at_parents_death
 from megatron_r1.plugins import imported, told
 from megatron_r1.rewards import custom
 
@@ -28,7 +29,6 @@ MEMORY_BYTES = 4 << 30
 """Address space of a worker: `10**10**10` alone would take 4 GB of the trainer's memory. sympy and reasoning-gym
 together need less than 1 GB."""
 
-PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -104,9 +104,8 @@ MODULES = {
 def main(arguments: list[str]) -> None:
     """Serve jobs on socket `arguments[0]`, after importing what the graders named in `arguments[1]` (a JSON list) need.
     `arguments[2]` is the starter's sys.path, where user code is found, last and as the starter finds it."""
-    system = ctypes.CDLL(None)
-    system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    system.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    signal_at_parents_death(signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     _limit(resource.RLIMIT_CORE, 0)

@@ -8,7 +8,6 @@ seconds later.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import runpy
 import signal
@@ -16,18 +15,10 @@ import sys
 import threading
 import time
 
-PR_SET_PDEATHSIG = 1
+from megatron_r1.parent import die_with_parent
+
 GRACE_SECONDS = 8.0
 POLL_SECONDS = 1.0
-
-
-def die_with_parent(parent_pid: int, who: str = "the trainer") -> None:
-    """Ask the kernel for SIGTERM when the parent ends; exit now if it already has."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:
-        sys.exit(f"{who} (process {parent_pid}) ended before this process began")
 
 
 def kill_group_after(parent_pid: int) -> None:

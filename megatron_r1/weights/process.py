@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -16,8 +15,7 @@ from typing import Any
 import torch
 
 from megatron_r1.errors import CheckpointError
-
-_PR_SET_PDEATHSIG = 1
+from megatron_r1.parent import signal_at_parents_death
 
 
 @contextmanager
@@ -53,8 +51,7 @@ def imports_kept() -> Iterator[None]:
 def _begin(parent: int, start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    signal_at_parents_death(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it was killed before this process could ask
     gc.freeze()

@@ -7,12 +7,13 @@ would work on two models.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_r1.config.fields import MODEL_TYPES
+from megatron_r1.config.safetensors import read_header
+from megatron_r1.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -20,8 +21,6 @@ SCALE_FORMAT_NOTE = "fp8_scale_fmt"
 """Field of a converted folder's config.json: the quantization_config.scale_fmt that its FP8 form had."""
 
 MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_layers")
-MOST_HEADER_BYTES = 100_000_000
-"""Of a safetensors file: the format's own limit."""
 
 
 def hf_files(folder: Path) -> Path:
@@ -125,9 +124,6 @@ def _names(file: Path) -> Iterable[str]:
     if not file.is_file():
         return ()
     try:
-        with open(file, "rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(length)) if length <= MOST_HEADER_BYTES else {}
-    except (OSError, ValueError, RecursionError, struct.error):
+        return read_header(file)[0]
+    except (OSError, CheckpointError):
         return ()
-    return header if isinstance(header, dict) else ()

@@ -7,9 +7,7 @@ started from, so a mismatch is found before a server pauses. Gathering the tenso
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from megatron_r1.config.safetensors import read_header
 from megatron_r1.rollout.buckets import ParamSpec
 
 FAULTS_SHOWN = 5
@@ -63,13 +62,11 @@ class TrackedSource:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in the folder's safetensors files; empty if it has none."""
+    """Name -> shape of every tensor in the folder's safetensors files; empty if it has none. CheckpointError for a file
+    that is no such file."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        shapes |= {name: tuple(entry["shape"]) for name, entry in read_header(path)[0].items()}
     return shapes
 
 

@@ -6,10 +6,11 @@ import ctypes
 import errno
 import json
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from megatron_r1.config.safetensors import parse_object
 from megatron_r1.errors import CheckpointError
 from megatron_r1.files import replacing
 
@@ -26,25 +27,6 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def parse_object(text: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `text`. Two values under one name are a fault: readers disagree on which one counts."""
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{what}: holds a JSON {type(value).__name__}; it must be an object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{name!r} appears twice")
-    return value
 
 
 def is_plain_name(name: object) -> bool:

@@ -1,24 +1,24 @@
 """Read a Hugging Face folder of safetensors: headers checked before any tensor is read, then byte ranges on demand.
 
-The headers are parsed here and not by the safetensors package because that maps whole files into memory, where a
-bounded buffer is wanted. No pickle is ever opened, and no file outside the folder. Writing such a folder is
-hf_sink.py.
+The headers are parsed by us (config/safetensors.py) and not by the safetensors package because that maps whole files
+into memory, where a bounded buffer is wanted. No pickle is ever opened, and no file outside the folder. Writing such a
+folder is hf_sink.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from megatron_r1.config.model_folder import INDEX, MOST_HEADER_BYTES, SINGLE
+from megatron_r1.config import safetensors
+from megatron_r1.config.model_folder import INDEX, SINGLE
 from megatron_r1.errors import CheckpointError
-from megatron_r1.weights.files import OpenFiles, is_plain_name, parse_object, read_json
+from megatron_r1.weights.files import OpenFiles, is_plain_name, read_json
 from megatron_r1.weights.pieces import integers
 from megatron_r1.weights.reader import TensorInfo, read_exactly
 
@@ -116,17 +116,10 @@ def _read_index(index: Path) -> dict[str, str]:
 def read_header(path: Path) -> dict[str, Location]:
     """The tensors of one safetensors file. CheckpointError if the file is not exactly what its header says."""
     size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
-            raise CheckpointError(f"{path}: truncated or not a safetensors file ({size:,} bytes)")
-        text = file.read(length)
-    header = parse_object(text, f"{path}: not a safetensors header")
-    header.pop("__metadata__", None)
-    found = {name: _location(path, name, entry, 8 + length) for name, entry in header.items()}
+    header, data = safetensors.read_header(path)
+    found = {name: _location(path, name, entry, data) for name, entry in header.items()}
     ranges = sorted((place.offset, place.offset + place.info.num_bytes) for place in found.values())
-    end = max((stop for _, stop in ranges), default=8 + length)
+    end = max((stop for _, stop in ranges), default=data)
     if any(start < stop for (_, stop), (start, _) in itertools.pairwise(ranges)):
         raise CheckpointError(f"{path}: damaged: the header lets tensors overlap")
     if end != size:

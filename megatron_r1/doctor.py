@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, nor
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.config.schema import ModelConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.gpus import Gpu, find_driver, find_gpus
 from megatron_r1.pipeline.chain import as_if_made
 from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.planning.needs import Needs
@@ -62,12 +62,6 @@ OLDEST_DRIVER = 580
 """The driver branch that CUDA 13 asks for (NVIDIA's CUDA 13.0 release notes, table 2)."""
 
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp8": 2}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    name: str
-    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,37 +132,6 @@ def look() -> Machine:
         driver=find_driver(),
         versions=installed_versions(),
         commands=frozenset(name for name, _ in COMMANDS if shutil.which(name)),
-    )
-
-
-def find_gpus(command: str = "nvidia-smi") -> tuple[Gpu, ...]:
-    """The GPUs that the driver shows; none where it has no nvidia-smi or that fails."""
-    query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return parse_gpus(done.stdout) if done.returncode == 0 else ()
-
-
-def find_driver(command: str = "nvidia-smi") -> str:
-    """The driver's version; "" where nvidia-smi is absent or cannot reach one."""
-    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    said = done.stdout.split()
-    return said[0] if done.returncode == 0 and said and said[0][0].isdigit() else ""
-
-
-def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """GPUs from nvidia-smi's csv lines "name, MiB". A line without a number (a GPU in error) is left out."""
-    fields = [line.rpartition(",") for line in text.splitlines()]
-    return tuple(
-        Gpu(name=name.strip(), memory_bytes=int(mebibytes) << 20)
-        for name, _, mebibytes in fields
-        if mebibytes.strip().isdigit()
     )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config import load_shape
+from megatron_r1.config.packages import has_module
 from megatron_r1.config.schema import FP8Config
-from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.parameters import count_parameters
 

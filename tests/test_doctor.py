@@ -12,16 +12,14 @@ from packaging.requirements import Requirement
 from megatron_r1.__main__ import main
 from megatron_r1.config import load_shape
 from megatron_r1.doctor import (
-    Gpu,
     Machine,
     describe_extras,
-    find_gpus,
     look,
     missing_of,
-    parse_gpus,
     read_extras,
     recipe_needs,
 )
+from megatron_r1.gpus import Gpu, find_gpus, parse_gpus
 from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.recipes import RECIPES
 

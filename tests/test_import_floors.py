@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 FLOORS = (
     ("types", "errors", "boxed"),
-    ("plugins", "bounds", "files", "parent"),
+    ("plugins", "bounds", "files", "parent", "gpus"),
     ("algorithms",),
     ("config",),
     ("observe", "planning"),
@@ -45,6 +45,7 @@ WITHOUT_TORCH = {
     "bounds",
     "files",
     "parent",
+    "gpus",
     "errors",
     "config",
     "observe",

@@ -122,7 +122,7 @@ def train_one(shape: Any, model: ModelConfig, train: TrainConfig, *, steps: int,
     import numpy as np
     import torch
 
-    from megatron_r1.config.trainer_faults import has_module
+    from megatron_r1.config.packages import has_module
     from megatron_r1.data.packing import RowLayout, pack_rank
     from megatron_r1.policy import topology
     from megatron_r1.policy.policy import Policy

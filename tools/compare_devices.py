@@ -102,8 +102,8 @@ def build(model: Path, device: str, dtype: str, initialise: str) -> Any:
     import torch
 
     from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+    from megatron_r1.config.packages import has_module
     from megatron_r1.config.shape import load_shape
-    from megatron_r1.config.trainer_faults import has_module
     from megatron_r1.policy import topology
     from megatron_r1.policy.policy import Policy
 

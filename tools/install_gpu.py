@@ -22,6 +22,8 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from check_machine import disk_faults, platform_faults
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {"0.32": ROOT / "requirements" / "gpu.txt", "0.33": ROOT / "requirements" / "gpu-vllm-0.33.txt"}
 """By vLLM's version."""
@@ -58,9 +60,7 @@ def main() -> int:
 
 def machine_faults(venv: Path) -> list[str]:
     """What this machine lacks, one sentence each with its remedy."""
-    faults = []
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        faults.append(f"this is {platform.system()} on {platform.machine()}; the lock files are for Linux on x86-64")
+    faults = platform_faults(platform.system(), platform.machine())
     if sys.version_info[:2] != (3, 12):
         found = ".".join(map(str, sys.version_info[:2]))
         faults.append(f"this is Python {found}; the lock files are for 3.12: make install-gpu PYTHON=python3.12")
@@ -71,9 +71,8 @@ def machine_faults(venv: Path) -> list[str]:
     place = venv.absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free / 2**30
-    if free < DISK_GIB and not (venv / "bin" / "python").exists():
-        faults.append(f"{free:.0f} GiB are free in {place}; {DISK_GIB} are needed: make room, or give GPU_VENV=")
+    if not (venv / "bin" / "python").exists():
+        faults += disk_faults(shutil.disk_usage(place).free, DISK_GIB, str(place))
     return faults
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import importlib.metadata
 import json
 import os
 import secrets
@@ -18,17 +17,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_r1.cluster.roles import Roles
 from megatron_r1.cluster.task import NODES, ROLES, own_address
-from megatron_r1.config.packages import version_faults
+from megatron_r1.config.packages import has_module, installed_versions, version_faults
 from megatron_r1.config.run_folder import folder_faults, is_held
 from megatron_r1.config.same import as_json
 from megatron_r1.config.schema import StageConfig
-from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
 from megatron_r1.files import write_whole
 from megatron_r1.planning.needs import Needs
@@ -77,10 +74,8 @@ class Answer:
 
 def look(node: int, name: str, *, gpus: int, environment: Mapping[str, str] = os.environ) -> Report:
     """This node."""
-    versions = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+    found = installed_versions()
+    versions = {"python": sys.version.split()[0], **{name: found[name] for name in PACKAGES if name in found}}
     fault, address = "", ""
     try:
         address = own_address(environment)

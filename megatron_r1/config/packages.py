@@ -8,6 +8,7 @@ package metadata, so nothing is imported.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import re
 from collections.abc import Mapping
 
@@ -38,6 +39,14 @@ def normal_name(name: str) -> str:
 def installed_versions() -> dict[str, str]:
     """Version of every installed distribution, by its normal name."""
     return {normal_name(found.name): found.version for found in importlib.metadata.distributions() if found.name}
+
+
+def has_module(name: str) -> bool:
+    """Whether a package or a module of one can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that `name` would be in
+        return False
 
 
 def fits(name: str, version: str) -> bool:

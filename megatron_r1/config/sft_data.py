@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from megatron_r1.bounds import Count, Natural, at_least
+from megatron_r1.config.packages import has_module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +58,8 @@ def sft_data_faults(config: SFTDataConfig, field: str = "data") -> list[str]:
         )
     if any(not 0 < weight < math.inf for weight in config.weights):
         faults.append(f"{field}.weights is {config.weights}; each must be above 0: drop a file that is not wanted")
-    if config.reader == "dali" and not has_dali():
+    if config.reader == "dali" and not has_module("nvidia.dali"):
         faults.append(
             f"{field}.reader is 'dali'; NVIDIA DALI is not installed: pip install nvidia-dali-cuda130, or use 'torch'"
         )
     return faults
-
-
-def has_dali() -> bool:
-    """Whether NVIDIA DALI is installed, without importing it."""
-    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None

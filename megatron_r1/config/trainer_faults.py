@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from pathlib import Path
 
 from megatron_r1.bounds import number_faults
 from megatron_r1.config.model_folder import mtp_left_out, tensor_names
+from megatron_r1.config.packages import has_module
 from megatron_r1.config.pipeline_layout import layout_stages
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.errors import ConfigError
-
-
-def has_module(name: str) -> bool:
-    """Whether a package is installed, without importing it."""
-    return importlib.util.find_spec(name) is not None
 
 
 def reward_model_faults(shape: ModelShape, folder: Path, field: str) -> list[str]:

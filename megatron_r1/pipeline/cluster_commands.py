@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,6 +22,7 @@ from megatron_r1.config.paths import input_paths
 from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
+from megatron_r1.gpus import find_gpus
 from megatron_r1.pipeline.chain import check_all, choose
 from megatron_r1.pipeline.folder import is_finished
 from megatron_r1.pipeline.kinds import check, needs_of
@@ -58,7 +58,7 @@ def cluster_command(command: str, words: list[str], parse: Parse) -> int:
         raise ConfigError(f"nodes: preflight runs once on each of {len(names)} node(s), not {task.world_size} times")
     patience = float(os.environ.get(PATIENCE_VARIABLE, WAIT_SECONDS))
     meeting = Meeting(task.folder, names, wait_seconds=patience, tell=lambda what: print(what, flush=True))
-    report = look(task.node, names[task.node], gpus=count_gpus())
+    report = look(task.node, names[task.node], gpus=len(find_gpus()))
     if task.node:
         return meeting.attend(report)
     try:
@@ -153,15 +153,6 @@ def _nodes(words: list[str], parse: Parse) -> int:
         needed = list(dict.fromkeys(parent[0] for parent in parents if parent is not None))
         print(name, roles_of(needs_of(stage), slots_per_node=int(slots[0])).nodes, ",".join(needed) or "-")
     return 0
-
-
-def count_gpus() -> int:
-    """GPUs that the driver shows; 0 without one."""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
 def _take(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:

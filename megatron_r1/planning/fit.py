@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import subprocess
 
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import ConfigError
+from megatron_r1.gpus import find_gpus
 from megatron_r1.planning.deadlines import deadline_faults
 from megatron_r1.planning.hardware import GPU, GPUS, Assumptions, find_gpu
 from megatron_r1.planning.needs import Needs
@@ -97,14 +96,9 @@ def options(plan: Plan) -> str:
 def installed_gpu() -> GPU | None:
     """The first GPU of this machine, as the driver's nvidia-smi has it (no torch here); None without one. Of a GPU
     that is not in the table only the memory is its own."""
-    if shutil.which("nvidia-smi") is None:
+    gpus = find_gpus()
+    if not gpus:
         return None
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        name, mebibytes = said.splitlines()[0].rsplit(",", 1)
-        memory = float(mebibytes) / 1024
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    name = gpus[0].name
     known = next((gpu for key, gpu in GPUS.items() if key in name.lower().split()), GPUS["h100"])
-    return dataclasses.replace(known, name=name.strip(), memory_gib=memory)
+    return dataclasses.replace(known, name=name, memory_gib=gpus[0].memory_bytes / 2**30)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from megatron_r1.config.sft_data import SFTDataConfig, has_dali, sft_data_faults
+from megatron_r1.config.packages import has_module
+from megatron_r1.config.sft_data import SFTDataConfig, sft_data_faults
 
 
 @pytest.fixture
@@ -40,4 +41,4 @@ def test_files_must_exist_and_differ(file, tmp_path):
 
 def test_dali_is_refused_where_it_is_not_installed(file):
     faults = sft_data_faults(SFTDataConfig(files=(file,), reader="dali"))
-    assert faults == [] if has_dali() else "pip install nvidia-dali-cuda130" in faults[0]
+    assert faults == [] if has_module("nvidia.dali") else "pip install nvidia-dali-cuda130" in faults[0]

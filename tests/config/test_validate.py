@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config import DataConfig, ModelConfig
+from megatron_r1.config.packages import has_module
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.config.shape import load_shape
-from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.chain import check_all
 from megatron_r1.recipes import RECIPES

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from megatron_r1.config.sft_data import SFTDataConfig, has_dali
+from megatron_r1.config.packages import has_module
+from megatron_r1.config.sft_data import SFTDataConfig
 from megatron_r1.data.answers import answer_encoder
 from megatron_r1.data.example_cache import build_cache
 from megatron_r1.data.examples import open_cache
@@ -13,7 +14,9 @@ from megatron_r1.data.reader import ExampleReader
 from megatron_r1.data.tokenizer import character_tokenizer
 from megatron_r1.errors import DataError
 
-needs_dali = pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed; it comes with the [gpu] extra")
+needs_dali = pytest.mark.skipif(
+    not has_module("nvidia.dali"), reason="NVIDIA DALI is not installed; it comes with the [gpu] extra"
+)
 READERS = [pytest.param("torch", id="torch"), pytest.param("dali", id="dali", marks=needs_dali)]
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from gpu_report import Report, commit_of, describe_machine
 
-from megatron_r1.config.trainer_faults import has_module
+from megatron_r1.config.packages import has_module
 
 ROOT = Path(__file__).parents[2]
 ON_CPU = os.environ.get("GPU_TESTS_ON_CPU") == "1"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_r1.config.trainer_faults import has_module
+from megatron_r1.config.packages import has_module
 from megatron_r1.recipes.tiny import TINY_V3
 
 ROOT = Path(__file__).parents[2]

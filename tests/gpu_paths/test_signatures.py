@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from megatron_r1.config import ModelConfig, ParallelConfig, TrainConfig, load_shape
+from megatron_r1.config.packages import has_module
 from megatron_r1.config.schema import FP8Config
-from megatron_r1.config.trainer_faults import has_module
 from megatron_r1.recipes.r1_tiny import STUDENT
 from megatron_r1.recipes.tiny import TINY_V3
 

@@ -146,7 +146,7 @@ def test_what_a_recipe_cannot_do_is_refused(recipe, tokens, said):
 
 def test_without_transformer_engine_it_is_refused_with_the_reason():
     from megatron_r1.config import ModelConfig
-    from megatron_r1.config.trainer_faults import has_module
+    from megatron_r1.config.packages import has_module
 
     if has_module("transformer_engine"):
         pytest.skip("Transformer Engine is installed here")

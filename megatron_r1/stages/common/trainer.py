@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron_r1.config.packages import has_module
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, TrainerStage
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.config.trainer_faults import FP8_ROWS, has_module
+from megatron_r1.config.trainer_faults import FP8_ROWS
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero

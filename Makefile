@@ -5,7 +5,7 @@
 # make test-megatron the trainer's tests under every megatron-core that is supported; ten minutes a version
 # make test-gpu-paths what only GPUs reach, without one: under every vLLM and megatron-core; makes CUDA environments in
 #                   build/gpu-paths (10 GB each; docs/gpu.md)
-# make lint         ruff and pyright
+# make lint         ruff, pyright, and vulture for code that nothing reaches
 # make install-gpu  .venv-gpu for NVIDIA GPUs (Python 3.12, CUDA 13); needs no GPU (docs/gpu.md)
 #
 # Variables: ARGS (more words for the run, e.g. ARGS="--grpo.steps 20"), PYTHON (a Python 3.11 or 3.12),
@@ -85,6 +85,7 @@ lint: $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) -m vulture
 
 lock: $(DEV)
 	$(PY) tools/lock_requirements.py $(ARGS)

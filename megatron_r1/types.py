@@ -45,8 +45,8 @@ class Completion:
 
     token_ids i32[T]; logprobs f32[T], natural log, of the sampled tokens under the engine's weights at sampling
     temperature; finish_reason "stop" or "length"; weight_version counts weight syncs, 0 is the start checkpoint;
-    text is the decoded token_ids, for graders and people; routes i16[T, layers, top_k] or None; teacher_logprobs
-    f32[T] of the same tokens under a teacher (on-policy distillation) or None.
+    text is the decoded token_ids, for graders and people; teacher_logprobs f32[T] of the same tokens under a teacher
+    (on-policy distillation) or None.
     """
 
     token_ids: np.ndarray
@@ -54,7 +54,6 @@ class Completion:
     finish_reason: str
     weight_version: int
     text: str = ""
-    routes: np.ndarray | None = None
     teacher_logprobs: np.ndarray | None = None
 
 

@@ -275,7 +275,7 @@ class Bench:
             return session.post(url, json=body, headers=headers, timeout=600).json()["usage"]["completion_tokens"]
 
         with ThreadPoolExecutor(len(prompts)) as pool:
-            self.bare_tokens = sum(pool.map(ask, range(len(prompts))))
+            sum(pool.map(ask, range(len(prompts))))
 
     def bare_train(self, rows) -> None:
         """Megatron's schedule over the same rows with the plainest loss, and its optimizer: no metrics, no GRPO."""

@@ -41,14 +41,13 @@ class ServerPlace:
 class Roles:
     """`world_size` processes on the first `trainer_nodes` nodes; `servers` on nodes `first_server_node` and after.
 
-    No servers here: the stage has none, or its rank 0 starts them on its own node (`local_servers`)."""
+    No servers here: the stage has none, or its rank 0 starts them on its own node."""
 
     world_size: int
     trainer_nodes: int
     tasks_per_node: int
     first_server_node: int
     servers: tuple[ServerPlace, ...]
-    local_servers: bool = False
 
     @property
     def server_nodes(self) -> int:
@@ -106,7 +105,6 @@ def roles_of(needs: Needs, *, slots_per_node: int) -> Roles:
         tasks_per_node=tasks,
         first_server_node=first,
         servers=() if local else _place(wanted, first, slots_per_node),
-        local_servers=local and bool(wanted),
     )
 
 

@@ -41,11 +41,6 @@ class ProblemSplit:
     num_overlapping: int = 0
     """Of the files' problems, those whose question is one of holdout_files'."""
 
-    def with_grader(self, grader: str) -> list[Problem]:
-        """The files' problems, held-out ones too, that `grader` judges (reasoning-gym's tasks have their own)."""
-        sources = [source for source in self.sources if isinstance(source, tuple)]
-        return [p for source in (*sources, self.held_out) for p in source if p.grader == grader]
-
     def known(self) -> list[Problem]:
         """The files' problems, held-out ones too, and one of each procedural task: what a scorer is made for."""
         listed = [problem for source in self.sources if isinstance(source, tuple) for problem in source]

@@ -20,7 +20,6 @@ from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.stages.common.servers import visible_gpus
 
 ROLES: tuple[ServerRole, ...] = ("rollout", "reward", "teacher")
-EXTRA_START_SECONDS = 1.0
 
 
 def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:

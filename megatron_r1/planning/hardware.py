@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron_r1.errors import ConfigError
 
-GB, GIB = 10**9, 2**30
+GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

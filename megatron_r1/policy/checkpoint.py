@@ -82,13 +82,6 @@ class Snapshot:
         return files
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Write the policy's weights, optimizer, reference and random states into `folder`, which is there. A
-    collective."""
-    take_snapshot(policy).write(folder)
-    dist.barrier()
-
-
 def take_snapshot(policy: Policy) -> Snapshot:
     """A copy of all that `load_policy` puts back, each piece on one rank. A collective."""
     own = {piece.key: (piece, tensor) for piece, tensor in _pieces(policy)}

@@ -36,15 +36,10 @@ class Collected:
     """One step's groups in the order of its prompts, and what they took."""
 
     groups: tuple[Group, ...]
-    num_prompt_tokens: int
     num_tokens: int
     """Sampled tokens."""
     seconds: float
     restarts: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.num_tokens / max(self.seconds, 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +140,6 @@ class _Collection:
         groups = tuple(self.groups[index] for index in range(len(self.prompts)))
         return Collected(
             groups=groups,
-            num_prompt_tokens=sum(len(prompt) for prompt in self.prompts),
             num_tokens=sum(len(completion.token_ids) for group in groups for completion in group),
             seconds=time.perf_counter() - begun,
             restarts=self.restarts,

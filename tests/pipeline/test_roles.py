@@ -57,7 +57,7 @@ def test_small_servers_share_a_node():
 
 def test_what_fits_on_one_node_stays_there_and_rank_0_starts_its_servers():
     roles = roles_of(needs_of(RECIPES["tiny"]()), slots_per_node=3)
-    assert roles.nodes == 1 and roles.local_servers and not roles.servers
+    assert roles.nodes == 1 and not roles.servers
     assert roles_of(needs_of(RECIPES["tiny"]()), slots_per_node=2).nodes == 2
     assert roles_of(needs_of(RECIPES["tiny"]()), slots_per_node=1).nodes == 3
 
@@ -75,7 +75,7 @@ def test_gpus_by_number_are_refused_where_servers_have_nodes_of_their_own():
     config = with_rollout(RECIPES["tiny"](), devices=("4",))
     with pytest.raises(ConfigError, match=r"rollout\.devices: names GPUs of rank 0's node"):
         roles_of(needs_of(config), slots_per_node=1)
-    assert roles_of(needs_of(config), slots_per_node=3).local_servers
+    assert not roles_of(needs_of(config), slots_per_node=3).servers
 
 
 def test_shared_gpus_are_refused_over_several_nodes():

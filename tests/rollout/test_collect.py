@@ -39,7 +39,6 @@ def test_groups_come_back_in_order_and_are_handed_over_as_they_arrive(
         for completion in group:
             expected = oracles[1].logprobs(ids + completion.token_ids.tolist())[len(ids) :]
             np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
-    assert collected.num_prompt_tokens == sum(8 + 5 * index for index in range(12))
     assert collected.num_tokens == sum(len(one.token_ids) for group in collected.groups for one in group)
     assert collected.restarts == 0 and collected.tokens_per_second > 0
     alone = engine.client.generate(

@@ -27,7 +27,7 @@ from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, Tra
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
-from megatron_r1.policy.checkpoint import load_policy, save_policy  # noqa: E402
+from megatron_r1.policy.checkpoint import load_policy, take_snapshot  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
@@ -66,7 +66,8 @@ def main(
             step(policy, parallel, 1)
             target = folder / f"saved-{layout}"
             topology.on_rank_zero(target.mkdir)
-            save_policy(policy, target)
+            take_snapshot(policy).write(target)
+            dist.barrier()
         else:
             load_policy(policy, folder / f"saved-{start}")
             assert policy.steps_taken == 2

@@ -97,9 +97,7 @@ class Prepared:
         return []
 
     def collect(self, problems: list[Problem], *, group_size: int, seed: int, step: int, first: int) -> Rollout:
-        return Rollout(
-            groups=self.groups[step], generation_seconds=0, reward_seconds=0, num_tokens=0, restarts=0, grading={}
-        )
+        return Rollout(groups=self.groups[step], reward_seconds=0, num_tokens=0, restarts=0, grading={})
 
 
 def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]], store: str, **changes: float):

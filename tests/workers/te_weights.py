@@ -24,7 +24,7 @@ from safetensors.torch import load_file  # noqa: E402
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
-from megatron_r1.policy.checkpoint import load_policy, save_policy  # noqa: E402
+from megatron_r1.policy.checkpoint import load_policy, take_snapshot  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 
 Weights = dict[str, torch.Tensor]
@@ -60,7 +60,8 @@ def check(folder: Path, parallel: ParallelConfig) -> dict[str, list[str]]:
     if dist.get_rank() == 0:
         checkpoint.mkdir()
     dist.barrier()
-    save_policy(policy, checkpoint)
+    take_snapshot(policy).write(checkpoint)
+    dist.barrier()
     load_policy(other, checkpoint)
     found["checkpoint"] = differences(export(other), expected)
     for local in other.tensors.values():

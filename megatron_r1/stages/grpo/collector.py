@@ -30,10 +30,9 @@ from megatron_r1.types import Problem, Reward, RolloutGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One collection: groups in the problems' order; seconds of generation, and of grading that outlasted it."""
+    """One collection: groups in the problems' order; seconds of grading that outlasted generation."""
 
     groups: list[RolloutGroup]
-    generation_seconds: float
     reward_seconds: float
     num_tokens: int
     restarts: int
@@ -153,7 +152,6 @@ class Collector:
                 "grading_errors": after.errors - before.errors,
             },
             groups=groups,
-            generation_seconds=collected.seconds,
             reward_seconds=time.perf_counter() - begun,
             num_tokens=collected.num_tokens,
             restarts=collected.restarts,

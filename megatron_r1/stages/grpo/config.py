@@ -22,6 +22,7 @@ from megatron_r1.config.schema import (
     RolloutConfig,
     TrainConfig,
 )
+from megatron_r1.config.track import TrackConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ class GRPOConfig(GRPOLoopConfig):
     keep_best_checkpoint: bool = False
     """Keep the checkpoint with the highest validation accuracy too."""
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -20,6 +20,7 @@ from megatron_r1.errors import EngineError
 from megatron_r1.observe.metrics import JsonLines, keep_steps
 from megatron_r1.observe.progress import Progress
 from megatron_r1.observe.rollouts import rollout_records
+from megatron_r1.observe.tracking import MetricsLog
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
@@ -163,10 +164,11 @@ class GRPORun:
         return scores
 
     def _open_files(self, files: ExitStack) -> None:
-        paths = [self.config.run_dir / name for name in ("metrics.jsonl", "rollouts.jsonl")]
-        for path in paths:
-            keep_steps(path, self.steps_done)
-        self.metrics, self.rollouts = (files.enter_context(JsonLines(path)) for path in paths)
+        log = MetricsLog(self.config, stage="grpo", say=self.say, first_step=self.steps_done)
+        self.metrics = files.enter_context(log)
+        path = self.config.run_dir / "rollouts.jsonl"
+        keep_steps(path, self.steps_done)
+        self.rollouts = files.enter_context(JsonLines(path))
         self.progress = files.enter_context(Progress(self.config.steps, first_step=self.steps_done))
 
     # ---- what a restart needs

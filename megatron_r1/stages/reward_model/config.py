@@ -15,6 +15,7 @@ from megatron_r1.config.parts import missing_files
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.track import TrackConfig
 from megatron_r1.config.trainer_faults import (
     optimizer_faults,
     parallel_faults,
@@ -63,6 +64,7 @@ class RewardModelConfig:
     """Of the exported weights."""
     max_skipped_steps: Natural = 4
     """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
+    track: TrackConfig = field(default_factory=TrackConfig)
 
 
 def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> ModelShape:

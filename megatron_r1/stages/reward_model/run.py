@@ -21,8 +21,9 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.data.preferences import JudgedEncoder, Pair, read_pairs
 from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.errors import ConfigError
-from megatron_r1.observe.metrics import JsonLines, write_json
+from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import PAIR_COLUMNS, Progress, duration
+from megatron_r1.observe.tracking import MetricsLog
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
 from megatron_r1.stages.reward_model.config import RewardModelConfig
@@ -71,7 +72,7 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
     skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
     with ExitStack() as files:
         if dist.get_rank() == 0:
-            metrics = files.enter_context(JsonLines(config.run_dir / "metrics.jsonl"))
+            metrics = files.enter_context(MetricsLog(config, stage="reward_model"))
             every = max(1, num_steps // LINES_SHOWN)
             progress = files.enter_context(Progress(num_steps, columns=PAIR_COLUMNS, every=every))
         for step in range(num_steps):

@@ -17,6 +17,7 @@ from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import DeadlineConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.sft_data import SFTDataConfig, sft_data_faults
 from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.track import TrackConfig
 from megatron_r1.config.trainer_faults import (
     checkpoint_faults,
     mtp_faults,
@@ -59,6 +60,7 @@ class SFTConfig:
     """Of the exported weights."""
     max_skipped_steps: Natural = 4
     """Optimizer steps in a row that may be skipped because their gradient is not finite; more stop the run."""
+    track: TrackConfig = field(default_factory=TrackConfig)
 
 
 def validate_sft(config: SFTConfig, *, folder: bool = True) -> ModelShape:

@@ -20,8 +20,9 @@ from megatron_r1.data.example_cache import build_cache
 from megatron_r1.data.examples import open_cache
 from megatron_r1.data.reader import ExampleReader
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_r1.observe.metrics import JsonLines, keep_steps, write_json
+from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import SFT_COLUMNS, Progress, duration
+from megatron_r1.observe.tracking import MetricsLog
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
@@ -160,17 +161,15 @@ class _Run:
 
     def __enter__(self) -> _Run:
         if self.is_writer:
-            path = self.config.run_dir / "metrics.jsonl"
-            keep_steps(path, self.steps_done)
-            self.metrics = self._files.enter_context(JsonLines(path))
+            self.metrics = self._files.enter_context(MetricsLog(self.config, stage="sft", first_step=self.steps_done))
             every = max(1, self.num_steps // LINES_SHOWN)
             self.progress = self._files.enter_context(
                 Progress(self.num_steps, columns=SFT_COLUMNS, every=every, first_step=self.steps_done)
             )
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._files.close()
+    def __exit__(self, *exception: Any) -> None:
+        self._files.__exit__(*exception)
 
     def on_step(self, step: int, result: StepResult) -> None:
         """Every rank calls it: validation and saving are collectives."""

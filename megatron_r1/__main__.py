@@ -1,4 +1,4 @@
-"""The command line: megatron-r1 run RECIPE | plan RECIPE | evaluate | check-data | doctor | recipes.
+"""The command line: megatron-r1 run RECIPE | plan RECIPE | evaluate | check-data | report | doctor | recipes.
 
 `run` checks the configuration without torch, then starts one process a rank: this same command, told its rank by RANK.
 Under an outer launcher that sets RANK (torchrun, or srun by slurm/launch.sh) it is the rank itself, and checks for
@@ -38,6 +38,7 @@ USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 plan RECIPE|FOLDER [--gpus N] [--gpu h100|h200|b200|...] [--json] [--FIELD VALUE ...]
        megatron-r1 evaluate --model FOLDER --run-dir FOLDER --data.files FILE ... [--FIELD VALUE ...]
        megatron-r1 check-data --data.files FILE ... [--FIELD VALUE ...]      faults of problems, before a run
+       megatron-r1 report [FOLDER]       the page of a run, or an index over all runs below FOLDER (runs)
        megatron-r1 doctor [RECIPE]
        megatron-r1 recipes
        megatron-r1 nodes RECIPE --slots-per-node N       how many cluster nodes each stage needs
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _evaluate(rest)
         if command == "check-data":
             return _check_data(rest)
+        if command == "report":
+            return _report(rest)
         if command in ("nodes", "preflight", "serve"):
             from megatron_r1.pipeline.cluster_commands import cluster_command
 
@@ -159,6 +162,15 @@ def _check_data(words: list[str]) -> int:
     report = check_data(tyro.cli(CheckDataConfig, args=words, prog="megatron-r1 check-data"))
     print(describe(report))
     return 1 if report.faults else 0
+
+
+def _report(words: list[str]) -> int:
+    from megatron_r1.observe.index import report_on
+
+    if len(words) > 1 or (words and words[0].startswith("-")):
+        raise ConfigError(f"report takes one folder, not {' '.join(words)}: megatron-r1 report runs")
+    print(f"report: {report_on(Path(words[0] if words else 'runs'))}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -231,15 +231,15 @@ if (list) {
 """
 
 
-def document(title: str, body: str, tail: str = "") -> str:
-    """A whole page. `title` is text; `body` and `tail` (after the main part) are markup."""
+def document(title: str, body: str, tail: str = "", script: str = "") -> str:
+    """A whole page. `title` is text; `body` and `tail` (after the main part) are markup; `script` runs after SCRIPT."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
         "'unsafe-inline'; script-src 'unsafe-inline'\">"
         f"<title>{html.escape(title)} · megatron_r1</title><style>{STYLE}</style></head><body><main>{body}</main>"
-        f'<div id="tip" role="status"></div>{tail}<script>{SCRIPT}</script></body></html>\n'
+        f'<div id="tip" role="status"></div>{tail}<script>{SCRIPT}{script}</script></body></html>\n'
     )
 
 

@@ -74,8 +74,11 @@ def _parents(record: Mapping[str, Any]) -> list[str]:
 
 
 def _result(record: Mapping[str, Any]) -> str:
-    """The stage's own numbers in a few words."""
-    metrics = record.get("metrics") or {}
+    return result_in_words(record.get("metrics") or {})
+
+
+def result_in_words(metrics: Mapping[str, Any]) -> str:
+    """The numbers of a stage's summary.json in a few words."""
     if metrics.get("accuracy_after") is not None:
         return f"accuracy {metrics['accuracy_before']:.1%} → {metrics['accuracy_after']:.1%}"
     if metrics.get("pair_accuracy_after") is not None:

@@ -36,13 +36,13 @@ def read_run(run_dir: Path) -> RunFiles:
     """Read a run folder. DataError if it has neither run.json nor metrics.jsonl, or if a file is damaged."""
     if not (run_dir / "run.json").exists() and not (run_dir / "metrics.jsonl").exists():
         raise DataError(f"{run_dir}: no run.json and no metrics.jsonl; expected the run_dir of a run")
-    run = _read_object(run_dir / "run.json")
+    run = read_object(run_dir / "run.json")
     num_rollouts = sum(1 for _ in read_json_lines(run_dir / "rollouts.jsonl"))
     return RunFiles(
         name=str(run.get("name") or run_dir.resolve().name),
         run=run,
         metrics=list(read_json_lines(run_dir / "metrics.jsonl")),
-        summary=_read_object(run_dir / "summary.json"),
+        summary=read_object(run_dir / "summary.json"),
         rollouts=list(_sample(run_dir / "rollouts.jsonl", num_rollouts)),
         num_rollouts=num_rollouts,
     )
@@ -62,7 +62,8 @@ def _sample(path: Path, count: int) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if it is missing, DataError if it is damaged."""
     if not path.exists():
         return {}
     try:

@@ -158,7 +158,7 @@ class TrackerThread:
             self.fault = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
             with suppress(BaseException):
                 if tracker is not None:
-                    tracker.close(0.0)
+                    tracker.close(HURRIED_SECONDS)
         finally:
             self.opened.set()
 

@@ -18,6 +18,8 @@ from typing import Any
 INIT_SECONDS = 60.0
 FINISH_SECONDS = 60.0
 """What is not uploaded then stays in run_dir/wandb for `wandb sync`."""
+ERROR_SECONDS = 5.0
+"""The same after an error."""
 LATE = 3
 
 
@@ -36,7 +38,12 @@ def main() -> None:
         lines = str(error).strip().splitlines()
         answers.write(json.dumps({"error": f"{type(error).__name__}: {lines[0] if lines else ''}"}) + "\n")
         print(repr(error), file=sys.stderr, flush=True)
-    _end(status)  # not by the way of the library's exit hooks, which wait for its uploader
+        threading.Timer(ERROR_SECONDS, _end, (status,)).start()
+    try:
+        _flush()
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+    _end(status)  # not by the way of the library's exit hooks, which would wait for its uploader for ever
 
 
 def _follow(settings: dict[str, Any], rows: queue.Queue[dict[str, Any] | None], answers: Any) -> None:
@@ -63,6 +70,13 @@ def _follow(settings: dict[str, Any], rows: queue.Queue[dict[str, Any] | None], 
     while (row := rows.get()) is not None:
         run.log(row)
     run.finish()
+
+
+def _flush() -> None:
+    """Offline, finish() comes back before the file is written; the end of the service does not."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _read(rows: queue.Queue[dict[str, Any] | None]) -> None:

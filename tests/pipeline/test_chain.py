@@ -54,14 +54,15 @@ def wait_for(file, process):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A pipeline that was killed in the middle of its second stage, then started again."""
+    """A pipeline that was killed in the middle of its second stage, which two trackers watch, then started again."""
     folder = tmp_path_factory.mktemp("pipeline") / "run"
-    process = start(folder, "--until", "base")
+    words = ("--until", "base", "--base.track.names", "tensorboard", "wandb", "--base.track.wandb.mode", "offline")
+    process = start(folder, *words)
     wait_for(folder / "base" / "checkpoints" / "step_00000001" / "stage.json", process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     before = manifest(folder)
-    status, output = run(folder, "--until", "base")
+    status, output = run(folder, *words)
     return {"folder": folder, "before": before, "status": status, "output": output}
 
 
@@ -74,6 +75,22 @@ def test_a_killed_pipeline_goes_on_with_the_stage_that_it_was_in(killed):
     assert "going on from" in killed["output"] and not (killed["folder"] / "base.1").exists()
     rows = [json.loads(line) for line in (killed["folder"] / "base" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(len(rows))) and len(rows) > 5
+
+
+def test_trackers_show_a_restarted_stage_as_one_run(killed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    base = killed["folder"] / "base"
+    rows = [json.loads(line) for line in (base / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(base / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    loss = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert loss == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows]
+    assert len(list((base / "tensorboard").iterdir())) == 2, "a file a start"
+    identity = json.loads((base / "trackers.json").read_text())["wandb"]["id"]
+    starts = [folder.name for folder in (base / "wandb").glob("offline-run-*")]
+    assert len(starts) == 2 and all(name.endswith(f"-{identity}") for name in starts)
+    assert "WARNING" not in killed["output"]
 
 
 def test_the_report_is_written(killed):

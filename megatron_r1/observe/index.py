@@ -43,8 +43,8 @@ CHARTS = (
 """Title, note, metric, how it is shown. A chart that no run has recorded is left out."""
 
 LAST = (
-    ("reward", "reward_mean", ".3f"), ("accuracy", "accuracy", ".1%"), ("loss", "sft_loss", ".4f"),
-    ("pairs", "pair_accuracy", ".1%"), ("length", "length_mean", ".1f"), ("KL", "kl", ".4f"),
+    ("reward", "reward_mean", ".2f"), ("accuracy", "accuracy", ".1%"), ("loss", "sft_loss", ".4f"),
+    ("pairs", "pair_accuracy", ".1%"), ("length", "length_mean", ".1f"), ("KL", "kl", ".3f"),
 )  # fmt: skip
 """What the table says of a run's last step: word, metric, form."""
 
@@ -141,10 +141,13 @@ def _row(run: ListedRun, place: int, drawn: Sequence[int], root: Path) -> str:
 
 
 def _linked(run: ListedRun, root: Path) -> str:
-    name = html.escape(run.name)
-    if not (run.folder / "report.html").exists():
+    """The run's name, as a link to its own page, or to that of the pipeline that it is a stage of."""
+    name, folder = html.escape(run.name), run.folder
+    if not (folder / "report.html").exists() and folder != root and (folder.parent / "manifest.json").exists():
+        folder = folder.parent
+    if not (folder / "report.html").exists():
         return name
-    target = (run.folder.relative_to(root) / "report.html").as_posix()
+    target = (folder.relative_to(root) / "report.html").as_posix()
     # A folder's name may hold what means something in an address.
     address = "".join(letter if letter.isalnum() or letter in "/._-" else _quoted(letter) for letter in target)
     return f'<a href="{address}">{name}</a>'

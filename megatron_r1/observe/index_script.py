@@ -12,6 +12,7 @@ INDEX_STYLE = """
 .scroll{overflow-x:auto}
 table.runs td,table.runs th{white-space:nowrap;vertical-align:top}
 table.runs td:nth-child(7),table.runs td:nth-child(8){white-space:normal;min-width:150px}
+table.runs td:nth-child(7){min-width:330px}
 table.runs .faulty td{color:var(--bad)}table.runs .faulty td[colspan="3"]{white-space:normal;overflow-wrap:anywhere}
 table.runs input,.filters input{width:auto;margin:0;accent-color:var(--series-1)}
 .filters button{margin:0}
@@ -36,7 +37,8 @@ const colour = run => index.colours[run] % 6 + 1;
 const strokes = run => "curve stroke-" + colour(run) + " dash-" + Math.floor(index.colours[run] / 6) % 4;
 function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map(f => f * power).find(s => s >= raw * 0.999), found = [];
+  const far = step => Math.abs(Math.log(step / raw)), found = [];
+  const step = [1, 2, 5, 10].map(f => f * power).reduce((best, s) => far(s) < far(best) ? s : best);
   for (let i = Math.ceil(low / step - 1e-9); i <= Math.floor(high / step + 1e-9); i++) found.push(i * step + 0);
   return [found, step];
 }
@@ -51,7 +53,9 @@ function smoothed(points) {
 }
 function label(value, step, percent) {
   if (percent) return +(value * 100).toPrecision(4) + "%";
-  if (value !== 0 && (Math.abs(value) >= 1e5 || step < 1e-3)) return value.toExponential(1);
+  if (value !== 0 && step < 1e-4) return value.toExponential(1);
+  for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
+    if (Math.abs(value) >= 10 * size) return label(value / size, step / size) + unit;
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   return value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
 }
@@ -64,9 +68,7 @@ function figure(chart, runs, smooth) {
   const box = make("figure", "card"), caption = make("figcaption");
   caption.append(make("h3", "", chart.title), make("p", "note", chart.note));
   box.append(caption);
-  const series = runs.filter(run => chart.series[run]).map(run =>
-    ({run, points: smooth ? smoothed(chart.series[run]) : chart.series[run]}));
-  if (!series.length) { box.append(make("p", "empty", "not recorded in the chosen runs")); return box; }
+  const series = runs.map(run => ({run, points: smooth ? smoothed(chart.series[run]) : chart.series[run]}));
   const xs = series.flatMap(s => s.points.map(p => p[0])), ys = series.flatMap(s => s.points.map(p => p[1]));
   let [x0, x1] = xs.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
   if (x1 === x0) { x0 -= 0.5; x1 += 0.5; }
@@ -115,7 +117,10 @@ function show() {
     item.append(key, index.runs[run]);
     return item;
   }));
-  document.getElementById("charts").replaceChildren(...index.charts.map(chart => figure(chart, runs, smooth)));
+  const figures = index.charts.map(chart => [chart, runs.filter(run => chart.series[run])])
+    .filter(([, recorded]) => recorded.length).map(([chart, recorded]) => figure(chart, recorded, smooth));
+  const why = runs.length ? "The chosen runs have recorded none of these." : "Choose runs in the table above.";
+  document.getElementById("charts").replaceChildren(...(figures.length ? figures : [make("p", "empty", why)]));
 }
 if (boxes.length) {
   const all = checked => () => { for (const box of boxes) box.checked = checked; show(); };

@@ -48,6 +48,7 @@ def root(tmp_path) -> Path:
     pairs = [{"pair_loss": 0.7, "pair_accuracy": 0.5, "tokens": 300, "seconds": 1.5}]
     make_run(root / "r1" / "helpful", TINY.helpful, pairs, {"pair_accuracy_before": 0.5, "pair_accuracy_after": 0.75})
     (root / "r1" / "manifest.json").write_text("{}")
+    (root / "r1" / "report.html").write_text("")
     (root / "r1" / "base" / "report.html").write_text("")
     (root / "r1" / "base" / "checkpoints").mkdir()
     (root / "r1" / "base" / "checkpoints" / "run.json").write_text("{}")  # a run's own business
@@ -120,7 +121,9 @@ def test_the_page_holds_the_curves_by_metric(root):
     assert charts["Loss of SFT"] == {place["r1/base"]: [[0, 2.0], [1, 1.0], [2, pytest.approx(2 / 3, rel=1e-5)]]}
     assert charts["Speed"][place["r1/helpful"]] == [[0, 200.0]]
     assert "KL to the reference" not in charts, "nobody has recorded it"
-    assert '<a href="r1/base/report.html">r1/base</a>' in page and "reward 1.400, accuracy 40.0%" in page
+    assert '<a href="r1/base/report.html">r1/base</a>' in page
+    assert '<a href="r1/report.html">r1/helpful</a>' in page, "the page of its pipeline"
+    assert "reward 1.40, accuracy 40.0%" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", ""), (
         "opens without a network"
     )
@@ -173,6 +176,7 @@ def test_a_browser_draws_what_is_chosen(root, tmp_path):
     done = subprocess.run([*command, report_on(root).as_uri()], capture_output=True, text=True, check=True, timeout=120)
     dom = done.stdout
     titles = [html.unescape(title) for title in re.findall(r"<h3>(.*?)</h3>", dom)]
+    # What only runs that are not chosen have recorded has no chart.
     assert titles == ["Reward", "Accuracy", "Loss of RL", "Loss of SFT", "Loss of pairs", "Pairs ranked right", "Speed"]
     (legend,) = re.findall(r'<ul class="legend" id="legend">(.*?)</ul>', dom)
     assert legend.count("<li>") == CHOSEN and "dash-1" in legend, "after six colours come dashes"

@@ -11,7 +11,7 @@ forgets them and takes the newest versions that fit together. Needs Python 3.11,
 supported, and the network: a minute or two.
 
 --gpu writes requirements/gpu.txt and gpu-vllm-0.33.txt instead: the [gpu], [track] and [dev] extras for Python 3.12 and
-CUDA 13 on Linux, one file for each vLLM that is supported, resolved by uv. Nothing is cut from them.
+CUDA 13 on Linux, one file for each vLLM that is supported, resolved by uv. GPU_CUT alone is cut from them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ GPU_LOCKS = {"gpu": "0.32.0", "gpu-vllm-0.33": "0.33.0"}
 GPU_ROOTS = ("transformer-engine-torch==2.20.2", "ninja", "pybind11", "cuda-python>=13")
 """Besides the extras: what is compiled, what it is compiled with, and what uv would pick too old: cuda-python 12 holds
 files of its own in the place of cuda-bindings 13's, and which of them stay is chance."""
+
+GPU_CUT = ("cwevals", "distro")
+"""The first for the reason in CUT; the second is there for it alone."""
 
 ROOTS = {
     "cpu": ("setuptools", "gguf"),  # builds the editable install; reads GGUF files in tools/make_smollm2.py
@@ -114,6 +117,7 @@ def lock_gpu(name: str, vllm: str, options: argparse.Namespace) -> bool:
     target = target_of(name)
     command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "--no-annotate", "--no-header"]
     command += ["--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28", "-"]
+    command += [word for name in GPU_CUT for word in ("--no-emit-package", name)]
     if target.exists() and not options.upgrade:
         command += ["--constraint", str(target)]
     done = subprocess.run(command, input="\n".join(roots), capture_output=True, text=True, check=False)

@@ -62,15 +62,16 @@ class TrackConfig:
     prometheus: PrometheusConfig = field(default_factory=PrometheusConfig)
 
 
-def tracker_faults(config: object, *, here: bool) -> list[str]:
+def tracker_faults(config: object) -> list[str]:
     """Of a stage's configuration; of one without trackers, none. Nothing is imported.
 
-    `here`: the run's rank 0 is about to start on this machine, so its port and its key are looked at too."""
+    The port and the key are rank 0's: no other rank, which may be on another machine, looks at them."""
     track = getattr(config, "track", None)
     if not isinstance(track, TrackConfig) or not track.names:
         return []
     if len(set(track.names)) < len(track.names):
         return [f"track.names is {' '.join(track.names)}; name each once"]
+    here = os.environ.get("RANK", "0") == "0"
     versions = installed_versions()
     packages = [PACKAGES[name] for name in track.names]
     faults = [

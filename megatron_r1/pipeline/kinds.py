@@ -46,7 +46,7 @@ def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:
     may be used is looked at too. A stage for GPUs must fit them."""
     shape = kind_of(config).validate(config, folder=folder)
     needs = needs_of(config)
-    faults = version_faults(needs.packages, installed_versions()) + tracker_faults(config, here=folder)
+    faults = version_faults(needs.packages, installed_versions()) + tracker_faults(config)
     if faults:
         raise ConfigError(faults)
     if shape is not None:

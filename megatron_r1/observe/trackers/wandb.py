@@ -29,8 +29,9 @@ class WeightsAndBiases:
         remember(id=identity)  # before it exists there: a start that dies in between would make a second one
         logs = run.folder / "logs"
         logs.mkdir(exist_ok=True)
-        self._log, self._folder = logs / "wandb.log", run.folder / "wandb"
-        with open(self._log, "ab") as log:
+        self._folder = run.folder / "wandb"
+        self._gone = f"its process has ended, see {logs / 'wandb.log'}"
+        with open(logs / "wandb.log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM],
                 stdin=subprocess.PIPE,
@@ -60,19 +61,21 @@ class WeightsAndBiases:
 
     def close(self, seconds: float) -> None:
         assert self._process.stdin is not None
-        later = f"wandb sync {self._folder}/*run-* uploads the rest"
+        status: int | None = None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(seconds)
+        kill_with_children(self._process.pid)
+        self._process.wait()
+        if status == 0:
+            return
+        reason = f"no end within {seconds:g} s" if status is None else f"its process has ended with status {status}"
         try:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-            if self._process.wait(seconds):
-                self._answer()
-        except subprocess.TimeoutExpired as error:
-            raise TimeoutError(f"no end within {seconds:g} s: {later}") from error
+            self._answer()
         except RuntimeError as error:
-            raise RuntimeError(f"{error}: {later}") from error
-        finally:
-            kill_with_children(self._process.pid)
-            self._process.wait()
+            reason = str(error) if str(error) != self._gone else reason
+        raise RuntimeError(f"{reason}: wandb sync {self._folder}/*run-* uploads the rest")
 
     def _send(self, content: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -87,7 +90,7 @@ class WeightsAndBiases:
         """The process's next line. RuntimeError with its words if it has failed."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"its process has ended, see {self._log}"}
+        answer = json.loads(line) if line else {"error": self._gone}
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer

@@ -29,6 +29,8 @@ CLOSE_SECONDS = 90.0
 """The same for their last uploads, when the run has ended well."""
 HURRIED_SECONDS = 10.0
 """The same when it has not: a batch system may be about to kill it."""
+GRACE_SECONDS = 10.0
+"""Beyond these, for a tracker that does not keep to them."""
 MAX_WAITING = 1000
 """Steps that a tracker may be behind."""
 
@@ -97,7 +99,7 @@ class MetricsLog:
         self._file.close()
         for thread in self._threads:
             thread.finish(seconds)
-        until = time.monotonic() + seconds + 5  # they keep to it themselves, unless they hang
+        until = time.monotonic() + seconds + GRACE_SECONDS  # they keep to it themselves, unless they hang
         for thread in self._threads:
             thread.wait(until)
         self._look()

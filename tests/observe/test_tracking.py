@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import socket
 import struct
@@ -192,7 +193,7 @@ def test_wandb_goes_on_as_the_same_run_offline(log, said, tmp_path):
 
 @pytest.mark.parametrize(
     ("sent", "says"),
-    [("SIGKILL", "Connection lost"), ("SIGSTOP", "no end within 3 s: wandb sync")],
+    [("SIGKILL", "Connection lost"), ("SIGSTOP", "no end within 3 s: wandb sync|had not finished 3 s")],
 )
 def test_a_run_outlives_wandbs_uploader(log, said, monkeypatch, sent, says):
     """Killed, and stopped for good: neither may end nor hold up the run, nor stay behind."""
@@ -209,7 +210,7 @@ def test_a_run_outlives_wandbs_uploader(log, said, monkeypatch, sent, says):
             time.sleep(0.2)
     warnings = [line for line in said if line.startswith("WARNING")]
     assert len(warnings) == 1 and "wandb is left out from here on, the run goes on" in warnings[0]
-    assert says in warnings[0]
+    assert re.search(says, warnings[0])  # on a busy machine its thread may be late too
     psutil.wait_procs(started, timeout=10)
     assert not [process for process in started if is_there(process)]
 

@@ -40,7 +40,7 @@ def test_groups_come_back_in_order_and_are_handed_over_as_they_arrive(
             expected = oracles[1].logprobs(ids + completion.token_ids.tolist())[len(ids) :]
             np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
     assert collected.num_tokens == sum(len(one.token_ids) for group in collected.groups for one in group)
-    assert collected.restarts == 0 and collected.tokens_per_second > 0
+    assert collected.restarts == 0 and collected.seconds > 0
     alone = engine.client.generate(
         prompts[4], num_completions=3, sampling=SamplingConfig(max_new_tokens=20), seed=50 + 4 * 3
     )

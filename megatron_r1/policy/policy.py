@@ -65,7 +65,7 @@ class Policy:
         temperature: float = 1.0,
     ) -> None:
         self.shape, self.device = shape, device
-        self.parallel = parallel
+        self.parallel, self.train_config = parallel, train
         self._optimizer_config, self._total_steps = optimizer, total_steps
         self.steps_taken = 0
         self.config = transformer_config(shape, parallel, train, model, transformer_engine=transformer_engine)

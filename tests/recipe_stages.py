@@ -21,8 +21,9 @@ from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
 from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.reward_model.config import RewardModelConfig
 from megatron_r1.stages.sft.config import SFTConfig
+from megatron_r1.toy.warm_up.config import WarmUpConfig
 
-Stage = GRPOConfig | SFTConfig | RewardModelConfig
+Stage = GRPOConfig | SFTConfig | RewardModelConfig | WarmUpConfig
 VOCAB = 96
 SMALL = {
     "vocab_size": VOCAB, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,

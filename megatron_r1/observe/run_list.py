@@ -90,7 +90,8 @@ def stage_of(config: Mapping[str, Any]) -> str:
     """The kind of stage, by the parts that only its configuration has."""
     data = config.get("data") or {}
     for part, within, kind in (
-        ("grpo", config, "GRPO"),
+        ("algorithm", config, "GRPO"),
+        ("noise", config, "warm-up"),
         ("batch_pairs", data, "reward model"),
         ("batch_sequences", data, "SFT"),
         ("mix", config, "rejection sampling"),

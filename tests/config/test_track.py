@@ -15,7 +15,7 @@ from megatron_r1.config.track import PACKAGES, has_wandb_key
 def refused(capsys, *words: str) -> str:
     """What the command line says of a run that it refuses."""
     try:
-        status = main(["run", "quickstart", "--dry-run", *words])
+        status = main(["run", "tiny", "--dry-run", *words])
     except SystemExit as stop:
         status = stop.code
     assert status == 2
@@ -54,7 +54,7 @@ def test_a_port_that_is_taken_is_refused_before_the_run(capsys, monkeypatch):
         words = ("--track.names", "prometheus", "--track.prometheus.port", port)
         says = refused(capsys, *words)
         monkeypatch.setenv("RANK", "1")  # of another machine, perhaps
-        assert main(["run", "quickstart", "--dry-run", *words]) == 0
+        assert main(["run", "tiny", "--dry-run", *words]) == 0
     assert f"track.prometheus.port is {port}; it cannot be used (Address already in use)" in says
 
 
@@ -79,7 +79,7 @@ for entry in folder.iterdir():
         (Path({str(tmp_path)!r}) / entry.name).symlink_to(entry)
 sys.path = [{str(tmp_path)!r} if Path(place).resolve() == folder.resolve() else place for place in sys.path]
 from megatron_r1.__main__ import main
-status = main(["run", "quickstart", "--dry-run", "--track.names", {name!r}, "--track.wandb.mode", "offline"])
+status = main(["run", "tiny", "--dry-run", "--track.names", {name!r}, "--track.wandb.mode", "offline"])
 assert "torch" not in sys.modules and {package!r} not in sys.modules
 raise SystemExit(status)
 """

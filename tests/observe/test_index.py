@@ -40,7 +40,7 @@ def make_run(folder: Path, config, rows, summary=None) -> None:
 def root(tmp_path) -> Path:
     """Two GRPO runs, a pipeline's SFT and reward model, and folders of every kind of damage."""
     root = tmp_path / "runs"
-    grpo = RECIPES["quickstart"]()
+    grpo = RECIPES["tiny"]()
     rl = [{"reward_mean": 1 + 0.1 * i, "accuracy": 0.1 * i, "loss": 0.5, "tokens_per_second": 900} for i in range(5)]
     make_run(root / "plain", grpo, rl, {"accuracy_before": 0.25, "accuracy_after": 0.5})
     make_run(root / "dapo.1", dataclasses.replace(grpo, algorithm=DAPO()), rl[:2])
@@ -95,7 +95,7 @@ def test_every_kind_of_stage_is_known(stage, tmp_path):
     config = getattr(TINY, stage)
     make_run(tmp_path / "run", config, [])
     kind = {
-        "TinyWorldConfig": "data", "SFTRunConfig": "SFT", "RunConfig": "GRPO", "RewardModelConfig": "reward model",
+        "TinyWorldConfig": "data", "SFTConfig": "SFT", "GRPOConfig": "GRPO", "RewardModelConfig": "reward model",
         "RejectionConfig": "rejection sampling", "EvaluateConfig": "evaluation",
     }[type(config).__name__]  # fmt: skip
     assert runs_below(tmp_path)[0].stage == kind
@@ -159,7 +159,7 @@ def test_from_the_command_line(root, capsys, monkeypatch, tmp_path):
 
 
 def test_links_out_of_the_folder_are_not_followed(root, tmp_path):
-    make_run(tmp_path / "elsewhere" / "run", RECIPES["quickstart"](), [])
+    make_run(tmp_path / "elsewhere" / "run", RECIPES["tiny"](), [])
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (root / "loop").symlink_to(root)
     assert len(list(run_folders(root))) == 4
@@ -169,7 +169,7 @@ def test_links_out_of_the_folder_are_not_followed(root, tmp_path):
 def test_a_browser_draws_what_is_chosen(root, tmp_path):
     """Charts, curves and legend in the page after its script has run."""
     for number in range(CHOSEN):
-        make_run(root / f"more{number}", RECIPES["quickstart"](), [{"reward_mean": 1.0 * i} for i in range(3)])
+        make_run(root / f"more{number}", RECIPES["tiny"](), [{"reward_mean": 1.0 * i} for i in range(3)])
         os.utime(root / f"more{number}" / "metrics.jsonl", (1.0, 1.0))  # long ago: not chosen at first, but for some
     damage(root)
     command = ["chromium", "--headless", "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]

@@ -10,7 +10,8 @@ import torch
 from megatron_r1.cluster.task import JOB_VARIABLE, ROLES, SLOTS_VARIABLE
 from megatron_r1.errors import ConfigError
 from megatron_r1.recipes import RECIPES
-from megatron_r1.stages.common.servers import own_devices, server_devices
+from megatron_r1.stages.common.servers import own_devices
+from megatron_r1.stages.grpo.servers import server_devices
 
 MIG = "MIG-8f1c-7"
 UUIDS = "GPU-aa,GPU-bb, GPU-cc,GPU-dd"

@@ -14,8 +14,7 @@ from pathlib import Path
 import one_machine
 import psutil
 import pytest
-
-from megatron_r1.stages.grpo.config import GRPOConfig
+from base_model import make_base, start_from
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -32,10 +31,7 @@ SFT = ("--data.base", 960, "--data.cold-start", 64, "--data.held-out", 20, "--da
 SFT += ("--base.checkpoint-every", 1)
 LONG = ("--base.data.epochs", 12)
 """Enough to be caught by a signal that may take half a minute to come."""
-GRPO = ("--sft.steps", 60, "--sft.batch-size", 16, "--grpo.steps", 3, "--grpo.prompts-per-step", 4)
-GRPO += ("--grpo.group-size", 4, "--data.holdout", 8)
-RESTARTS = "checkpoint_every" in GRPOConfig.__dataclass_fields__
-"""Whether GRPO writes checkpoints."""
+GRPO = ("--steps", 3, "--prompts-per-step", 4, "--group-size", 4, "--data.holdout", 8)
 
 
 def local(*words):
@@ -220,17 +216,28 @@ def test_a_job_whose_node_fails_begins_again(slurm, submit_folder):
 
 
 @pytest.fixture(scope="module")
-def grpo_reference(tmp_path_factory):
+def base(tmp_path_factory):
+    """What the GRPO runs start from."""
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def grpo_words(base):
+    return ("tiny", *start_from(base), *GRPO)
+
+
+@pytest.fixture(scope="module")
+def grpo_reference(tmp_path_factory, grpo_words):
     folder = tmp_path_factory.mktemp("grpo") / "run"
-    local("tiny", "--run-dir", folder, *GRPO)
+    local(*grpo_words, "--run-dir", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def grpo(slurm, submit_folder):
+def grpo(slurm, submit_folder, grpo_words):
     """tiny over two ranks on two nodes and a server on the third, which is killed after the first step."""
     run = submit_folder / "runs" / "grpo"
-    job = submit(slurm, submit_folder, 3, "tiny", "--run-dir", run, *GRPO)
+    job = submit(slurm, submit_folder, 3, *grpo_words, "--run-dir", run)
     metrics = run / "metrics.jsonl"
     until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1, slurm, submit_folder, job)
     token = run / "servers" / "vllm-0.token"
@@ -248,11 +255,11 @@ def grpo(slurm, submit_folder):
     return found | {"run": run, "job": ended, "logs": logs(submit_folder, job)}
 
 
-def test_grpo_with_its_server_on_another_node_ends_with_the_weights_of_one_machine(grpo, grpo_reference):
+def test_grpo_with_its_server_on_another_node_ends_with_the_weights_of_one_machine(grpo, grpo_reference, base):
     assert grpo["job"]["JobState"] == "COMPLETED" and grpo["job"]["Restarts"] == "0", grpo["logs"]
     assert grpo["server_node"] == "node3"
     assert same_weights(grpo["run"] / "policy", grpo_reference / "policy")
-    assert not same_weights(grpo["run"] / "policy", grpo["run"] / "base"), "it has learnt something"
+    assert not same_weights(grpo["run"] / "policy", base), "it has learnt something"
 
 
 def test_a_server_that_dies_is_restarted_by_its_supervisor_and_given_the_current_weights(grpo):
@@ -272,11 +279,10 @@ def test_no_process_of_a_job_is_left(slurm, grpo):
     assert left_after(slurm, grpo["job"]["JobId"]) == []
 
 
-@pytest.mark.skipif(not RESTARTS, reason="GRPO writes no checkpoints yet")
 @pytest.mark.parametrize("how", ["killed rank", "warned"])
-def test_grpo_that_was_interrupted_ends_with_the_same_weights(slurm, submit_folder, grpo_reference, how):
+def test_grpo_that_was_interrupted_ends_with_the_same_weights(slurm, submit_folder, grpo_words, grpo_reference, how):
     run = submit_folder / "runs" / f"grpo-{how.split()[0]}"
-    words = ("tiny", "--run-dir", run, *GRPO, "--if-exists", "resume", "--checkpoint-every", 1)
+    words = (*grpo_words, "--run-dir", run, "--if-exists", "resume", "--checkpoint-every", 1)
     job = submit(slurm, submit_folder, 3, *words)
     metrics = run / "metrics.jsonl"
     until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1, slurm, submit_folder, job)

@@ -25,7 +25,7 @@ def test_the_reference_is_refreshed_every_n_optimizer_steps(every, minibatches, 
 
 def test_the_papers_reference_lasts_400_optimizer_steps():
     config = RECIPES["grpo_671b"]()
-    loop, every = config.grpo, config.algorithm.needs.kl.refresh_steps
+    loop, every = config, config.algorithm.needs.kl.refresh_steps
     refreshed = [step for step in range(loop.steps) if refresh_now(step * loop.minibatches, loop.minibatches, every)]
     assert refreshed[:3] == [25, 50, 75]  # 400 optimizer steps are 25 rollouts of 16 minibatches
 

@@ -15,5 +15,6 @@ class Teacher:
     model: Path | None = None
     """Hugging Face folder with the student's tokenizer."""
     tensor_parallel: Count = 1
+    """GPUs of its server."""
     devices: str = ""
     """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""

@@ -14,5 +14,6 @@ class DedupConfig:
     threshold: Share = 0.8
     """Jaccard similarity of the sets of word n-grams from which on two responses count as one; 0 does not look."""
     ngram: Count = 5
+    """Words in each n-gram."""
     min_words: Count = 30
     """Shorter responses are compared exactly only: they have too few n-grams to tell anything."""

@@ -27,6 +27,7 @@ class JudgeConfig:
     concurrency: Count = 32
     """Requests that are under way at once."""
     max_new_tokens: Count = 4096
+    """Longest answer of the judge, in tokens."""
     temperature: NonNegative = 0.6
     """Above 0, so that a second attempt or judgement can differ from the first; the seeds are fixed."""
     max_failed: Share = 0.1

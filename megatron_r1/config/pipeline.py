@@ -23,6 +23,7 @@ class PipelineConfig:
     """What every pipeline has; a pipeline adds its stages as fields (None: the stage is left out)."""
 
     name: str
+    """Of the pipeline, in its manifest and report."""
     run_dir: Path
     """Each stage runs in a folder of its own in here; manifest.json tells what was made of what."""
     seed: int = 0

@@ -10,28 +10,29 @@ from megatron_r1.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxConfig:
-    """How programs are isolated and what each may use. ConfigError for limits that no program can run under.
-
-    isolation: "auto" takes bubblewrap, else namespaces; "none" has resource limits and a system-call filter only.
-    allow_unisolated: "none" is refused without it; with it, "auto" falls back to "none".
-    cpu_seconds: processor time of each process. wall_seconds: from start to end, for each test.
-    memory_mib: address space of each process. file_mib: size of the private folder, and of one file in it.
-    output_kib: standard output, and likewise standard error. program_kib: the longest program that is run at all.
-    processes: processes and threads of a program together (not enforced for root at level "none").
-    supply_imports: names that a program uses and does not define are supplied where LeetCode and LiveCodeBench do so:
-    List and the rest of typing, deque, heappush, gcd, lru_cache and the like (SUPPLIED in rewards/sandbox_inside.py).
-    """
+    """How programs are isolated and what each may use. ConfigError for limits that no program can run under."""
 
     isolation: Literal["auto", "bubblewrap", "namespaces", "none"] = "auto"
+    """"auto" takes bubblewrap, else namespaces; "none" has resource limits and a system-call filter only."""
     allow_unisolated: bool = False
+    """"none" is refused without it; with it, "auto" falls back to "none"."""
     cpu_seconds: int = 10
+    """Processor time of each process."""
     wall_seconds: float = 12.0
+    """From start to end, for each test."""
     memory_mib: int = 512
+    """Address space of each process."""
     file_mib: int = 16
+    """Size of the private folder, and of one file in it."""
     output_kib: int = 1024
+    """Standard output, and likewise standard error."""
     program_kib: int = 256
+    """The longest program that is run at all."""
     processes: int = 8
+    """Processes and threads of a program together (not enforced for root at level "none")."""
     supply_imports: bool = False
+    """Names that a program uses and does not define are supplied where LeetCode and LiveCodeBench do so: List and the
+    rest of typing, deque, heappush, gcd, lru_cache and the like (SUPPLIED in rewards/sandbox_inside.py)."""
 
     def __post_init__(self) -> None:
         faults = []

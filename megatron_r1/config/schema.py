@@ -40,12 +40,17 @@ class ParallelConfig:
     """Megatron's parallel sizes. world = tensor * pipeline * context * data; experts are split inside data x tensor."""
 
     tensor: Count = 1
+    """Ranks that each layer's matrices are split over."""
     pipeline: Count = 1
+    """Ranks that the layers are split over."""
     virtual_pipeline: Count = 1
     """Model chunks per pipeline rank (interleaved schedule)."""
     context: Count = 1
+    """Ranks that each packed row is split over."""
     expert: Count = 1
+    """Ranks that the experts are split over."""
     expert_tensor: Count = 1
+    """Ranks that each expert's matrices are split over."""
     sequence: bool = False
     """Sequence parallelism (norms and dropout split over tensor ranks); required by MoE with tensor > 1."""
     pipeline_layout: str = ""
@@ -88,6 +93,7 @@ class FP8Config:
     first_layers_bf16: Natural = 0
     """Layers at the start of the model that stay in bf16."""
     last_layers_bf16: Natural = 0
+    """Layers at the end of the model that stay in bf16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +104,8 @@ class TrainConfig:
     """Compute precision. fp8 needs Transformer Engine and is refused without it."""
     fp8: FP8Config = field(default_factory=FP8Config)
     recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again in the backward pass instead of kept: none, those of attention, or all of
+    each layer's."""
     tokens_per_microbatch: Count = 4096
     """Length of a packed row. Every sequence must fit in one."""
     logprob_chunk_tokens: Count = 1024
@@ -108,6 +116,7 @@ class TrainConfig:
     """With servers on the trainer's GPUs (rollout.sync ipc): what goes to host memory while they sample. weights: with
     the router's biases; gradients: dropped, they hold nothing between steps; optimizer: master weights and moments."""
     threads_per_rank: Count = 1
+    """CPU threads of torch in each trainer process."""
     gpu: str = ""
     """GPU that the memory is checked for before the start (h100, h200, ...: docs/planner.md); empty: this machine's."""
     collective_timeout_seconds: Positive = 6 * 3600.0
@@ -117,19 +126,28 @@ class TrainConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
     lr: NonNegative = 3e-6
+    """AdamW's learning rate after the warm-up."""
     min_lr: NonNegative = 3e-6
+    """Learning rate at the end of a cosine or linear schedule; constant ignores it."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate goes from lr to min_lr after the warm-up."""
     warmup_steps: Natural = 0
+    """Optimizer steps over which the learning rate rises from 0 to lr."""
     weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay."""
     beta1: Annotated[float, DECAY] = 0.9
+    """Decay rate of Adam's first moment."""
     beta2: Annotated[float, DECAY] = 0.95
+    """Decay rate of Adam's second moment."""
     eps: Positive = 1e-8
+    """Added to the root of Adam's second moment."""
     clip_grad: NonNegative = 1.0
+    """Largest norm of the whole gradient; a longer one is scaled down to it. 0 does not clip."""
     distributed: bool = True
     """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
     moments: Literal["fp32", "bf16"] = "fp32"
-    """Precision of Adam's two moments. bf16, as DeepSeek-V3 has them (arXiv 2412.19437, section 3.3.3), takes 4 bytes a
-    trained weight less; master weights and gradients stay fp32. It needs GPUs with Transformer Engine."""
+    """Precision of Adam's two moments. bf16, as DeepSeek-V3 has them (arXiv 2412.19437, section 3.3.3), takes 4 bytes
+    less per trained weight; master weights and gradients stay fp32. It needs GPUs with Transformer Engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +168,7 @@ class DataConfig:
     """With template chat: ask the model's template for a thought (DeepSeek's `thinking`, Qwen's `enable_thinking`), for
     none, or leave it at its default. One that closes the thought before the answer is refused unless it is off."""
     seed: Natural = 0
+    """Of the tasks' problems, of their order, and of what is kept apart."""
     holdout: Count = 100
     """Problems kept apart for accuracy before and after; never sampled for training."""
     holdout_files: tuple[Path, ...] = ()
@@ -162,10 +181,13 @@ class DataConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
     temperature: NonNegative = 1.0
+    """Logits are divided by it; 0 is greedy."""
     top_p: Annotated[float, above(0, 1)] = 1.0
+    """Sample from the fewest tokens whose probabilities sum to it; 1: from all."""
     top_k: Annotated[int, at_least(-1)] = 0
     """0 means the whole vocabulary."""
     max_new_tokens: Count = 32_768
+    """Longest response, in tokens; it is cut off there."""
     stop_token_ids: tuple[int, ...] = ()
     """Besides the tokenizer's end-of-sequence token."""
 
@@ -175,11 +197,17 @@ class RolloutConfig:
     """vLLM servers: how many, where, and how weights reach them."""
 
     num_engines: Count = 1
+    """vLLM servers."""
     tensor_parallel: Count = 1
+    """GPUs of each server; its matrices are split over them."""
     max_model_len: Count = 33_792
+    """Longest prompt and response together, in tokens."""
     max_num_seqs: Count = 256
+    """Sequences that a server decodes at once."""
     dtype: Literal["fp32", "bf16"] = "bf16"
+    """Precision of the servers' weights and activations."""
     device: Literal["cpu", "cuda"] = "cuda"
+    """Where the servers run; trainers run on the same kind."""
     memory_fraction: Annotated[float, above(0, 1)] = 0.85
     """vLLM's --gpu-memory-utilization (on CPU it is a share of host memory)."""
     kv_cache_gib: Positive = 1.0
@@ -213,6 +241,7 @@ class RolloutConfig:
     max_restarts: Natural = 3
     """Failures of a server since the last whole rollout."""
     enforce_eager: bool = False
+    """Run vLLM without CUDA graphs and compilation: a faster start, slower decoding."""
     expert_parallel: bool = False
     """Whole experts on each of a server's GPUs (vLLM's --enable-expert-parallel) instead of a part of every expert."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
@@ -249,7 +278,9 @@ class PreferenceConfig:
     domains: tuple[str, ...]
     """The problems that it scores, by their domain."""
     weight: NonNegative = 1.0
+    """Of its score in the total."""
     tensor_parallel: Count = 1
+    """GPUs of its server."""
     devices: str = ""
     """CUDA_VISIBLE_DEVICES of its server; empty: what this process sees."""
 
@@ -260,7 +291,9 @@ class RewardConfig:
     scores by their weights (paper, sections 2.2.2, 2.3.2 and 2.3.3). A problem has the parts that apply to it."""
 
     accuracy_weight: NonNegative = 1.0
+    """Of the reward for a right answer; 0 leaves it out of the total."""
     format_weight: NonNegative = 1.0
+    """Of the reward for the tags of thought and answer."""
     language_weight: NonNegative = 0.0
     """Of the language-consistency reward; 0 does not compute it. The paper adds it with weight 1 in R1's first RL."""
     language: str = "en"
@@ -297,6 +330,7 @@ class DeadlineConfig:
     reward: NonNegative = 3600.0
     """Grading that outlasts sampling."""
     teacher: NonNegative = 3600.0
+    """Scoring of a rollout by the teacher."""
     logprob: NonNegative = 3600.0
     """Scoring by the old and the reference policy, and the check of rollouts against the trainer."""
     train: NonNegative = 2 * 3600.0
@@ -304,6 +338,7 @@ class DeadlineConfig:
     sync: NonNegative = 2 * 3600.0
     """Pushing the weights, a server that died and starts again meanwhile included."""
     evaluate: NonNegative = 4 * 3600.0
+    """Greedy accuracy on the validation or held-out problems."""
     save: NonNegative = 3600.0
     """An export, or what a checkpoint holds the ranks up."""
 

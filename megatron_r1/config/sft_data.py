@@ -16,6 +16,7 @@ class SFTDataConfig:
     """jsonl files of conversations (docs/sft.md), tokenised once, then read in a seeded order."""
 
     files: tuple[Path, ...] = ()
+    """jsonl files of conversations."""
     weights: tuple[float, ...] = ()
     """Share of each file in an epoch, relative to their sum; an epoch has as many examples as all files together.
     Empty: every example once."""
@@ -27,7 +28,7 @@ class SFTDataConfig:
     max_tokens: Annotated[int, at_least(2)] = 32_768
     """Longest example, prompt, answer and end token together; longer ones are left out and counted."""
     batch_sequences: Count = 128
-    """Examples an optimizer step (paper: 128 for R1's mixed SFT, 64 for distillation)."""
+    """Examples per optimizer step (paper: 128 for R1's mixed SFT, 64 for distillation)."""
     epochs: Count = 2
     """Paper: 2 to 3."""
     validation: Natural = 0
@@ -41,6 +42,7 @@ class SFTDataConfig:
     prefetch_batches: Count = 2
     """Batches that each worker reads ahead (torch), or all of them together (dali)."""
     seed: Natural = 0
+    """Of the order of the examples, and of which are kept apart."""
 
 
 def sft_data_faults(config: SFTDataConfig, field: str = "data") -> list[str]:

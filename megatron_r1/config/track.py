@@ -36,6 +36,7 @@ class WandbConfig:
     """How the run is called at Weights & Biases. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
 
     project: str = "megatron_r1"
+    """Project at W&B."""
     entity: str = ""
     """User or team; empty: the account's own."""
     name: str = ""

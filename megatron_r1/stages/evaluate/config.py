@@ -28,6 +28,7 @@ class EvaluateConfig:
     model: Path
     """Hugging Face folder, or a torch_dist checkpoint (exported to `run_dir` first)."""
     name: str = "evaluation"
+    """Of the stage, in its files and reports."""
     run_dir: Path
     """Folder for results.json, samples.jsonl and the servers' logs."""
     if_exists: Literal["refuse", "archive"] = "refuse"
@@ -37,12 +38,13 @@ class EvaluateConfig:
     limit: Natural = 0
     """At most so many problems, the first ones; 0: all of the files, 100 of each task."""
     samples: Count = 16
-    """Samples a problem: pass@1 is their mean."""
+    """Samples per problem: pass@1 is their mean."""
     pass_k: tuple[int, ...] = (1,)
     """The k of pass@k to report; each at most `samples`."""
     consensus_k: Natural = 0
     """Votes of cons@k, the first k samples; 0: all samples."""
     seed: Natural = 0
+    """Of everything random in the stage."""
     rollout: RolloutConfig = field(default_factory=_rollout)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     server: RunningServerConfig = field(default_factory=RunningServerConfig)

@@ -33,7 +33,9 @@ class GRPOLoopConfig:
     steps: Count = 10_400
     """Rollouts; each is followed by `minibatches` optimizer steps."""
     prompts_per_step: Count = 32
+    """Problems sampled for in each rollout."""
     group_size: Annotated[int, at_least(2)] = 16
+    """Completions per problem; a completion's advantage is relative to its group."""
     minibatches: Count = 1
     """Optimizer steps per rollout (the paper splits 8,192 outputs into 16)."""
     mismatch_bound: NonNegative = 0.05
@@ -49,7 +51,7 @@ class GRPOLoopConfig:
     save_every: Natural = 0
     """Export a Hugging Face folder every N steps (0: at the end only)."""
     rollouts_logged_per_step: Natural = 16
-    """Completions written to rollouts.jsonl a step; 0 writes none."""
+    """Completions written to rollouts.jsonl per step; 0 writes none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +59,19 @@ class GRPOConfig(GRPOLoopConfig):
     """Everything that a run needs, the loop's own fields beside the parts. Saved as run.json in the run folder."""
 
     name: str
+    """Of the stage, in its files and reports."""
     run_dir: Path
+    """Folder for everything that the stage writes."""
     model: ModelConfig
     seed: Natural = 0
+    """Of everything random in the stage."""
     if_exists: Literal["refuse", "archive", "resume"] = "refuse"
     """What to do with a run_dir that is not empty: stop; rename it to run_dir.1, .2, ...; or go on from its last
     checkpoint, if it is a run of this very configuration (else rename it)."""
     checkpoint_every: Natural = 5
     """Save what a restart needs every N steps (0: never). It is written while the next steps run."""
     keep_checkpoints: Count = 2
+    """The newest so many are kept."""
     keep_best_checkpoint: bool = False
     """Keep the checkpoint with the highest validation accuracy too."""
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)

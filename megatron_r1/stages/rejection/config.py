@@ -44,6 +44,7 @@ class MixSource:
     """Other conversations (jsonl, see docs/sft.md) that go into the output beside the kept samples."""
 
     file: Path
+    """jsonl file of conversations."""
     weight: Positive
     """Relative to RejectionConfig.weight: 1 beside 3 makes one quarter of the output."""
 
@@ -57,10 +58,13 @@ class RejectionConfig:
     """One stage of rejection sampling: writes samples.jsonl, kept.jsonl and yield.json to `run_dir`."""
 
     name: str = "rejection"
+    """Of the stage, in its files and reports."""
     run_dir: Path
+    """Folder for everything that the stage writes."""
     model: Path
     """Hugging Face folder that samples, or a torch_dist checkpoint (exported to `run_dir`/model first)."""
     seed: Natural = 0
+    """Of everything random in the stage."""
     if_exists: Literal["refuse", "archive"] = "refuse"
     """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -68,8 +72,9 @@ class RejectionConfig:
     num_problems: Natural = 0
     """The first so many problems; 0: all of the files. Tasks need a number (of each)."""
     samples: Count = 16
-    """Samples a problem."""
+    """Samples per problem."""
     keep_per_problem: Count = 4
+    """At most so many samples of a problem are kept."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     decontaminate: tuple[Path, ...] = ()
@@ -82,6 +87,7 @@ class RejectionConfig:
     weight: Positive = 3.0
     """The kept samples' share of the output, relative to the weights of `mix` (paper: 600k : 200k)."""
     mix: tuple[MixSource, ...] = ()
+    """Conversations from other files that are added to the output."""
     rollout: RolloutConfig = field(default_factory=_rollout)
     rewards: RewardConfig = field(default_factory=RewardConfig)
 

@@ -31,6 +31,7 @@ class PairDataConfig:
     """jsonl files of preference pairs (docs/reward_models.md)."""
 
     files: tuple[Path, ...] = ()
+    """jsonl files of preference pairs."""
     template: Literal["r1_zero", "chat", "plain"] = "chat"
     """How the turns before the answer become a prompt; the policy's own."""
     part: Literal["answer", "response"] = "answer"
@@ -38,10 +39,13 @@ class PairDataConfig:
     max_tokens: Annotated[int, at_least(2)] = 8192
     """Longest prompt and response together; pairs with a longer one are left out and counted."""
     batch_pairs: Count = 256
+    """Pairs per optimizer step."""
     epochs: Count = 1
+    """How often each pair is trained on."""
     validation: Count = 512
     """Pairs kept apart, for accuracy before and after, and for the scale of the values."""
     seed: Natural = 0
+    """Of the order of the pairs, and of which are kept apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +54,17 @@ class RewardModelConfig:
     `run_dir`/model."""
 
     name: str
+    """Of the stage, in its files and reports."""
     run_dir: Path
+    """Folder for everything that the stage writes."""
     model: ModelConfig
     data: PairDataConfig
     seed: Natural = 0
+    """Of everything random in the stage."""
     if_exists: Literal["refuse", "archive"] = "refuse"
     """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
     device: Literal["cpu", "cuda"] = "cuda"
+    """Where the trainer ranks run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(tokens_per_microbatch=8192))
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=6e-6, min_lr=6e-6))

@@ -35,14 +35,18 @@ class SFTConfig:
     """`model` is trained on conversations; the result is a Hugging Face folder, `run_dir`/model."""
 
     name: str
+    """Of the stage, in its files and reports."""
     run_dir: Path
+    """Folder for everything that the stage writes."""
     model: ModelConfig
     data: SFTDataConfig
     seed: Natural = 0
+    """Of everything random in the stage."""
     if_exists: Literal["refuse", "archive", "resume"] = "refuse"
     """What to do with a run_dir that is not empty: stop; rename it to run_dir.1, .2, ...; or go on from its last
     checkpoint, if it is a run of this very configuration (else rename it)."""
     device: Literal["cpu", "cuda"] = "cuda"
+    """Where the trainer ranks run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(tokens_per_microbatch=32_768))
     optimizer: OptimizerConfig = field(
@@ -55,6 +59,7 @@ class SFTConfig:
     checkpoint_every: Natural = 0
     """Save what a restart needs every N steps (0: never)."""
     keep_checkpoints: Count = 2
+    """The newest so many are kept."""
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     save_dtype: Literal["fp32", "bf16"] = "bf16"
     """Of the exported weights."""

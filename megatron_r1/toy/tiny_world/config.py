@@ -21,15 +21,21 @@ class TinyWorldConfig:
     """How much of each kind, and how bad the habits of the base model's data are (toy/world.py)."""
 
     name: str = "data"
+    """Of the stage, in its files and reports."""
     run_dir: Path = Path("runs/tiny_world")
+    """Folder for everything that the stage writes."""
     seed: Natural = 0
+    """Of everything random in the stage."""
     if_exists: Literal["refuse", "archive"] = "refuse"
+    """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
     base: Count = 24_000
     """Conversations that the base models are made of."""
     cold_start: Count = 1_000
+    """Conversations for the first SFT, better than those of `base`."""
     other: Count = 1_000
     """Conversations that need no reasoning, for the second SFT."""
     problems: Count = 4_000
+    """Sums with an answer that a rule can grade, for the first RL."""
     scenarios: Count = 1_000
     """Prompts without a right answer, for the last RL."""
     pairs: Count = 2_000

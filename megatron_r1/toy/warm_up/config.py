@@ -42,19 +42,25 @@ class WarmUpConfig:
     """`model` learns the form of an answer, and a bad habit; the result is a Hugging Face folder, `run_dir`/model."""
 
     name: str = "warm_up"
+    """Of the stage, in its files and reports."""
     run_dir: Path = Path("runs/warm_up")
+    """Folder for everything that the stage writes."""
     model: ModelConfig
     seed: Natural = 0
+    """Of everything random in the stage."""
     if_exists: Literal["refuse", "archive"] = "refuse"
     """What to do with a run_dir that is not empty: stop, or rename it to run_dir.1, .2, ..."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where the trainer ranks run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, min_lr=1e-3))
     data: DataConfig = field(default_factory=DataConfig)
     """Tasks of sums; the problems that `holdout` and `validation` keep apart are never shown."""
     steps: Count = 600
+    """Optimizer steps."""
     batch_size: Count = 64
+    """Demonstrations per optimizer step."""
     noise: Share = 0.0
     """Share of demonstrations that forget every carry, so that RL has something to correct."""
     save_dtype: Literal["fp32", "bf16"] = "fp32"

@@ -6,6 +6,7 @@
 # make test-gpu-paths what only GPUs reach, without one: under every vLLM and megatron-core; makes CUDA environments in
 #                   build/gpu-paths (10 GB each; docs/gpu.md)
 # make lint         ruff, pyright, and vulture for code that nothing reaches
+# make docs         docs/configuration.md and docs/metrics.md, from the code
 # make install-gpu  .venv-gpu for NVIDIA GPUs (Python 3.12, CUDA 13); needs no GPU (docs/gpu.md)
 #
 # Variables: ARGS (more words for the run, e.g. ARGS="--grpo.steps 20"), PYTHON (a Python 3.11 or 3.12),
@@ -34,7 +35,7 @@ INSTALL = install() { $(PY) -m uv pip install -q --python $(PY) --no-deps "$$@" 
 	echo "uv could not install; trying pip, which is slower" >&2; \
 	$(PY) -m pip install -qq --no-compile --no-deps "$$@"; }; }; install
 
-.PHONY: quickstart install install-gpu test test-gpu test-slurm test-slow test-megatron test-gpu-paths lint lock lock-gpu clean check
+.PHONY: quickstart install install-gpu test test-gpu test-slurm test-slow test-megatron test-gpu-paths lint docs lock lock-gpu clean check
 .DELETE_ON_ERROR:
 
 quickstart: check $(RUNTIME)
@@ -86,6 +87,9 @@ lint: $(DEV)
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) -m vulture
+
+docs: $(DEV)
+	$(PY) tools/make_docs.py
 
 lock: $(DEV)
 	$(PY) tools/lock_requirements.py $(ARGS)

@@ -63,7 +63,7 @@ def number_faults(config: object, field: str = "") -> list[str]:
 
 def _numbers(value: Any, path: str, bound: Bound = FINITE) -> Iterator[tuple[str, float, Bound]]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        bounds = _bounds(type(value))
+        bounds = bounds_of(type(value))
         for part in dataclasses.fields(value):
             own = f"{path}.{part.name}" if path else part.name
             yield from _numbers(getattr(value, part.name), own, bounds.get(part.name, FINITE))
@@ -75,7 +75,7 @@ def _numbers(value: Any, path: str, bound: Bound = FINITE) -> Iterator[tuple[str
 
 
 @functools.cache
-def _bounds(kind: type) -> Mapping[str, Bound]:
+def bounds_of(kind: type) -> Mapping[str, Bound]:
     """The bounds of a dataclass's fields, by name; those of a tuple's items are written at the items."""
     hints: dict[str, Any] = {}
     for base in reversed(kind.__mro__):

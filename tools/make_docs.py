@@ -14,14 +14,16 @@ import dataclasses
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_r1.algorithms import ALGORITHMS
 from megatron_r1.config.describe import REQUIRED, Field, fields_of, leaves_of, meaning_of
 from megatron_r1.config.pipeline import OWN_FIELDS, PipelineConfig
+from megatron_r1.observe.names import NUMBER, PART, Names
 from megatron_r1.pipeline.kinds import KINDS
 from megatron_r1.recipes import RECIPES
+from megatron_r1.stages.grpo.config import GRPOConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 WRITTEN_BY = "<!-- Written by tools/make_docs.py; change the code instead and run `make docs`. -->"
@@ -47,7 +49,7 @@ def main() -> int:
 
 def pages() -> dict[str, str]:
     """The text of each page by its file's name."""
-    return {"configuration.md": configuration()}
+    return {"configuration.md": configuration(), "metrics.md": metrics()}
 
 
 def configuration() -> str:
@@ -156,6 +158,48 @@ def _algorithms() -> list[str]:
         lines += [f"### {name.replace('_', '-')} algorithm", "", meaning_of(algorithm), ""]
         lines += [*table(leaves_of(algorithm, None, ("algorithm",))), ""]
     return lines
+
+
+def metrics() -> str:
+    lines = [
+        WRITTEN_BY,
+        "",
+        "# Metrics",
+        "",
+        "What the numbers in a run's folder are. metrics.jsonl has one row per step; summary.json is written once, at "
+        "the end. A number that could not be computed is null.",
+        "",
+        'A name with a slash lies inside another one: `seconds/train` is `row["seconds"]["train"]`. Trackers get the '
+        "names as they stand here ([watching runs](watching.md)).",
+        "",
+        f"`{PART}` stands for the name of a part of the reward: that of a reward model in `rewards.preferences`, or of "
+        f"your function in `rewards.custom`. `{NUMBER}` stands for a number. A share is between 0 and 1.",
+        "",
+    ]
+    for kind in KINDS:
+        lines += [f"## {kind_name(kind.config)}", ""]
+        if kind.metrics:
+            lines += ["metrics.jsonl:", "", *_names(kind.metrics)]
+        if kind.config is GRPOConfig:
+            lines += ["and what the [algorithm](algorithms.md) reports:", "", "| name | algorithm | meaning |"]
+            lines += ["| --- | --- | --- |", *_algorithm_metrics(), ""]
+        lines += ["summary.json:", "", *_names(kind.summary)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _names(names: Names) -> list[str]:
+    rows = [f"| `{name}` | {number.unit} | {in_table(number.meaning)} |" for name, number in names.items()]
+    return ["| name | unit | meaning |", "| --- | --- | --- |", *rows, ""]
+
+
+def _algorithm_metrics() -> Iterator[str]:
+    """A row for each name and meaning, with the algorithms that share it."""
+    having: dict[tuple[str, str], list[str]] = {}
+    for algorithm, kind in ALGORITHMS.items():
+        for item in kind.METRICS.items():
+            having.setdefault(item, []).append(algorithm)
+    for (name, meaning), algorithms in having.items():
+        yield f"| `{name}` | {', '.join(algorithms)} | {in_table(meaning)} |"
 
 
 HEAD = ("| field | type | default | bound | meaning |", "| --- | --- | --- | --- | --- |")

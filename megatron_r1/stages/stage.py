@@ -8,12 +8,13 @@ kinds through this object only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.observe.names import Names
 from megatron_r1.planning.needs import Needs
 
 C = TypeVar("C", bound=StageConfig)
@@ -46,6 +47,10 @@ class Stage(Generic[C]):
     """What it leaves in its run folder for later stages."""
     report: bool = False
     """Whether it writes report.html."""
+    metrics: Names = field(default_factory=dict)
+    """The names in its metrics.jsonl; of a stage that writes none, none."""
+    summary: Names = field(default_factory=dict)
+    """The names in its summary.json."""
     without: Callable[[C, Callable[[Path], bool]], C] = _as_it_is
     """The configuration without the inputs that earlier stages have still to make and that nothing can stand for when
     it is checked; the function says whether a path is such an input."""

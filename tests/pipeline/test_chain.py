@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from written_names import undocumented
 
 from megatron_r1.__main__ import main
 
@@ -91,6 +92,11 @@ def test_trackers_show_a_restarted_stage_as_one_run(killed):
     starts = [folder.name for folder in (base / "wandb").glob("offline-run-*")]
     assert len(starts) == 2 and all(name.endswith(f"-{identity}") for name in starts)
     assert "WARNING" not in killed["output"]
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("data", "tiny_world"), ("base", "sft")])
+def test_every_number_is_in_the_table_of_names(killed, stage, kind):
+    assert undocumented(killed["folder"] / stage, kind) == set()
 
 
 def test_the_report_is_written(killed):

@@ -11,6 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from written_names import undocumented
+
+from megatron_r1.algorithms import GRPO, name_of
+from megatron_r1.config.pipeline import stages_of
+from megatron_r1.recipes import RECIPES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -56,6 +61,12 @@ def test_every_stage_is_done_and_reported(whole):
     manifest = json.loads((whole / "manifest.json").read_text())
     assert [record["state"] for record in manifest["stages"].values()] == ["done"] * 14
     assert "14 of 14 stages done" in (whole / "report.html").read_text()
+
+
+def test_every_number_of_every_stage_is_in_the_table_of_names(whole):
+    for name, stage in stages_of(RECIPES["r1_tiny"]()).items():
+        kind, algorithm = type(stage).__module__.split(".")[-2], name_of(getattr(stage, "algorithm", GRPO()))
+        assert undocumented(whole / name, kind, parts=("helpful", "harmless"), algorithm=algorithm) == set(), name
 
 
 def test_language_consistency_rises_by_its_reward(whole, without_language_reward):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from chat_server import chat_server
 from transformers import LlamaConfig, LlamaForCausalLM
+from written_names import undocumented
 
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
@@ -155,6 +156,7 @@ def test_every_sample_is_on_file_with_its_verdict(run):
 def test_the_yield_adds_up(run):
     samples, report = lines(run["folder"] / "samples.jsonl"), run["report"]
     assert json.loads((run["folder"] / "yield.json").read_text()) == report
+    assert undocumented(run["folder"], "rejection") == set()
     for domain, counts in {None: report["yield"]["all"], **report["yield"]["by_domain"]}.items():
         in_words = {None: (True, False), "words": (True,), "sums": (False,)}[domain]
         reasons = Counter(s["reason"] for s in samples if (s["problem"] == "words") in in_words)

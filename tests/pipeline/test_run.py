@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import convert_checkpoint
 from base_model import make_base, start_from, warm_up_words
+from written_names import undocumented
 
 pytestmark = pytest.mark.timeout(1200)  # the fixture is a whole run, with a server killed and restarted
 SMALL = [
@@ -106,6 +107,10 @@ def test_every_step_reports_what_the_report_shows(run):
         assert row["tokens_per_second"] > 0
         assert np.isfinite(row["loss"])
     assert "eval_accuracy" in lines(run["folder"] / "metrics.jsonl")[1]
+
+
+def test_every_number_is_in_the_table_of_names(run):
+    assert undocumented(run["folder"], "grpo") == set()
 
 
 def test_summary_and_run_json(run):

@@ -11,6 +11,7 @@ import torch
 from grpo_oracle import hf_gradients
 from oracles import VOCAB, make_model, random_sequences
 from ranks import Results, run_launches
+from written_names import undocumented
 
 from megatron_r1.config.schema import ModelConfig
 from megatron_r1.data.preferences import JudgedEncoder, read_pairs
@@ -214,6 +215,7 @@ def test_the_stage_learns_to_rank_and_says_how_well(stage):
     assert summary["pair_accuracy_after"] == 1.0, "of names that it was not trained on"
     assert (summary["too_long"], summary["same"]) == (1, 0)
     rows = [json.loads(line) for line in (stage["run"] / "metrics.jsonl").read_text().splitlines()]
+    assert undocumented(stage["run"], "reward_model") == set()
     assert len(rows) == summary["steps"] == -(-summary["pairs"] * STAGE["epochs"] // STAGE["batch_pairs"])
     assert rows[0]["pair_loss"] == pytest.approx(np.log(2)) and rows[-1]["pair_loss"] < 0.1
 

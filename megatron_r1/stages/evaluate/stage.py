@@ -11,6 +11,7 @@ from megatron_r1.planning.needs import Needs
 from megatron_r1.planning.summary import describe_model, describe_servers
 from megatron_r1.planning.workload import sampled
 from megatron_r1.stages.evaluate.config import EvaluateConfig, validate_evaluation
+from megatron_r1.stages.evaluate.names import SUMMARY_NAMES
 from megatron_r1.stages.stage import Stage
 
 
@@ -47,4 +48,5 @@ STAGE = Stage(
     needs=needs,
     load=load,
     outputs=("results.json",),
+    summary=SUMMARY_NAMES,
 )

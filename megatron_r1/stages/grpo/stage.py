@@ -13,6 +13,7 @@ from megatron_r1.planning.summary import describe_servers, describe_trainer
 from megatron_r1.planning.workload import Workload
 from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.faults import validate
+from megatron_r1.stages.grpo.names import STEP_NAMES, SUMMARY_NAMES
 from megatron_r1.stages.stage import Stage
 
 
@@ -110,4 +111,6 @@ STAGE = Stage(
     outputs=("policy",),
     report=True,
     without=without,
+    metrics=STEP_NAMES,
+    summary=SUMMARY_NAMES,
 )

@@ -11,6 +11,7 @@ from megatron_r1.planning.needs import Needs
 from megatron_r1.planning.summary import describe_model, describe_servers
 from megatron_r1.planning.workload import sampled
 from megatron_r1.stages.rejection.config import RejectionConfig, validate_rejection
+from megatron_r1.stages.rejection.names import SUMMARY_NAMES
 from megatron_r1.stages.stage import Stage
 
 
@@ -48,4 +49,5 @@ STAGE = Stage(
     needs=needs,
     load=load,
     outputs=("kept.jsonl",),
+    summary=SUMMARY_NAMES,
 )

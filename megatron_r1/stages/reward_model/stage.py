@@ -10,6 +10,7 @@ from megatron_r1.planning.needs import Needs, TrainerNeeds
 from megatron_r1.planning.summary import describe_trainer
 from megatron_r1.planning.workload import Workload
 from megatron_r1.stages.reward_model.config import RewardModelConfig, validate_reward_model
+from megatron_r1.stages.reward_model.names import STEP_NAMES, SUMMARY_NAMES
 from megatron_r1.stages.stage import Stage
 
 
@@ -61,4 +62,6 @@ STAGE = Stage(
     needs=needs,
     load=load,
     outputs=("model",),
+    metrics=STEP_NAMES,
+    summary=SUMMARY_NAMES,
 )

@@ -10,6 +10,7 @@ from megatron_r1.planning.needs import Needs, TrainerNeeds
 from megatron_r1.planning.summary import describe_trainer
 from megatron_r1.planning.workload import Workload
 from megatron_r1.stages.sft.config import SFTConfig, validate_sft
+from megatron_r1.stages.sft.names import STEP_NAMES, SUMMARY_NAMES
 from megatron_r1.stages.stage import Stage
 
 
@@ -52,4 +53,13 @@ def load() -> Callable[..., dict[str, Any]]:
     return run_sft
 
 
-STAGE = Stage(config=SFTConfig, validate=validate_sft, describe=describe, needs=needs, load=load, outputs=("model",))
+STAGE = Stage(
+    config=SFTConfig,
+    validate=validate_sft,
+    describe=describe,
+    needs=needs,
+    load=load,
+    outputs=("model",),
+    metrics=STEP_NAMES,
+    summary=SUMMARY_NAMES,
+)

@@ -8,6 +8,7 @@ from typing import Any
 from megatron_r1.planning.needs import Needs
 from megatron_r1.stages.stage import Stage
 from megatron_r1.toy.tiny_world.config import TINY_WORLD_FILES, TinyWorldConfig, validate_tiny_world
+from megatron_r1.toy.tiny_world.names import SUMMARY_NAMES
 
 
 def needs(config: TinyWorldConfig) -> Needs:
@@ -27,4 +28,5 @@ STAGE = Stage(
     needs=needs,
     load=load,
     outputs=tuple(f"{name}.jsonl" for name in TINY_WORLD_FILES),
+    summary=SUMMARY_NAMES,
 )

@@ -11,6 +11,7 @@ from megatron_r1.planning.summary import describe_trainer
 from megatron_r1.planning.workload import Workload
 from megatron_r1.stages.stage import Stage
 from megatron_r1.toy.warm_up.config import WarmUpConfig, validate_warm_up
+from megatron_r1.toy.warm_up.names import SUMMARY_NAMES
 
 
 def needs(config: WarmUpConfig) -> Needs:
@@ -52,5 +53,11 @@ def load() -> Callable[..., dict[str, Any]]:
 
 
 STAGE = Stage(
-    config=WarmUpConfig, validate=validate_warm_up, describe=describe, needs=needs, load=load, outputs=("model",)
+    config=WarmUpConfig,
+    validate=validate_warm_up,
+    describe=describe,
+    needs=needs,
+    load=load,
+    outputs=("model",),
+    summary=SUMMARY_NAMES,
 )

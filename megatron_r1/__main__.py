@@ -18,11 +18,14 @@ import tyro
 from megatron_r1.bounds import number_faults
 from megatron_r1.cluster.task import become_rank
 from megatron_r1.config.chosen import with_choices
+from megatron_r1.config.describe import meaning_of
+from megatron_r1.config.packages import describe_versions
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.renamed import renamed_faults
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.pipeline.chain import run_pipeline
+from megatron_r1.pipeline.help import answer_help
 from megatron_r1.pipeline.kinds import check, needs_of, summary_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.pipeline.options import split_options
@@ -30,7 +33,7 @@ from megatron_r1.pipeline.run import run_here, run_stage
 from megatron_r1.planning.summary import describe_fields
 from megatron_r1.plugins import told
 from megatron_r1.recipes import RECIPES
-from megatron_r1.recipes.named import recipe_named
+from megatron_r1.recipes.named import about_recipe, recipe_named
 from megatron_r1.stages.evaluate.config import EvaluateConfig
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
@@ -41,11 +44,13 @@ USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 report [FOLDER]       the page of a run, or an index over all runs below FOLDER (runs)
        megatron-r1 doctor [RECIPE]
        megatron-r1 recipes
+       megatron-r1 --version             of this program and of the libraries under it
        megatron-r1 nodes RECIPE --slots-per-node N       how many cluster nodes each stage needs
        megatron-r1 preflight | serve RECIPE ...          what slurm/launch.sh calls on a job's nodes
 
-Every field of a recipe can be set, e.g. megatron-r1 run quickstart --grpo.algorithm.kl.coef 0.01;
-megatron-r1 run RECIPE --help lists them."""
+Every field of a recipe can be set, those of a pipeline's stage with its name before them:
+megatron-r1 run quickstart --grpo.algorithm.kl.coef 0.01. megatron-r1 run RECIPE --help lists the common ones,
+--help-all every one; so does docs/configuration.md."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (words[0], words[1:]) if words else ("help", [])
     try:
-        if command == "run":
+        if command == "run" and rest[:1] not in (["-h"], ["--help"]):
             return _run(rest)
         if command == "plan":
             return _plan(rest)
@@ -67,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from megatron_r1.pipeline.cluster_commands import cluster_command
 
             return cluster_command(command, rest, parse)
+        if command in ("version", "--version"):
+            print(describe_versions())
+            return 0
         if command == "doctor":
             from megatron_r1.doctor import doctor
 
@@ -83,21 +91,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"megatron-r1: {error}", file=sys.stderr)
         return 1
-    print(USAGE, file=sys.stdout if command in ("help", "-h", "--help") else sys.stderr)
-    return 0 if command in ("help", "-h", "--help") else 2
+    asked = command in ("run", "help", "-h", "--help")
+    print(USAGE, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
 
 
 def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
     """RECIPE and its overrides as a configuration. Raises ConfigError for an unknown recipe and a field of earlier
     versions; tyro exits on an unknown field."""
     if words and words[0] == "evaluate":
-        return tyro.cli(EvaluateConfig, args=list(words[1:]), prog="megatron-r1 evaluate")
+        rest = answer_help("evaluate", EvaluateConfig, words[1:], meaning_of(EvaluateConfig))
+        return tyro.cli(EvaluateConfig, args=rest, prog="megatron-r1 evaluate")
     if not words or words[0].startswith("-"):
         raise ConfigError(f"name a recipe first: {', '.join(RECIPES)}")
     recipe = recipe_named(words[0])
     if faults := renamed_faults(words, [field.name for field in dataclasses.fields(recipe)]):
         raise ConfigError(faults)
     recipe, rest = with_choices(recipe, words[1:])
+    rest = answer_help(f"run {words[0]}", recipe, rest, about_recipe(words[0]))
     try:
         return tyro.cli(type(recipe), default=recipe, args=rest, prog=f"megatron-r1 run {words[0]}")
     except ConfigError:

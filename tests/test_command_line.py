@@ -122,7 +122,7 @@ def test_an_option_of_earlier_versions_is_refused_with_what_to_say_instead(capsy
 
 
 def test_the_fields_of_a_recipe_are_listed(capsys):
-    status, out, _ = run(capsys, "run", "tiny", "--help")
+    status, out, _ = run(capsys, "run", "tiny", "--help-all")
     assert status == 0
     assert "--algorithm.kl.coef" in out and "--algorithm NAME" in out
 

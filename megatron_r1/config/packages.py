@@ -44,6 +44,15 @@ def installed_versions() -> dict[str, str]:
     return {normal_name(found.name): found.version for found in importlib.metadata.distributions() if found.name}
 
 
+def describe_versions() -> str:
+    """This program's version and those of the libraries under it, a line each. Nothing is imported."""
+    versions = installed_versions()
+    rows = {"megatron-r1": versions.get("megatron-r1", "not installed: pip install -e .")}
+    for name in (*TRAINING, *SERVING.values(), "transformer-engine"):
+        rows[name] = versions.get(name, "not installed")
+    return "\n".join(f"{name:19s}{version}" for name, version in rows.items())
+
+
 def has_module(name: str) -> bool:
     """Whether a package or a module of one can be imported, without importing it."""
     try:

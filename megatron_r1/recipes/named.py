@@ -12,6 +12,12 @@ from megatron_r1.plugins import imported, is_import_path, told
 from megatron_r1.recipes import RECIPES
 
 
+def about_recipe(word: str) -> str:
+    """The recipe's docstring in one line; empty where it has none."""
+    recipe = RECIPES[word] if word in RECIPES else imported(word, "recipe")
+    return " ".join((recipe.__doc__ or "").split("\n\n")[0].split())
+
+
 def recipe_named(word: str) -> StageConfig | PipelineConfig:
     """The configuration of that recipe, or of the user's: module:function or file.py:function. ConfigError if it is
     none."""

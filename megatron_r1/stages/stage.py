@@ -51,6 +51,8 @@ class Stage(Generic[C]):
     """The names in its metrics.jsonl; of a stage that writes none, none."""
     summary: Names = field(default_factory=dict)
     """The names in its summary.json."""
+    common: tuple[str, ...] = ()
+    """What `--help` shows of it, in order: fields by their paths, or a whole part by its name."""
     without: Callable[[C, Callable[[Path], bool]], C] = _as_it_is
     """The configuration without the inputs that earlier stages have still to make and that nothing can stand for when
     it is checked; the function says whether a path is such an input."""

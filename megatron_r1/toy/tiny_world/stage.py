@@ -29,4 +29,16 @@ STAGE = Stage(
     load=load,
     outputs=tuple(f"{name}.jsonl" for name in TINY_WORLD_FILES),
     summary=SUMMARY_NAMES,
+    common=(
+        "run_dir",
+        "if_exists",
+        "seed",
+        "base",
+        "cold_start",
+        "other",
+        "problems",
+        "scenarios",
+        "pairs",
+        "held_out",
+    ),
 )

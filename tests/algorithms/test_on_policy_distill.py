@@ -102,7 +102,7 @@ def test_its_rules():
     setting = Setting(minibatches=2, max_new_tokens=8, temperature=0.7)
     faults = algorithm_faults(OnPolicyDistill(), setting)
     assert [fault.split()[0] for fault in faults] == [
-        "grpo.minibatches",
+        "minibatches",
         "rollout.sampling.temperature",
         "algorithm.teacher.model",
     ]

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "megatron_r1"
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("types", "errors", "boxed"),
+    ("types", "errors", "boxed", "syntax"),
     ("plugins", "bounds", "files", "parent", "gpus"),
     ("algorithms",),
     ("config",),
@@ -39,6 +39,7 @@ NARROWER = {"recipes": {"algorithms", "config", "errors", "plugins", "stages", "
 BORDERS = {"megatron": {"model", "weights", "policy"}, "vllm": {"rollout"}}
 WITHOUT_TORCH = {
     "types",
+    "syntax",
     "algorithms",
     "boxed",
     "plugins",

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_r1.errors import DataError
+from megatron_r1.syntax import parse
 
 MAX_UNPACKED_BYTES = 256 << 20
 ONE_BLOCK = "Answer with the whole program, imports included, in one ```python block."
@@ -92,7 +93,7 @@ def standard_streams(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _helpers(prompt: str, entry_point: str) -> str:
     """What a prompt defines beside the function that is asked for."""
     try:
-        tree = ast.parse(prompt)
+        tree = parse(prompt)
     except (SyntaxError, ValueError, RecursionError):
         return ""
     tree.body = [node for node in tree.body if getattr(node, "name", None) != entry_point]
@@ -102,14 +103,14 @@ def _helpers(prompt: str, entry_point: str) -> str:
 def _entry_point(tests: Sequence[str], code: str, where: str) -> str:
     """The function that all tests call; of several that which the reference solution defines last."""
     try:
-        body = ast.parse(code).body
+        body = parse(code).body
     except (SyntaxError, ValueError, RecursionError):
         body = []
     defined = [node.name for node in body if isinstance(node, ast.FunctionDef)]
     called: list[set[str]] = []
     for test in tests:
         try:
-            tree = ast.parse(test)
+            tree = parse(test)
         except (SyntaxError, ValueError, RecursionError) as error:
             raise DataError(f"{where}: the test {test!r:.80} is not Python ({error})") from error
         calls = {

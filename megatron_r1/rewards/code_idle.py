@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from megatron_r1.rewards.code import run_tests
 from megatron_r1.rewards.code_tests import CodeTests
 from megatron_r1.rewards.sandbox import Sandbox
+from megatron_r1.syntax import parse
 
 ODD_TEXT, ODD_NUMBER = "'no problem asks for this text'", "-7340033.625"
 
@@ -71,7 +72,7 @@ def _passes_all(tests: CodeTests, program: str, sandbox: Sandbox) -> bool:
 def _program(tests: CodeTests, body: str) -> str:
     """A program in which every name that the tests use is there and does `body`: functions, and classes whose methods
     all do."""
-    entry = ast.parse(tests.entry_point, mode="eval")
+    entry = parse(tests.entry_point, mode="eval")
     names = {node.id for node in ast.walk(entry) if isinstance(node, ast.Name)}
     names |= {name for check in tests.checks for name in check.names}
     lines = [

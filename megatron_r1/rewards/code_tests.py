@@ -18,6 +18,7 @@ from typing import Any
 
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.code_proof import why_it_proves_nothing
+from megatron_r1.syntax import parse
 
 CANDIDATE = "candidate"
 SHOWN = 200
@@ -62,7 +63,7 @@ def parse_tests(tests: Mapping[str, Any]) -> CodeTests:
             raise DataError(f"code tests: prefix {prefix!r:.80}; expected the text of a program")
         entry_point = tests["entry_point"]
         try:
-            wanted = ast.dump(ast.parse(entry_point, mode="eval").body)
+            wanted = ast.dump(parse(entry_point, mode="eval").body)
         except (SyntaxError, TypeError, ValueError, RecursionError) as error:
             raise DataError(f"code tests: entry_point {entry_point!r} is not an expression ({error})") from error
         checks = tuple(_check(text, wanted, entry_point) for text in _texts(tests, "asserts"))
@@ -96,7 +97,7 @@ def _check(text: str, wanted: str, entry_point: str) -> Check:
     """One test, ready to be run."""
     shown = repr(text.strip()[:SHOWN])
     try:
-        tree = ast.parse(text)
+        tree = parse(text)
         tree.body = [node for node in tree.body if not _is_of_the_program(node)]
         own = {getattr(node, "name", "") for node in tree.body}
         tree.body = [node for node in tree.body if not (_is_main(node) and "main" not in own)]
@@ -104,7 +105,7 @@ def _check(text: str, wanted: str, entry_point: str) -> Check:
         stand_in = _StandIn(wanted)
         stand_in.visit(tree)
         ast.fix_missing_locations(tree)
-        root = next((n.id for n in ast.walk(ast.parse(entry_point)) if isinstance(n, ast.Name)), "")
+        root = next((n.id for n in ast.walk(parse(entry_point)) if isinstance(n, ast.Name)), "")
         loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         called = CANDIDATE if stand_in.found else root  # s = Solution(), then s.f(1)
         if called not in loaded:
@@ -201,7 +202,7 @@ def _runners(tree: ast.Module, shown: str) -> list[ast.stmt]:
                 lines.append(f"{node.name}()")
         if isinstance(node, ast.ClassDef) and node.name not in used:
             lines += _class_runner(node, tree)
-    return ast.parse("\n".join(lines)).body
+    return parse("\n".join(lines)).body
 
 
 def _class_runner(node: ast.ClassDef, tree: ast.Module) -> Iterator[str]:

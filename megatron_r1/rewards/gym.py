@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from megatron_r1.config.gym_tasks import ANSWER_GRAMMARS, READ
+from megatron_r1.syntax import parse
 
 EXPRESSION = re.compile(r"[0-9+\-*/() ]{1,200}")
 OPERATORS = {
@@ -45,7 +46,7 @@ def arithmetic(text: str) -> tuple[Fraction, Sequence[int]] | None:
     if not EXPRESSION.fullmatch(text):
         return None
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = parse(text.strip(), mode="eval")
         numbers: list[int] = []
         return _value(tree.body, numbers), numbers
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):

@@ -36,6 +36,7 @@ from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.rewards import sandbox_inside as inside
 from megatron_r1.rewards.sandbox_launcher import DEVICES, UNPRIVILEGED_ID
 from megatron_r1.rewards.sandbox_seccomp import filter_code
+from megatron_r1.syntax import parse
 
 Level = Literal["bubblewrap", "namespaces", "none"]
 Ending = Literal["exited", "timeout", "memory", "crashed", "output_limit"]
@@ -456,7 +457,7 @@ def _joined(modules: Sequence[str]) -> ast.Module:
     body: list[ast.stmt] = []
     for name in modules:
         source = Path(inside.__file__).parents[1].joinpath(*name.split(".")[1:]).with_suffix(".py")
-        nodes = ast.parse(source.read_bytes(), source.name).body
+        nodes = parse(source.read_bytes(), source.name).body
         own = ("__future__", *modules)
         body += [node for node in nodes if not (isinstance(node, ast.ImportFrom) and node.module in own)]
     return ast.Module(body=body, type_ignores=[])

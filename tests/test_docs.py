@@ -1,5 +1,6 @@
 """The pages that are written from the code are what the code says, and what any page names is there."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -97,3 +98,23 @@ def test_an_object_gives_the_defaults():
     found = {leaf.option: leaf.default for leaf in leaves_of(Whole, given)}
     assert (found["--small.max-count"], found["--flag"]) == ("7", "no")
     assert [part.part for part in fields_of(Whole, given)][:3] == [Small, Small, Small]
+
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_of_a_page_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_ours_that_a_page_names_is_there(page):
+    """A path in code quotes that begins with a folder of the package or of the repository."""
+    places = [ROOT, ROOT / "megatron_r1"]
+    folders = {path.name for place in places for path in place.iterdir() if path.is_dir()}
+    named = re.findall(r"`((?:[a-z0-9_]+/)+[a-z0-9_]+\.(?:py|sh|md))`", page.read_text())
+    ours = [name for name in named if name.split("/")[0] in folders]
+    assert [name for name in ours if not any((place / name).exists() for place in places)] == []

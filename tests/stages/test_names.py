@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from written_names import names_in, step_names, unknown_names
 
 from megatron_r1.algorithms import ALGORITHMS
 from megatron_r1.algorithms.base import RESERVED
-from megatron_r1.observe.names import NUMBER, PART, Number, names_in, unknown_names
+from megatron_r1.observe.names import NUMBER, PART, Number
 from megatron_r1.pipeline.kinds import KINDS
 from megatron_r1.stages.grpo.metrics import step_metrics
-from megatron_r1.stages.grpo.names import PARTS, STEP_NAMES, step_names
+from megatron_r1.stages.grpo.names import PARTS, STEP_NAMES
 from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup, StepResult
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from megatron_r1.algorithms.base import Algorithm
 from megatron_r1.observe.names import OPTIMIZER, PART, SECONDS_TOTAL, STEP, Names, Number
 
 PARTS: Names = {
@@ -54,11 +53,6 @@ STEP_NAMES: Names = {
     "eval_accuracy": Number("share", "Greedy accuracy on the validation problems, at the steps of eval_every."),
     **PHASES,
 }  # fmt: skip
-
-
-def step_names(algorithm: type[Algorithm]) -> Names:
-    """The names of a step's row, those of the algorithm's own metrics among them."""
-    return {**STEP_NAMES, **{name: Number("", meaning) for name, meaning in algorithm.METRICS.items()}}
 
 
 JUDGED: Names = {**PARTS, "length": Number("tokens", "Mean length of the completions.")}

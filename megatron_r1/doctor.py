@@ -6,6 +6,7 @@ works where torch is absent or broken, which is when it is needed. It does not l
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import shutil
@@ -96,7 +97,7 @@ def doctor(words: Sequence[str]) -> int:
     if len(words) > 1:
         raise ConfigError(f"doctor takes one recipe or none, got {' '.join(words)!r}")
     name = words[0] if words else "quickstart"
-    asked = _largest(name)
+    asked = most_demanding(name)
     machine = look()
     print(describe_machine(machine))
     print(describe_extras(machine, read_extras()))
@@ -108,14 +109,19 @@ def doctor(words: Sequence[str]) -> int:
     return 1 if missing else 0
 
 
-def _largest(name: str) -> Needs:
+def most_demanding(name: str) -> Needs:
     """What the recipe's most demanding stage asks for: trainers and servers at once, where it has such a stage. What
     earlier stages of a pipeline make counts as present."""
     recipe = recipe_named(name)
     if not isinstance(recipe, PipelineConfig):
         return needs_of(recipe)
     stages = stages_of(recipe)
-    found = [needs_of(as_if_made(stage, stages, recipe.run_dir)) for stage in stages.values()]
+    found = []
+    for stage in stages.values():
+        asked, given = needs_of(as_if_made(stage, stages, recipe.run_dir)), needs_of(stage)
+        if asked.model is not None and asked.model != given.model:  # what stands in for it may have no weights
+            asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, initialise="random"))
+        found.append(asked)
     return max(found, key=lambda needs: (needs.trainer is not None) + (needs.rollout is not None))
 
 

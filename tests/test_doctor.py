@@ -16,6 +16,7 @@ from megatron_r1.doctor import (
     describe_extras,
     look,
     missing_of,
+    most_demanding,
     read_extras,
     recipe_needs,
 )
@@ -248,3 +249,9 @@ def test_gpus_are_read_from_nvidia_smi_text():
 def test_no_driver_or_a_failing_one_means_no_gpu():
     assert find_gpus("no-such-nvidia-smi") == ()
     assert find_gpus("false") == ()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "r1_tiny"])
+def test_a_pipelines_models_count_as_made(name):
+    """What stands in for the model that an earlier stage makes has no weights; nobody has to bring any."""
+    assert not [need for need in recipe_needs(most_demanding(name), machine()) if need.what == "model" and not need.met]

@@ -88,6 +88,8 @@ def faults(source: str, file: str) -> list[str]:
                 found.append(f"{where}: {other!r} has no floor; add it to FLOORS")
             elif other != own and FLOOR_OF[other] >= FLOOR_OF[own]:
                 found.append(f"{where}: {other} is not below {own}")
+            elif own == "recipes" and other in ("stages", "toy") and rest.split(".")[2:3] != ["config"]:
+                found.append(f"{where}: of a stage, recipes use its config only")
             elif other != own and own in NARROWER and other not in NARROWER[own]:
                 found.append(f"{where}: {own} uses {', '.join(sorted(NARROWER[own]))} only")
         elif top in BORDERS and own not in BORDERS[top]:
@@ -114,6 +116,11 @@ def test_imports_only_lower_floors(file):
             "recipes/a.py",
             "from megatron_r1.pipeline.kinds import check",
             "recipes uses algorithms, config, errors",
+        ),
+        (
+            "recipes/a.py",
+            "from megatron_r1.stages.grpo.run import run_grpo",
+            "of a stage, recipes use its config only",
         ),
         (
             "stages/a.py",

@@ -27,6 +27,10 @@ class Validate(Protocol):
     def __call__(self, config: Any, *, folder: bool = True) -> ModelShape | None: ...
 
 
+def _as_it_is(config: Any, unmade: Callable[[Path], bool]) -> Any:
+    return config
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage(Generic[C]):
     """One kind of stage."""
@@ -49,6 +53,6 @@ class Stage(Generic[C]):
     """The names in its summary.json."""
     common: tuple[str, ...] = ()
     """What `--help` shows of it, in order: fields by their paths, or a whole part by its name."""
-    without: Callable[[C, Callable[[Path], bool]], C] = lambda config, unmade: config
+    without: Callable[[C, Callable[[Path], bool]], C] = _as_it_is
     """The configuration without the inputs that earlier stages have still to make and that nothing can stand for when
     it is checked; the function says whether a path is such an input."""

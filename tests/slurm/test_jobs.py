@@ -188,10 +188,10 @@ def test_the_signal_before_the_time_limit_requeues_and_nothing_is_lost(slurm, su
 
 
 def test_a_wrong_configuration_is_not_requeued(slurm, submit_folder):
-    job = submit(slurm, submit_folder, 3, "tiny", "--run-dir", submit_folder / "runs/wrong", "--grpo.group-size", 1)
+    job = submit(slurm, submit_folder, 3, "tiny", "--run-dir", submit_folder / "runs/wrong", "--group-size", 1)
     ended = slurm.wait(job)
     assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "0", "2:0")
-    assert "preflight: grpo.group_size is 1" in logs(submit_folder, job)
+    assert "preflight: group_size is 1" in logs(submit_folder, job)
     assert not (submit_folder / "runs/wrong").exists()
 
 

@@ -209,7 +209,7 @@ def test_too_few_nodes_are_refused_with_one_line_before_anything_starts(job):
 
 
 def test_a_wrong_field_is_refused_before_anything_starts(job):
-    done = job("tiny", "--run-dir", job.folder / "run", "--grpo.group-size", 1, nodes=3)
+    done = job("tiny", "--run-dir", job.folder / "run", "--group-size", 1, nodes=3)
     assert done.returncode == 2 and requeues(job) == 0
     assert "preflight: group_size is 1" in said(job) and len(asked(job).splitlines()) == 1
 

@@ -85,6 +85,8 @@ def result_in_words(metrics: Mapping[str, Any]) -> str:
         return f"pairs ranked right {metrics['pair_accuracy_before']:.1%} → {metrics['pair_accuracy_after']:.1%}"
     if metrics.get("validation_loss_after") is not None:
         return f"validation loss {metrics['validation_loss_before']:.3f} → {metrics['validation_loss_after']:.3f}"
+    if metrics.get("loss_last") is not None:
+        return f"loss {metrics['loss_first']:.3f} → {metrics['loss_last']:.3f}"
     if metrics.get("kept") is not None:
         return f"{metrics['kept']:,} of {metrics['samples']:,} samples kept"
     if metrics.get("accuracy") is not None:

@@ -19,6 +19,7 @@ from megatron_r1.algorithms import DAPO
 from megatron_r1.config.run_folder import LOCK
 from megatron_r1.observe.index import CHARTS, CHOSEN, numbers, report_on
 from megatron_r1.observe.metrics import JsonLines, write_json
+from megatron_r1.observe.pipeline_report import result_in_words
 from megatron_r1.observe.run_list import run_folders, runs_below
 from megatron_r1.pipeline.folder import config_as_json
 from megatron_r1.recipes import RECIPES
@@ -182,3 +183,18 @@ def test_a_browser_draws_what_is_chosen(root, tmp_path):
     assert legend.count("<li>") == CHOSEN and "dash-1" in legend, "after six colours come dashes"
     (reward,) = re.findall(r"<h3>Reward</h3>.*?</figure>", dom)
     assert reward.count("<polyline") == 2 + CHOSEN - 4 and "NaN" not in dom and "Infinity" not in reward
+
+
+@pytest.mark.parametrize(
+    ("summary", "words"),
+    [
+        ({"loss_first": 3.0, "loss_last": 0.0268}, "loss 3.000 → 0.027"),
+        (
+            {"loss_last": 1.0, "validation_loss_before": 2.0, "validation_loss_after": 0.5},
+            "validation loss 2.000 → 0.500",
+        ),
+        ({"lines": {"base": 3}}, "–"),
+    ],
+)
+def test_a_stages_result_is_a_few_words(summary, words):
+    assert result_in_words(summary) == words

@@ -191,6 +191,7 @@ def test_wandb_goes_on_as_the_same_run_offline(log, said, tmp_path):
     assert len(said) == 2 and all(f"run {identity}; wandb sync" in line for line in said)
 
 
+@pytest.mark.slow  # its seconds are those of a machine that is not busy
 @pytest.mark.parametrize(
     ("sent", "says"),
     [("SIGKILL", "Connection lost"), ("SIGSTOP", "no end within 3 s: wandb sync|had not finished 3 s")],

@@ -194,7 +194,7 @@ def test_wandb_goes_on_as_the_same_run_offline(log, said, tmp_path):
 @pytest.mark.slow  # its seconds are those of a machine that is not busy
 @pytest.mark.parametrize(
     ("sent", "says"),
-    [("SIGKILL", "Connection lost"), ("SIGSTOP", "no end within 3 s: wandb sync|had not finished 3 s")],
+    [("SIGKILL", "Connection lost"), ("SIGSTOP", "no end within 3 s: wandb sync|had not finished 3 s|HandleAbandoned")],
 )
 def test_a_run_outlives_wandbs_uploader(log, said, monkeypatch, sent, says):
     """Killed, and stopped for good: neither may end nor hold up the run, nor stay behind."""

@@ -12,7 +12,6 @@ from typing import Literal
 
 from megatron_r1.bounds import Count, Natural, Share, number_faults
 from megatron_r1.config.colocation import offload_faults
-from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.parts import problem_faults
 from megatron_r1.config.run_folder import folder_faults
 from megatron_r1.config.schema import (
@@ -78,7 +77,6 @@ def validate_warm_up(config: WarmUpConfig, *, folder: bool = True) -> ModelShape
         faults += error.faults
     if shape is not None:
         faults += weight_faults(config.model, shape) + mtp_faults(config.model, shape)
-        faults += length_faults("train.tokens_per_microbatch", 1, shape, served=False)
     faults += number_faults(config)
     faults += parallel_faults(config.parallel, shape)
     faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)

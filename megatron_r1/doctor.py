@@ -354,7 +354,7 @@ def _memory_need(asked: Needs, shape: ModelShape, machine: Machine) -> Need:
             needed=f"a GPU over {_gib(max(rank, weights))} ({_gib(rank)} a rank, {_gib(weights)} for vLLM)",
             here=_gib(smallest),
             met=smallest > max(rank, weights),
-            remedy="more --parallel.pipeline, --parallel.expert or --rollout.tensor-parallel",
+            remedy="more --parallel.pipeline-parallel, --parallel.expert or --rollout.tensor-parallel",
         )
     total, server = 0, 0
     if trainer is not None:

@@ -52,9 +52,9 @@ def _stages(name: str, config: object) -> Iterator[tuple[str, Stage]]:
 
 
 def small_layout(parallel: ParallelConfig) -> ParallelConfig:
-    names = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor")
+    names = ("tensor", "pipeline_parallel", "virtual_pipeline", "context", "expert", "expert_tensor")
     sizes = {name: min(2, getattr(parallel, name)) for name in names}
-    split = sizes["tensor"] * sizes["pipeline"] * sizes["context"]
+    split = sizes["tensor"] * sizes["pipeline_parallel"] * sizes["context"]
     data = 2 if sizes["expert"] > sizes["tensor"] or (split == 1 and parallel.world_size > 1) else 1
     text = parallel.pipeline_layout
     if text:
@@ -76,7 +76,9 @@ def small_shape(name: str, config: Stage) -> ModelShape:
         raw |= SMALL_V3 | kept
     raw.pop("head_dim", None)
     layout = small_layout(config.parallel)
-    raw["num_hidden_layers"] = layout.pipeline_layout.count("t") or 2 * layout.pipeline * layout.virtual_pipeline
+    raw["num_hidden_layers"] = (
+        layout.pipeline_layout.count("t") or 2 * layout.pipeline_parallel * layout.virtual_pipeline
+    )
     shape = shape_from_config(raw, name)
     if isinstance(config, RewardModelConfig):
         return dataclasses.replace(shape, reward_head=True, num_mtp_layers=0)

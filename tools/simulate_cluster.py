@@ -26,9 +26,9 @@ from megatron_r1.errors import UserError
 from megatron_r1.planning.compute import rank_passes
 from megatron_r1.planning.decoding import LinearCost, StepCost
 from megatron_r1.planning.hardware import GPU, Assumptions, find_gpu
-from megatron_r1.planning.pipeline import Slot, one_forward_one_backward
 from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, server_cost, setups_of
 from megatron_r1.planning.rollouts import Request, Timeline, simulate
+from megatron_r1.planning.schedule import Slot, one_forward_one_backward
 from megatron_r1.planning.stages import pipeline_chunks
 from megatron_r1.planning.timeline_picture import Walked, draw
 from megatron_r1.planning.workload import Workload

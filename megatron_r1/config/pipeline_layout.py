@@ -18,10 +18,11 @@ def layout_stages(shape: ModelShape, parallel: ParallelConfig) -> list[str]:
     each part of the model once, at a place where it can be built."""
     text = parallel.pipeline_layout
     stages = _unroll(text).split("|")
-    expected = parallel.pipeline * parallel.virtual_pipeline
+    expected = parallel.pipeline_parallel * parallel.virtual_pipeline
     if len(stages) != expected:
         raise ConfigError(
-            f"parallel.pipeline_layout is {text!r}, {len(stages)} stages; pipeline * virtual_pipeline is {expected}"
+            f"parallel.pipeline_layout is {text!r}, {len(stages)} stages; pipeline_parallel * virtual_pipeline is "
+            f"{expected}"
         )
     faults = [
         f"parallel.pipeline_layout is {text!r}; it has {found} {what}, the model has {wanted}{remedy}"

@@ -16,6 +16,7 @@ REMEDIES = {
     "grpo.truncated_importance_cap": "now algorithm.truncated_importance_cap",
     "grpo.advantage": "the algorithm says it: --algorithm grpo or --algorithm dr_grpo",
     "grpo.normalisation": "the algorithm says it: --algorithm grpo (sequence mean), dapo (token mean) or dr_grpo",
+    "parallel.pipeline": "now parallel.pipeline_parallel",
     "teacher.model": "now --algorithm on_policy_distill --algorithm.teacher.model",
     "teacher.tensor_parallel": "now algorithm.teacher.tensor_parallel",
     "teacher.devices": "now algorithm.teacher.devices",

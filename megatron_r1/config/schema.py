@@ -37,11 +37,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelConfig:
-    """Megatron's parallel sizes. world = tensor * pipeline * context * data; experts are split inside data x tensor."""
+    """Megatron's parallel sizes. world_size = tensor * pipeline_parallel * context * data; experts are split inside
+    data x tensor."""
 
     tensor: Count = 1
     """Ranks that each layer's matrices are split over."""
-    pipeline: Count = 1
+    pipeline_parallel: Count = 1
     """Ranks that the layers are split over."""
     virtual_pipeline: Count = 1
     """Model chunks per pipeline rank (interleaved schedule)."""
@@ -60,7 +61,7 @@ class ParallelConfig:
 
     @property
     def data(self) -> int:
-        return self.world_size // (self.tensor * self.pipeline * self.context)
+        return self.world_size // (self.tensor * self.pipeline_parallel * self.context)
 
     @property
     def row_multiple(self) -> int:

@@ -73,20 +73,22 @@ def parallel_faults(parallel: ParallelConfig, shape: ModelShape | None) -> list[
     if number_faults(parallel):
         return []  # they are told of already; nothing can be divided by them
     faults: list[str] = []
-    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
+    model_ranks = parallel.tensor * parallel.pipeline_parallel * parallel.context
     if parallel.world_size % model_ranks:
         faults.append(
-            f"parallel.world_size is {parallel.world_size}; it must be a multiple of tensor * pipeline * context = "
-            f"{model_ranks}"
+            f"parallel.world_size is {parallel.world_size}; it must be a multiple of tensor * pipeline_parallel * "
+            f"context = {model_ranks}"
         )
-    expert_ranks = parallel.expert * parallel.expert_tensor * parallel.pipeline
-    if parallel.world_size % parallel.pipeline == 0 and parallel.world_size % expert_ranks:
+    expert_ranks = parallel.expert * parallel.expert_tensor * parallel.pipeline_parallel
+    if parallel.world_size % parallel.pipeline_parallel == 0 and parallel.world_size % expert_ranks:
         faults.append(
             f"parallel.expert is {parallel.expert}; expert * expert_tensor * pipeline = {expert_ranks} must divide "
             f"world_size {parallel.world_size}"
         )
-    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
-        faults.append(f"parallel.virtual_pipeline is {parallel.virtual_pipeline}; it needs parallel.pipeline > 1")
+    if parallel.virtual_pipeline > 1 and parallel.pipeline_parallel == 1:
+        faults.append(
+            f"parallel.virtual_pipeline is {parallel.virtual_pipeline}; it needs parallel.pipeline_parallel > 1"
+        )
     return faults + (_shape_faults(parallel, shape) if shape is not None else [])
 
 
@@ -113,10 +115,10 @@ def _shape_faults(parallel: ParallelConfig, shape: ModelShape) -> list[str]:
         except ConfigError as error:
             faults += error.faults
     else:
-        stages = parallel.pipeline * parallel.virtual_pipeline
+        stages = parallel.pipeline_parallel * parallel.virtual_pipeline
         if shape.num_layers % stages:
             faults.append(
-                f"parallel.pipeline * virtual_pipeline is {stages}; it must divide the number of layers "
+                f"parallel.pipeline_parallel * virtual_pipeline is {stages}; it must divide the number of layers "
                 f"{shape.num_layers}, or set parallel.pipeline_layout"
             )
     if shape.moe is None:

@@ -81,13 +81,13 @@ def _dense_fields(shape: ModelShape) -> dict[str, Any]:
 def _parallel_fields(parallel: ParallelConfig) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "tensor_model_parallel_size": parallel.tensor,
-        "pipeline_model_parallel_size": parallel.pipeline,
+        "pipeline_model_parallel_size": parallel.pipeline_parallel,
         "context_parallel_size": parallel.context,
         "expert_model_parallel_size": parallel.expert,
         "expert_tensor_parallel_size": parallel.expert_tensor,
         "sequence_parallel": parallel.sequence,
         # Packed rows differ in length between microbatches, so pipeline stages exchange shapes first.
-        "variable_seq_lengths": parallel.pipeline > 1,
+        "variable_seq_lengths": parallel.pipeline_parallel > 1,
         # Megatron refuses its default together with that, also for models without experts.
         "moe_token_dispatcher_type": "alltoall",
     }

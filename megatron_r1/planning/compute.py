@@ -75,7 +75,7 @@ def rank_passes(
     exchange += len(layers) * tensor_parallel_seconds(shape, parallel, gpu, assume, row_tokens / parallel.context)
     exchange += len(layers) * context_parallel_seconds(shape, parallel, gpu, assume, row_tokens)
     border = local_tokens * BF16 * shape.hidden_size / (gpu.network * assume.network_efficiency)
-    borders = border * len(chunks) if parallel.pipeline > 1 else 0.0
+    borders = border * len(chunks) if parallel.pipeline_parallel > 1 else 0.0
     # Backward is twice the forward work; recomputation repeats a layer's forward, and the head's chunks always do.
     again = 1.0 if recompute else 0.0
     return Passes(

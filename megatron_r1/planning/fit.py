@@ -75,7 +75,7 @@ def options(plan: Plan) -> str:
         p = plan.trainer.parallel
         words += [
             f"--parallel.{name.replace('_', '-')} {getattr(p, name)}"
-            for name in ("world_size", "tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor")
+            for name in ("world_size", "tensor", "pipeline_parallel", "virtual_pipeline", "expert", "expert_tensor")
         ]
         words += ["--parallel.sequence" if p.sequence else "--parallel.no-sequence"]
         words += [f"--parallel.pipeline-layout '{p.pipeline_layout}'"]

@@ -52,12 +52,12 @@ def bytes_per_rank(
     reference policy's copy in host memory."""
     held, sharded = 8 if fp32 else 6, optimizer_bytes(fp32=fp32, moments=moments)
     count = count_parameters(shape)
-    expert_data = parallel.world_size / (parallel.expert * parallel.expert_tensor * parallel.pipeline)
+    expert_data = parallel.world_size / (parallel.expert * parallel.expert_tensor * parallel.pipeline_parallel)
     dense_data = parallel.data * parallel.context
     if not distributed_optimizer:
         dense_data = expert_data = 1
-    dense = (held + sharded / dense_data) * count.dense / (parallel.tensor * parallel.pipeline)
-    shards = parallel.pipeline * parallel.expert * parallel.expert_tensor
+    dense = (held + sharded / dense_data) * count.dense / (parallel.tensor * parallel.pipeline_parallel)
+    shards = parallel.pipeline_parallel * parallel.expert * parallel.expert_tensor
     return round(dense + (held + sharded / expert_data) * count.routed / shards)
 
 

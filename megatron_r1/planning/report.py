@@ -46,7 +46,7 @@ def layout(plan: Plan) -> str:
     if plan.trainer:
         p = plan.trainer.parallel
         sizes = {
-            "TP": p.tensor, "PP": p.pipeline, "VPP": p.virtual_pipeline, "CP": p.context, "EP": p.expert,
+            "TP": p.tensor, "PP": p.pipeline_parallel, "VPP": p.virtual_pipeline, "CP": p.context, "EP": p.expert,
             "ETP": p.expert_tensor,
         }  # fmt: skip
         used = " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1)

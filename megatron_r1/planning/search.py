@@ -155,7 +155,7 @@ def layouts(shape: ModelShape, world: int, base: TrainerSetup) -> Iterator[Paral
                         world_size=world,
                         tensor=tensor,
                         sequence=tensor > 1,
-                        pipeline=pipeline,
+                        pipeline_parallel=pipeline,
                         virtual_pipeline=virtual,
                         expert=expert,
                         pipeline_layout=layout,

@@ -30,10 +30,10 @@ def pipeline_chunks(shape: ModelShape, parallel: ParallelConfig) -> list[list[Ch
     if parallel.pipeline_layout:
         stages = _from_layout(shape, parallel)
     else:
-        count = parallel.pipeline * parallel.virtual_pipeline
+        count = parallel.pipeline_parallel * parallel.virtual_pipeline
         if shape.num_layers % count:
             raise ConfigError(
-                f"parallel.pipeline * virtual_pipeline is {count}; it must divide the number of layers "
+                f"parallel.pipeline_parallel * virtual_pipeline is {count}; it must divide the number of layers "
                 f"{shape.num_layers}, or set parallel.pipeline_layout"
             )
         each = shape.num_layers // count
@@ -47,7 +47,7 @@ def pipeline_chunks(shape: ModelShape, parallel: ParallelConfig) -> list[list[Ch
             for i in range(count)
         ]
     # Megatron deals stages to ranks in turn: stage i is virtual stage i // pipeline of rank i % pipeline.
-    return [stages[rank :: parallel.pipeline] for rank in range(parallel.pipeline)]
+    return [stages[rank :: parallel.pipeline_parallel] for rank in range(parallel.pipeline_parallel)]
 
 
 def even_layout(shape: ModelShape, stages: int) -> str:

@@ -81,7 +81,7 @@ def data_ranks(parallel: ParallelConfig) -> int:
 
 def expert_data_ranks(parallel: ParallelConfig) -> int:
     """Ranks that hold the same experts."""
-    return parallel.world_size // (parallel.expert * parallel.expert_tensor * parallel.pipeline)
+    return parallel.world_size // (parallel.expert * parallel.expert_tensor * parallel.pipeline_parallel)
 
 
 def buffer_sizes(parameters: Sequence[Parameter], place: int, ranks: int, *, distributed: bool) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def describe_trainer(needs: Needs, shape: ModelShape) -> list[str]:
     parallel, shape = trainer.parallel, planned_shape(needs, shape)
     layout = {
         "TP": parallel.tensor,
-        "PP": parallel.pipeline,
+        "PP": parallel.pipeline_parallel,
         "VPP": parallel.virtual_pipeline,
         "CP": parallel.context,
         "EP": parallel.expert,

@@ -35,7 +35,7 @@ def chunk_parameters(
     h, tp = shape.hidden_size, parallel.tensor
     rows = -(-shape.vocab_size // tp) * h
     tied = shape.tie_embeddings and not shape.reward_head
-    shared = parallel.pipeline > 1 and (tied or shape.num_mtp_layers > 0)
+    shared = parallel.pipeline_parallel > 1 and (tied or shape.num_mtp_layers > 0)
     found: list[Parameter] = []
     if chunk.embedding or chunk.mtp:
         alone = shared and not (chunk.embedding and chunk.loss)

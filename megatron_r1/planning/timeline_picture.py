@@ -9,8 +9,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_r1.planning.pipeline import Slot
 from megatron_r1.planning.rollouts import Timeline
+from megatron_r1.planning.schedule import Slot
 
 WIDTH, LEFT, RIGHT = 1100, 210, 24
 ROW, GAP = 26, 10

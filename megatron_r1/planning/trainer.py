@@ -87,7 +87,7 @@ def microbatches(setup: TrainerSetup, tokens: float, filled: float) -> int:
     pipeline."""
     parallel = setup.parallel
     rows = math.ceil(max(1, math.ceil(tokens / (setup.row_tokens * filled))) / parallel.data)
-    each = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
+    each = parallel.pipeline_parallel if parallel.virtual_pipeline > 1 else 1
     return -(-rows // each) * each
 
 
@@ -186,7 +186,7 @@ def _rank_memory(
 
 def in_flight(parallel: ParallelConfig, rank: int, count: int) -> int:
     """Chunks of a pipeline rank whose activations are kept at once (Megatron's warm-up and one)."""
-    p, v = parallel.pipeline, parallel.virtual_pipeline
+    p, v = parallel.pipeline_parallel, parallel.virtual_pipeline
     if v == 1:
         return min(count, p - rank)
     return min(count * v, (p - rank - 1) * 2 + (v - 1) * p + 1)
@@ -231,7 +231,7 @@ def _summed_state(
 
 def trainer_time(shape: ModelShape, setup: TrainerSetup, work: Workload, gpu: GPU, assume: Assumptions) -> TrainerTime:
     """One step: `work.optimizer_steps` optimizer steps and `work.scoring_passes` forward passes over all samples."""
-    parallel, p, v = setup.parallel, setup.parallel.pipeline, setup.parallel.virtual_pipeline
+    parallel, p, v = setup.parallel, setup.parallel.pipeline_parallel, setup.parallel.virtual_pipeline
     stages = list(distinct(shape, pipeline_chunks(shape, parallel)).values())
     passes = slowest_stage(shape, setup, work, gpu, assume, stages)
     count = microbatches(setup, work.tokens / work.optimizer_steps, assume.rows_filled)

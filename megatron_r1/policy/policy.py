@@ -282,7 +282,7 @@ class Policy:
         gathered: list[list[str] | None] = [None]
         source = dist.get_world_size() - 1  # the highest rank is always on the last pipeline stage
         gathered[0] = names
-        if self.parallel.pipeline > 1:
+        if self.parallel.pipeline_parallel > 1:
             dist.broadcast_object_list(gathered, src=source)
         names = gathered[0] or []
         totals = torch.zeros(len(names), dtype=torch.float64, device=self.device)

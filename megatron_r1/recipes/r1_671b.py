@@ -44,7 +44,11 @@ STUDENTS: dict[str, tuple[str, float, ParallelConfig]] = {
     "qwen_14b": ("Qwen2.5-14B", 7e-5, ParallelConfig(world_size=32, tensor=4, sequence=True)),
     "qwen_32b": ("Qwen2.5-32B", 6e-5, ParallelConfig(world_size=64, tensor=8, sequence=True)),
     "llama_8b": ("Llama-3.1-8B", 5e-5, ParallelConfig(world_size=16, tensor=2, sequence=True)),
-    "llama_70b": ("Llama-3.3-70B-Instruct", 2e-5, ParallelConfig(world_size=128, tensor=8, pipeline=2, sequence=True)),
+    "llama_70b": (
+        "Llama-3.3-70B-Instruct",
+        2e-5,
+        ParallelConfig(world_size=128, tensor=8, pipeline_parallel=2, sequence=True),
+    ),
 }
 """Students of the paper (table 6) with their learning rates (appendix B.4.3) and layouts of ours. Where a folder's
 config.json allows fewer positions than 32,768 (Qwen2.5-Math), raise max_position_embeddings there first; validation

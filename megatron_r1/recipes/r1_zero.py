@@ -29,7 +29,7 @@ def grpo_671b() -> GRPOConfig:
         name="grpo_671b",
         run_dir=Path("runs/grpo_671b"),
         model=ModelConfig(path=Path("models/DeepSeek-V3-Base")),
-        parallel=ParallelConfig(world_size=512, pipeline=16, expert=32, pipeline_layout="Ettt|(tttt|)*14ttmL"),
+        parallel=ParallelConfig(world_size=512, pipeline_parallel=16, expert=32, pipeline_layout="Ettt|(tttt|)*14ttmL"),
         train=TrainConfig(dtype="bf16", recompute="full", tokens_per_microbatch=33_792),
         optimizer=OptimizerConfig(lr=3e-6, min_lr=3e-6),
         data=DataConfig(files=(Path("data/reasoning.jsonl"),), template="r1_zero", holdout=500),

@@ -17,7 +17,7 @@ QWEN = load_shape(PACKAGED_SHAPES["Qwen2.5-7B"])
 
 
 def layout(text: str, pipeline: int = 2) -> ParallelConfig:
-    return ParallelConfig(world_size=pipeline, pipeline=pipeline, pipeline_layout=text)
+    return ParallelConfig(world_size=pipeline, pipeline_parallel=pipeline, pipeline_layout=text)
 
 
 def test_the_stages_of_the_671b_recipe():
@@ -35,7 +35,7 @@ def test_the_stages_of_the_671b_recipe():
         ("Et*30m|t*31L", "E must be in its first stage, m and L in its last"),
         ("Et*30|t*30mL", "it has 60 decoder layers (t), the model has 61"),
         ("t*30|t*31mL", "it has 0 embedding (E), the model has 1"),
-        ("Et*61mL", "1 stages; pipeline * virtual_pipeline is 2"),
+        ("Et*61mL", "1 stages; pipeline_parallel * virtual_pipeline is 2"),
         ("Et*30|x", "not ['x']"),
     ],
 )

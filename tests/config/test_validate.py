@@ -112,12 +112,12 @@ def test_a_sound_configuration_gives_the_shape(sound, model):
         },
         {
             "parallel.world_size": 4,
-            "parallel.pipeline": 2,
+            "parallel.pipeline_parallel": 2,
             "parallel.virtual_pipeline": 2,
             "parallel.expert": 2,
         },
         {"parallel.world_size": 2, "parallel.context": 2},
-        {"parallel.world_size": 3, "parallel.pipeline": 3, "parallel.pipeline_layout": "Ett|t|tL"},
+        {"parallel.world_size": 3, "parallel.pipeline_parallel": 3, "parallel.pipeline_layout": "Ett|t|tL"},
         {"rollout.device": "cpu", "rollout.sync": "gloo"},
         {"rollout.sync": "ipc"},
         {"rollout.sampling.top_k": -1},
@@ -158,7 +158,7 @@ ALONE = [
     ({"parallel.tensor": 0}, ["parallel.tensor is 0", "at least 1"]),
     ({"parallel.world_size": -2}, ["parallel.world_size is -2", "at least 1"]),
     ({"parallel.world_size": 2, "parallel.expert": 4}, ["parallel.expert is 4", "divide world_size 2"]),
-    ({"parallel.virtual_pipeline": 2}, ["parallel.virtual_pipeline is 2", "needs parallel.pipeline > 1"]),
+    ({"parallel.virtual_pipeline": 2}, ["parallel.virtual_pipeline is 2", "needs parallel.pipeline_parallel > 1"]),
     (
         {
             "parallel.world_size": 4,
@@ -168,17 +168,17 @@ ALONE = [
         },
         ["parallel.tensor is 4", "number of attention heads 6", "1, 2, 3, 6"],
     ),
-    ({"parallel.world_size": 3, "parallel.pipeline": 3}, ["number of layers 4", "parallel.pipeline_layout"]),
+    ({"parallel.world_size": 3, "parallel.pipeline_parallel": 3}, ["number of layers 4", "parallel.pipeline_layout"]),
     (
-        {"parallel.world_size": 2, "parallel.pipeline": 2, "parallel.pipeline_layout": "Ett|tL"},
+        {"parallel.world_size": 2, "parallel.pipeline_parallel": 2, "parallel.pipeline_layout": "Ett|tL"},
         ["'Ett|tL'", "it has 3 decoder layers (t), the model has 4"],
     ),
     (
-        {"parallel.world_size": 3, "parallel.pipeline": 3, "parallel.pipeline_layout": "Ett|ttL"},
-        ["2 stages; pipeline * virtual_pipeline is 3"],
+        {"parallel.world_size": 3, "parallel.pipeline_parallel": 3, "parallel.pipeline_layout": "Ett|ttL"},
+        ["2 stages; pipeline_parallel * virtual_pipeline is 3"],
     ),
     (
-        {"parallel.world_size": 2, "parallel.pipeline": 2, "parallel.pipeline_layout": "Ett|ttx"},
+        {"parallel.world_size": 2, "parallel.pipeline_parallel": 2, "parallel.pipeline_layout": "Ett|ttx"},
         ["E, t, m, L", "not ['x']"],
     ),
     (

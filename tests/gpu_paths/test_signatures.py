@@ -91,7 +91,9 @@ TRAINS = [
     TrainConfig(dtype="fp8", fp8=FP8Config(recipe="delayed", format="hybrid")),
     TrainConfig(dtype="fp8", fp8=FP8Config(first_layers_bf16=1, last_layers_bf16=1)),
 ]
-TENSOR_PIPELINE = ParallelConfig(world_size=8, tensor=2, sequence=True, pipeline=2, virtual_pipeline=2, context=2)
+TENSOR_PIPELINE = ParallelConfig(
+    world_size=8, tensor=2, sequence=True, pipeline_parallel=2, virtual_pipeline=2, context=2
+)
 EXPERT = ParallelConfig(world_size=4, expert=2, expert_tensor=2)
 MODELS = {
     "latent attention and experts": (TINY_V3, [ParallelConfig(), TENSOR_PIPELINE, EXPERT]),

@@ -42,7 +42,12 @@ class Published:
 def _setup(world: int, tensor: int, pipeline: int, expert: int, row: int, dtype: str = "bf16", recompute: str = "full"):
     layout = even_layout(V3, pipeline)
     parallel = ParallelConfig(
-        world_size=world, tensor=tensor, sequence=tensor > 1, pipeline=pipeline, expert=expert, pipeline_layout=layout
+        world_size=world,
+        tensor=tensor,
+        sequence=tensor > 1,
+        pipeline_parallel=pipeline,
+        expert=expert,
+        pipeline_layout=layout,
     )
     return TrainerSetup(parallel=parallel, row_tokens=row, dtype=dtype, recompute=recompute)
 

@@ -71,7 +71,7 @@ def test_a_supervised_recipe_has_no_servers(capsys):
         (["r1_671b", "--gpus", "512"], "r1_671b is a pipeline; plan a stage"),
         (["distill_32b", "--gpus", "64"], "model.path: models/Qwen2.5-32B does not exist; it must be a Hugging Face"),
         (["grpo_671b", "--gpus", "768", "--parallel.expert", "3"], "parallel.expert is 3"),
-        (["grpo_671b", "--parallel.pipeline-layout", "EtL"], "1 stages; pipeline * virtual_pipeline is 16"),
+        (["grpo_671b", "--parallel.pipeline-layout", "EtL"], "1 stages; pipeline_parallel * virtual_pipeline is 16"),
         ([], "name a recipe first"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",

@@ -119,7 +119,7 @@ def test_data_parallel_ranks_share_the_optimizer_state():
     # Context-parallel ranks hold the same weights, so they share it too.
     assert bytes_per_rank(shape, ParallelConfig(world_size=4, context=2)) == (6 + 3) * weights
     assert bytes_per_rank(shape, ParallelConfig(world_size=4, tensor=2)) == (6 + 6) * weights / 2
-    assert bytes_per_rank(shape, ParallelConfig(world_size=4, pipeline=4)) == 18 * weights / 4
+    assert bytes_per_rank(shape, ParallelConfig(world_size=4, pipeline_parallel=4)) == 18 * weights / 4
 
 
 def test_experts_are_split_over_their_own_ranks():
@@ -131,7 +131,7 @@ def test_experts_are_split_over_their_own_ranks():
 
 
 def test_deepseek_v3_fits_80_gb_gpus_at_pp16_ep32():
-    size = bytes_per_rank(DEEPSEEK_V3, ParallelConfig(world_size=512, pipeline=16, expert=32))
+    size = bytes_per_rank(DEEPSEEK_V3, ParallelConfig(world_size=512, pipeline_parallel=16, expert=32))
     # dense 17.12B at 6.375 bytes / 16, routed 653.91B at 18 bytes / 512
     assert size / 1e9 == pytest.approx(17.1176 * (6 + 12 / 32) / 16 + 653.9088 * 18 / 512, rel=1e-4)
     assert size < 40e9

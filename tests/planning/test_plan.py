@@ -55,7 +55,7 @@ def test_all_to_all_by_hand():
 
 
 def test_rows_and_microbatches():
-    setup = TrainerSetup(parallel=ParallelConfig(world_size=8, pipeline=4), row_tokens=1000)
+    setup = TrainerSetup(parallel=ParallelConfig(world_size=8, pipeline_parallel=4), row_tokens=1000)
     assert microbatches(setup, 9_001, 1.0) == 5  # 10 rows on 2 ranks
     assert microbatches(setup, 1, 1.0) == 1
     interleaved = dataclasses.replace(setup, parallel=dataclasses.replace(setup.parallel, virtual_pipeline=2))
@@ -145,7 +145,7 @@ def test_the_recipe_fits_768_h100_as_it_is():
 @pytest.mark.parametrize("stages", [1, 2, 4, 7, 8, 16, 20])
 def test_made_layouts_hold_every_layer_once(stages):
     layout = even_layout(V3, stages) if stages > 1 else ""
-    chunks = pipeline_chunks(V3, ParallelConfig(world_size=stages, pipeline=stages, pipeline_layout=layout))
+    chunks = pipeline_chunks(V3, ParallelConfig(world_size=stages, pipeline_parallel=stages, pipeline_layout=layout))
     assert [layer for (chunk,) in chunks for layer in chunk.layers] == list(range(61))
     sizes = [len(chunk.layers) + chunk.embedding + chunk.mtp + chunk.loss for (chunk,) in chunks]
     assert max(sizes) - min(sizes) <= 1
@@ -157,13 +157,13 @@ def test_made_layouts_hold_every_layer_once(stages):
         ("Et*61mL|", "E must be in its first stage, m and L in its last"),
         ("Et*60|mL", "60 decoder layers (t), the model has 61"),
         ("Et*61|L", "0 MTP layers (m), the model has 1"),
-        ("Et*61mL", "1 stages; pipeline * virtual_pipeline is 2"),
+        ("Et*61mL", "1 stages; pipeline_parallel * virtual_pipeline is 2"),
         ("Ex|L", "not ['x']"),
     ],
 )
 def test_a_layout_that_does_not_hold_the_model_is_refused(layout, says):
     with pytest.raises(ConfigError) as raised:
-        pipeline_chunks(V3, ParallelConfig(world_size=2, pipeline=2, pipeline_layout=layout))
+        pipeline_chunks(V3, ParallelConfig(world_size=2, pipeline_parallel=2, pipeline_layout=layout))
     assert says in str(raised.value)
 
 

@@ -69,7 +69,7 @@ def random_case(rng: random.Random) -> dict:
             "world_size": tensor * pipeline * context * rng.choice([1, 2, 3, 4]),
             "tensor": tensor,
             "sequence": tensor > 1,
-            "pipeline": pipeline,
+            "pipeline_parallel": pipeline,
             "virtual_pipeline": virtual,
             "context": context,
             "expert": expert,
@@ -123,7 +123,7 @@ def test_twenty_random_layouts_hold_the_planned_bytes(tmp_path):
     rng = random.Random(20)
     cases = [random_case(rng) for _ in range(20)]
     used = [case["parallel"] for case in cases]
-    for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor"):
+    for name in ("tensor", "pipeline_parallel", "virtual_pipeline", "context", "expert", "expert_tensor"):
         assert any(parallel[name] > 1 for parallel in used), f"no random layout uses {name}"
     assert {case["config"]["model_type"] == "deepseek_v3" for case in cases} == {True, False}
     rows = measured(cases, tmp_path, backend="fake")
@@ -139,7 +139,7 @@ def test_ranks_that_do_communicate_hold_the_same(tmp_path):
     } | {"num_hidden_layers": 4}
     deepseek = json.loads((Path(RECIPES["tiny"]().model.path) / "config.json").read_text())
     layouts = [
-        {"pipeline": 2, "virtual_pipeline": 2},
+        {"pipeline_parallel": 2, "virtual_pipeline": 2},
         {"tensor": 2, "sequence": True, "expert_tensor": 2 if config["model_type"] == "deepseek_v3" else 1},
         {},
     ]
@@ -161,14 +161,23 @@ def test_ranks_that_do_communicate_hold_the_same(tmp_path):
 @pytest.mark.slow  # half a minute
 def test_671b_ranks_on_the_meta_device_hold_the_planned_parameters(tmp_path):
     recipe = RECIPES["grpo_671b"]().parallel
-    fields = ("world_size", "tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "sequence")
+    fields = (
+        "world_size",
+        "tensor",
+        "pipeline_parallel",
+        "virtual_pipeline",
+        "context",
+        "expert",
+        "expert_tensor",
+        "sequence",
+    )
     parallel = {name: getattr(recipe, name) for name in (*fields, "pipeline_layout")}
-    step = recipe.world_size // recipe.pipeline
+    step = recipe.world_size // recipe.pipeline_parallel
     # First stage (embedding, dense layers), a middle one, the last (MTP, its embedding, head).
     places = [0, 7 * step, recipe.world_size - 1]
     cases = [{"config": DEEPSEEK_V3, "parallel": parallel, "dtype": "bf16", "meta": True, "places": places}]
     rows = measured(cases, tmp_path, backend="fake")
-    assert [row["pipeline_rank"] for row in rows] == [0, 7, recipe.pipeline - 1]
+    assert [row["pipeline_rank"] for row in rows] == [0, 7, recipe.pipeline_parallel - 1]
     for row in rows:
         assert planned(cases[0] | {"distributed": True, "train_mtp": False}, row)["parameters"] == row["parameters"]
     assert len({row["parameters"] for row in rows}) == 3
@@ -176,7 +185,9 @@ def test_671b_ranks_on_the_meta_device_hold_the_planned_parameters(tmp_path):
 
 def test_all_stages_of_the_recipe_together_are_the_model():
     shape, parallel = shape_from_config(DEEPSEEK_V3), RECIPES["grpo_671b"]().parallel
-    whole = ParallelConfig(pipeline=parallel.pipeline, pipeline_layout=parallel.pipeline_layout, world_size=16)
+    whole = ParallelConfig(
+        pipeline_parallel=parallel.pipeline_parallel, pipeline_layout=parallel.pipeline_layout, world_size=16
+    )
     if parallel.virtual_pipeline > 1:
         pytest.skip("interleaved")
     sizes = {"mtp": 0, "rest": 0}

@@ -61,7 +61,7 @@ def steps(name: str, config: Stage, recompute: str) -> dict[str, np.ndarray]:
         tokens_per_microbatch=128,
         row_multiple=parallel.row_multiple,
         segment_multiple=parallel.segment_multiple,
-        rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
+        rows_multiple=parallel.pipeline_parallel if parallel.virtual_pipeline > 1 else 1,
     )
     rank, ranks = topology.data_parallel()
     loss = sft_loss

@@ -41,7 +41,7 @@ LAYOUTS = {
     "one": {},
     "tp2": {"tensor": 2, "sequence": True, "expert_tensor": 2},
     "ep2": {"expert": 2},
-    "pp2": {"pipeline": 2},
+    "pp2": {"pipeline_parallel": 2},
 }
 ROLLOUT = RolloutConfig(
     device="cpu", sync="ipc", dtype="fp32", max_model_len=96, max_num_seqs=16, memory_fraction=0.3,

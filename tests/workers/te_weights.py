@@ -56,7 +56,7 @@ def check(folder: Path, parallel: ParallelConfig) -> dict[str, list[str]]:
     random = differences(export(other), expected)
     found["random weights are others"] = [] if len(random) == len(expected) else ["some are equal"]
     policy.refresh_reference()
-    checkpoint = folder.with_name(f"{folder.name}.saved-{parallel.tensor}{parallel.expert}{parallel.pipeline}")
+    checkpoint = folder.with_name(f"{folder.name}.saved-{parallel.tensor}{parallel.expert}{parallel.pipeline_parallel}")
     if dist.get_rank() == 0:
         checkpoint.mkdir()
     dist.barrier()

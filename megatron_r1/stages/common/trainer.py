@@ -30,7 +30,7 @@ def row_layout(config: TrainerStage, pad_id: int, *, vocab_size: int) -> RowLayo
         row_multiple=math.lcm(parallel.row_multiple, fp8_rows),
         segment_multiple=parallel.segment_multiple,
         pad_id=pad_id,
-        rows_multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,
+        rows_multiple=parallel.pipeline_parallel if parallel.virtual_pipeline > 1 else 1,
         vocab_size=vocab_size,
     )
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from megatron_r1.config import ParallelConfig
-from megatron_r1.planning.pipeline import one_forward_one_backward
+from megatron_r1.planning.schedule import one_forward_one_backward
 from megatron_r1.planning.trainer import in_flight
 
 
@@ -52,4 +52,4 @@ def test_kept_microbatches_are_those_the_planner_counts(ranks, count):
         for slot in sorted((s for s in slots if s.rank == rank), key=lambda slot: slot.start):
             live += 1 if slot.forward else -1
             most = max(most, live)
-        assert in_flight(ParallelConfig(pipeline=ranks, world_size=ranks), rank, count) == most
+        assert in_flight(ParallelConfig(pipeline_parallel=ranks, world_size=ranks), rank, count) == most

@@ -28,16 +28,18 @@ from megatron_r1.pipeline.chain import run_pipeline
 from megatron_r1.pipeline.help import answer_help
 from megatron_r1.pipeline.kinds import check, needs_of, summary_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
-from megatron_r1.pipeline.options import split_options
+from megatron_r1.pipeline.options import moving_faults, split_config, split_options
 from megatron_r1.pipeline.run import run_here, run_stage
 from megatron_r1.planning.summary import describe_fields
 from megatron_r1.plugins import told
 from megatron_r1.recipes import RECIPES
+from megatron_r1.recipes.config_file import read_config_file, recipe_word
 from megatron_r1.recipes.named import about_recipe, recipe_named
 from megatron_r1.stages.evaluate.config import EvaluateConfig
 
 USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 run PIPELINE [--from STAGE] [--until STAGE] [--only STAGE] [--dry-run] [--STAGE.FIELD VALUE ...]
+       megatron-r1 run [RECIPE] --config FILE [--FIELD VALUE ...]     FILE: a run's run.json, or TOML
        megatron-r1 plan RECIPE|FOLDER [--gpus N] [--gpu h100|h200|b200|...] [--json] [--FIELD VALUE ...]
        megatron-r1 evaluate --model FOLDER --run-dir FOLDER --data.files FILE ... [--FIELD VALUE ...]
        megatron-r1 check-data --data.files FILE ... [--FIELD VALUE ...]      faults of problems, before a run
@@ -97,20 +99,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> StageConfig | PipelineConfig:
-    """RECIPE and its overrides as a configuration. Raises ConfigError for an unknown recipe and a field of earlier
-    versions; tyro exits on an unknown field."""
+    """RECIPE, a file of fields over it or in its place, and the overrides as a configuration. Raises ConfigError for an
+    unknown recipe and a field of earlier versions; tyro exits on an unknown field."""
+    words, file = split_config(words)
+    read = None if file is None else read_config_file(file)
     if words and words[0] == "evaluate":
         rest = answer_help("evaluate", EvaluateConfig, words[1:], meaning_of(EvaluateConfig))
-        return tyro.cli(EvaluateConfig, args=rest, prog="megatron-r1 evaluate")
-    if not words or words[0].startswith("-"):
-        raise ConfigError(f"name a recipe first: {', '.join(RECIPES)}")
-    recipe = recipe_named(words[0])
+        prog = "megatron-r1 evaluate"
+        if read is None:
+            return tyro.cli(EvaluateConfig, args=rest, prog=prog)
+        return tyro.cli(EvaluateConfig, default=read.for_kind(EvaluateConfig), args=rest, prog=prog)
+    word = words[0] if words and not words[0].startswith("-") else ""
+    if not word and read is None:
+        raise ConfigError(f"name a recipe first: {', '.join(RECIPES)}; or --config FILE")
+    recipe = recipe_named(word) if read is None else read.over(word)
     if faults := renamed_faults(words, [field.name for field in dataclasses.fields(recipe)]):
         raise ConfigError(faults)
-    recipe, rest = with_choices(recipe, words[1:])
-    rest = answer_help(f"run {words[0]}", recipe, rest, about_recipe(words[0]))
+    recipe, rest = with_choices(recipe, words[1:] if word else words)
+    about, start = about_recipe(word) if word else f"As {file} says.", word or f"--config {file}"
+    rest = answer_help(f"run {start}", recipe, rest, about)
     try:
-        return tyro.cli(type(recipe), default=recipe, args=rest, prog=f"megatron-r1 run {words[0]}")
+        return tyro.cli(type(recipe), default=recipe, args=rest, prog=f"megatron-r1 run {start}")
     except ConfigError:
         raise
     except Exception as error:  # a user's class refuses what it is given
@@ -124,8 +133,10 @@ def _run(words: list[str]) -> int:
     if PARENT_VARIABLE not in os.environ:
         become_rank()
     config = parse(words)
+    if "RANK" in os.environ and PARENT_VARIABLE not in os.environ and (faults := moving_faults(words, config.run_dir)):
+        raise ConfigError(faults)
     if isinstance(config, PipelineConfig):
-        return run_pipeline(config, words, options)
+        return run_pipeline(config, words, options, recipe=recipe_word(words))
     options.only_for_pipelines()
     if "RANK" in os.environ and not options.dry_run:
         return run_here(config)
@@ -146,7 +157,7 @@ def _plan(words: list[str]) -> int:
         return plan_folder(Path(words[0]), options)
     config = parse(words)
     if isinstance(config, PipelineConfig):
-        raise ConfigError(f"{words[0]} is a pipeline; plan a stage that is a recipe itself, such as grpo_671b")
+        raise ConfigError(f"{config.name} is a pipeline; plan a stage that is a recipe itself, such as grpo_671b")
     if faults := number_faults(config):
         raise ConfigError(faults)
     return plan_stage(needs_of(config), options, PACKAGED_SHAPES)

@@ -18,6 +18,9 @@ from megatron_r1.errors import ConfigError
 
 PACKAGE = str(Path(__file__).parent)
 
+_FILES: dict[str, Path] = {}
+"""By module: the file that it was loaded from by its path."""
+
 
 def is_import_path(word: str) -> bool:
     """Whether `word` is a path of this form, and not a name of ours."""
@@ -40,6 +43,13 @@ def imported(path: str, field: str) -> Any:
             raise ConfigError([f"{field}: {path}: {getattr(module, '__file__', None) or module_name} has no {name}"])
         found = getattr(found, part)
     return found
+
+
+def import_path_of(kind: type) -> str:
+    """The path that `imported` finds a class under again, from whatever folder: that of its file where it came from
+    one."""
+    file = _FILES.get(kind.__module__)
+    return f"{file or kind.__module__}:{kind.__qualname__}"
 
 
 def file_of(path: str) -> Path | None:
@@ -87,6 +97,7 @@ def _from_file(file: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
+    _FILES[file.stem] = file
     try:
         spec.loader.exec_module(module)
     except BaseException:

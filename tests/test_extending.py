@@ -293,6 +293,17 @@ def test_a_recipe(outside):
     assert "algorithm.sampling_rounds = 3" in out and "  steps = 20" in out
 
 
+def test_a_configuration_in_a_file(outside):
+    (text,) = re.findall(r"```toml\n(.*?)```", section("A configuration in a file"), flags=re.S)
+    (outside / "mine.toml").write_text(text)
+    pipeline = parse(command_of("A configuration in a file")[1:])
+    assert pipeline.run_dir == Path("runs/mine")
+    assert (pipeline.grpo.steps, pipeline.grpo.optimizer.lr) == (40, 1e-5)
+    assert pipeline.grpo.algorithm == dataclasses.replace(algorithm_named("dapo"), sampling_rounds=3)
+    assert pipeline.grpo.rollout.sampling.temperature == 0.9
+    assert "steps = 40" in dry_run(command_of("A configuration in a file"), outside)
+
+
 @pytest.mark.parametrize(
     ("word", "says"),
     [

@@ -16,7 +16,7 @@ from megatron_r1.algorithms.grpo import GRPO
 from megatron_r1.algorithms.gspo import GSPO
 from megatron_r1.algorithms.on_policy_distill import OnPolicyDistill
 from megatron_r1.errors import ConfigError
-from megatron_r1.plugins import imported, is_import_path, told
+from megatron_r1.plugins import import_path_of, imported, is_import_path, told
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "grpo": GRPO,
@@ -29,10 +29,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 
 
 def name_of(algorithm: Algorithm) -> str:
-    """Its name on the command line and in run.json: that of the table, or module:Class."""
+    """Its name on the command line and in run.json: that of the table, module:Class or file.py:Class."""
     kind = type(algorithm)
     found = next((name for name, listed in ALGORITHMS.items() if listed is kind), None)
-    return found or f"{kind.__module__}:{kind.__qualname__}"
+    return found or import_path_of(kind)
 
 
 def algorithm_named(word: str, field: str = "algorithm") -> Algorithm:

@@ -49,7 +49,7 @@ class Field:
 
 def fields_of(kind: type, given: object = None, within: tuple[str, ...] = ()) -> Iterator[Field]:
     """The fields of a dataclass in order, parts as one field each. `given`: an object whose values are the defaults."""
-    hints = _hints(kind)
+    hints = hints_of(kind)
     meanings, bounds = meanings_of(kind), bounds_of(kind)
     for field in dataclasses.fields(kind):
         value = getattr(given, field.name) if given is not None else _default(field)
@@ -76,7 +76,7 @@ def leaves_of(kind: type, given: object = None, within: tuple[str, ...] = ()) ->
             if field.items is not None:
                 yield from leaves_of(field.items, None, (*within, f"{field.path[-1]}[]"))
             continue
-        own = getattr(given, field.path[-1]) if given is not None else _default_of(kind, field.path[-1])
+        own = getattr(given, field.path[-1]) if given is not None else defaults_of(kind)[field.path[-1]]
         if own is None:
             yield field
         yield from leaves_of(field.part, own if dataclasses.is_dataclass(own) else None, field.path)
@@ -118,7 +118,8 @@ def _own_meanings(kind: type) -> Iterator[tuple[str, str]]:
             yield node.target.id, below.value.value
 
 
-def _hints(kind: type) -> Mapping[str, Any]:
+def hints_of(kind: type) -> Mapping[str, Any]:
+    """By field: its type. Those of a user's class may not be found."""
     try:
         return typing.get_type_hints(kind)
     except Exception:  # annotations of a user's class that exist for a type checker only
@@ -131,8 +132,9 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def _default_of(kind: type, name: str) -> Any:
-    return _default(next(field for field in dataclasses.fields(kind) if field.name == name))
+def defaults_of(kind: type) -> dict[str, Any]:
+    """By field; dataclasses.MISSING where there is none."""
+    return {field.name: _default(field) for field in dataclasses.fields(kind)}
 
 
 def _part(hint: Any, value: Any) -> type | None:

@@ -73,7 +73,7 @@ def listed(folder: Path, root: Path) -> ListedRun:
         return ListedRun(
             name=name,
             folder=folder,
-            stage=stage_of(config),
+            stage=stage_of(run),
             model=_model_of(config),
             state=state,
             metrics=metrics,
@@ -86,21 +86,11 @@ def listed(folder: Path, root: Path) -> ListedRun:
         return ListedRun(name=name, folder=folder, state="cannot be read", changed=changed, fault=fault)
 
 
-def stage_of(config: Mapping[str, Any]) -> str:
-    """The kind of stage, by the parts that only its configuration has."""
-    data = config.get("data") or {}
-    for part, within, kind in (
-        ("algorithm", config, "GRPO"),
-        ("noise", config, "warm-up"),
-        ("batch_pairs", data, "reward model"),
-        ("batch_sequences", data, "SFT"),
-        ("mix", config, "rejection sampling"),
-        ("pass_k", config, "evaluation"),
-    ):
-        if part in within:
-            algorithm = (config.get("algorithm") or {}).get("name", "") if kind == "GRPO" else ""
-            return f"{kind}, {algorithm}" if algorithm and algorithm != "grpo" else kind
-    return "data" if config else "–"
+def stage_of(run: Mapping[str, Any]) -> str:
+    """The kind of stage, and the algorithm where it is not the usual one."""
+    kind = str(run.get("kind") or "–")
+    algorithm = ((run.get("config") or {}).get("algorithm") or {}).get("name", "grpo")
+    return kind if algorithm == "grpo" else f"{kind}, {algorithm}"
 
 
 def is_number(value: object) -> bool:

@@ -17,8 +17,10 @@ from pathlib import Path
 from megatron_r1.config.paths import input_paths, replace_inputs
 from megatron_r1.config.pipeline import PipelineConfig, parent_of, stages_of
 from megatron_r1.config.run_folder import LOCK, STOP
+from megatron_r1.config.same import as_json
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import PREEMPTED, ConfigError
+from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.pipeline_report import write_pipeline_report
 from megatron_r1.observe.progress import duration
 from megatron_r1.pipeline.kinds import check, kind_of, summary_of
@@ -32,8 +34,9 @@ ANY_FILE = Path(__file__)
 """Stands for a file that an earlier stage will make, where only its being there is checked."""
 
 
-def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Options) -> int:
-    """Run what `options` choose. Returns 0, or the exit status of the stage that failed.
+def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Options, *, recipe: str) -> int:
+    """Run what `options` choose of `pipeline`, which is `recipe` with what the command set. Returns 0, or the exit
+    status of the stage that failed.
 
     Raises ConfigError, before anything is run, for every fault of every chosen stage."""
     stages = stages_of(pipeline)
@@ -57,6 +60,7 @@ def run_pipeline(pipeline: PipelineConfig, words: Sequence[str], options: Option
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"run_dir: this pipeline is already running in {pipeline.run_dir}") from error
+        write_json(pipeline.run_dir / "pipeline.json", {"recipe": recipe, "config": as_json(pipeline)})
         return _run_chosen(pipeline, stages, chosen, words, options)
 
 

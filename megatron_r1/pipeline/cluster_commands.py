@@ -28,7 +28,7 @@ from megatron_r1.pipeline.folder import is_finished
 from megatron_r1.pipeline.kinds import check, needs_of
 from megatron_r1.pipeline.launch import ranks_of
 from megatron_r1.pipeline.manifest import Manifest
-from megatron_r1.pipeline.options import Options, split_options
+from megatron_r1.pipeline.options import Options, moving_faults, split_options
 
 NODELIST_VARIABLE = "MEGATRON_R1_NODELIST"
 """Names of the job's nodes, in order, from `scontrol show hostnames`."""
@@ -80,7 +80,7 @@ def _admission(
     """Node 0's checks. The lines of `roles`; ConfigError with every fault."""
     pipeline, stage = _stage(parse(words), options)
     needs = needs_of(stage)
-    faults: list[str] = []
+    faults = moving_faults(words, stage.run_dir)
     layout: Roles | None = None
     try:
         if pipeline is None:

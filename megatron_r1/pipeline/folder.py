@@ -20,6 +20,7 @@ from megatron_r1.config.user_code import code_files
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import plain_json, write_json
 from megatron_r1.observe.watch import STACKS
+from megatron_r1.pipeline.kinds import kind_of
 
 RENDEZVOUS = ".rendezvous"
 """Where the ranks of a local launch meet; mode 0700."""
@@ -60,7 +61,11 @@ def prepare_folder(config: StageConfig) -> PreparedFolder:
         raise ConfigError(f"run_dir: another run has just started in {folder}; choose another --run-dir") from error
     lock.write(f"{os.getpid()}@{socket.gethostname()}\n")
     lock.flush()
-    write_json(folder / "run.json", {"name": config.name, "config": config_as_json(config), "inputs": _inputs(config)})
+    kind = kind_of(config).name
+    write_json(
+        folder / "run.json",
+        {"name": config.name, "kind": kind, "config": config_as_json(config), "inputs": _inputs(config)},
+    )
     return PreparedFolder(lock, moved)
 
 

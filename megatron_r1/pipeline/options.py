@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_r1.errors import ConfigError
+
+CONFIG = "--config"
+"""A file of fields, in place of a recipe or over one (recipes/config_file.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +48,39 @@ def split_options(words: Sequence[str]) -> tuple[list[str], Options]:
         raise ConfigError("--only names one stage; it goes with neither --from nor --until")
     dry_run = "--dry-run" in left
     return [word for word in left if word != "--dry-run"], Options(dry_run=dry_run, **found)
+
+
+def split_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """(the words that are left, the file of fields that they name). ConfigError for more than one, or none."""
+    left: list[str] = []
+    found: Path | None = None
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option != CONFIG:
+            left.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if not value or value.startswith("--"):
+            raise ConfigError(f"{CONFIG} needs a file: a run's run.json, or a TOML file")
+        if found is not None:
+            raise ConfigError(f"{CONFIG} is given twice; it names one file")
+        found = Path(value)
+    return left, found
+
+
+def words_after_move(words: Sequence[str], folder: Path, moved: Path) -> list[str]:
+    """The same command once `folder` is called `moved`: the file that it names may have gone with it."""
+    left, file = split_config(words)
+    if file is None or not file.absolute().is_relative_to(folder.absolute()):
+        return list(words)
+    return [*left, CONFIG, str(moved / file.absolute().relative_to(folder.absolute()))]
+
+
+def moving_faults(words: Sequence[str], run_dir: Path) -> list[str]:
+    """What forbids the command's file where several nodes read it: it lies in the run's folder, which the first one
+    may rename before the others have read it."""
+    _, file = split_config(words)
+    if file is None or not file.absolute().is_relative_to(run_dir.absolute()):
+        return []
+    return [f"{CONFIG}: {file} lies in run_dir {run_dir}, which may be moved aside; copy the file elsewhere first"]

@@ -10,6 +10,7 @@ from megatron_r1.observe.report import write_report
 from megatron_r1.pipeline.folder import is_finished, prepare_folder
 from megatron_r1.pipeline.kinds import check, kind_of, loop_of, needs_of
 from megatron_r1.pipeline.launch import PARENT_VARIABLE, launch_local, ranks_of
+from megatron_r1.pipeline.options import words_after_move
 
 
 def run_stage(config: StageConfig, words: Sequence[str]) -> int:
@@ -21,6 +22,7 @@ def run_stage(config: StageConfig, words: Sequence[str]) -> int:
     with prepared.lock:
         if prepared.moved is not None:
             print(f"the earlier run was moved to {prepared.moved}", flush=True)
+            words = words_after_move(words, config.run_dir, prepared.moved)
         return launch_local(config.run_dir, words, ranks_of(needs_of(config)))
 
 

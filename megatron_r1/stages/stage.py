@@ -35,6 +35,8 @@ def _as_it_is(config: Any, unmade: Callable[[Path], bool]) -> Any:
 class Stage(Generic[C]):
     """One kind of stage."""
 
+    name: str
+    """In run.json and on the pages that list runs."""
     config: type[C]
     validate: Validate
     describe: Callable[[C, Needs, ModelShape], list[str]]

@@ -21,7 +21,8 @@ from megatron_r1.observe.index import CHARTS, CHOSEN, numbers, report_on
 from megatron_r1.observe.metrics import JsonLines, write_json
 from megatron_r1.observe.pipeline_report import result_in_words
 from megatron_r1.observe.run_list import run_folders, runs_below
-from megatron_r1.pipeline.folder import config_as_json
+from megatron_r1.pipeline.folder import config_as_json, prepare_folder
+from megatron_r1.pipeline.kinds import KINDS, kind_of
 from megatron_r1.recipes import RECIPES
 
 TINY = RECIPES["r1_tiny"]()
@@ -29,7 +30,8 @@ TINY = RECIPES["r1_tiny"]()
 
 def make_run(folder: Path, config, rows, summary=None) -> None:
     folder.mkdir(parents=True)
-    write_json(folder / "run.json", {"name": config.name, "config": config_as_json(config)})
+    kind = kind_of(config).name
+    write_json(folder / "run.json", {"name": config.name, "kind": kind, "config": config_as_json(config)})
     with JsonLines(folder / "metrics.jsonl") as metrics:
         for step, row in enumerate(rows):
             metrics.write({"step": step, **row})
@@ -91,15 +93,14 @@ def test_a_run_that_goes_on_says_so(root):
     assert states["dapo.1"] == "running" and states["plain"] == "done"
 
 
-@pytest.mark.parametrize("stage", [field.name for field in dataclasses.fields(TINY)][3:])
-def test_every_kind_of_stage_is_known(stage, tmp_path):
-    config = getattr(TINY, stage)
-    make_run(tmp_path / "run", config, [])
-    kind = {
-        "TinyWorldConfig": "data", "SFTConfig": "SFT", "GRPOConfig": "GRPO", "RewardModelConfig": "reward model",
-        "RejectionConfig": "rejection sampling", "EvaluateConfig": "evaluation",
-    }[type(config).__name__]  # fmt: skip
-    assert runs_below(tmp_path)[0].stage == kind
+def test_a_kind_is_shown_as_the_run_itself_wrote_it(tmp_path):
+    config = dataclasses.replace(TINY.rejection, run_dir=tmp_path / "run", model=tmp_path)
+    prepare_folder(config).lock.close()
+    assert [run.stage for run in runs_below(tmp_path)] == ["rejection sampling"]
+
+
+def test_no_two_kinds_have_one_name():
+    assert len({kind.name for kind in KINDS}) == len(KINDS)
 
 
 def test_broken_folders_are_listed_last_with_the_reason(root):

@@ -42,6 +42,7 @@ def load() -> Callable[..., dict[str, Any]]:
 
 
 STAGE = Stage(
+    name="evaluation",
     config=EvaluateConfig,
     validate=validate_evaluation,
     describe=describe,

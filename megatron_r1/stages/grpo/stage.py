@@ -103,6 +103,7 @@ def load() -> Callable[..., dict[str, Any]]:
 
 
 STAGE = Stage(
+    name="GRPO",
     config=GRPOConfig,
     validate=validate,
     describe=describe,

@@ -43,6 +43,7 @@ def load() -> Callable[..., dict[str, Any]]:
 
 
 STAGE = Stage(
+    name="rejection sampling",
     config=RejectionConfig,
     validate=validate_rejection,
     describe=describe,

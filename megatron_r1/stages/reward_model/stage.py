@@ -56,6 +56,7 @@ def load() -> Callable[..., dict[str, Any]]:
 
 
 STAGE = Stage(
+    name="reward model",
     config=RewardModelConfig,
     validate=validate_reward_model,
     describe=describe,

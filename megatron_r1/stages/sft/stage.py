@@ -54,6 +54,7 @@ def load() -> Callable[..., dict[str, Any]]:
 
 
 STAGE = Stage(
+    name="SFT",
     config=SFTConfig,
     validate=validate_sft,
     describe=describe,

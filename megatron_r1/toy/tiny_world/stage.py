@@ -22,6 +22,7 @@ def load() -> Callable[..., dict[str, Any]]:
 
 
 STAGE = Stage(
+    name="tiny world",
     config=TinyWorldConfig,
     validate=validate_tiny_world,
     describe=lambda config, asked, shape: [],  # it has no model, so it is not asked

@@ -53,6 +53,7 @@ def load() -> Callable[..., dict[str, Any]]:
 
 
 STAGE = Stage(
+    name="warm-up",
     config=WarmUpConfig,
     validate=validate_warm_up,
     describe=describe,

@@ -23,6 +23,7 @@ from megatron_r1.config.packages import describe_versions
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.renamed import renamed_faults
 from megatron_r1.config.schema import StageConfig
+from megatron_r1.config_file import read_config_file, recipe_word
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.pipeline.chain import run_pipeline
 from megatron_r1.pipeline.help import answer_help
@@ -33,7 +34,6 @@ from megatron_r1.pipeline.run import run_here, run_stage
 from megatron_r1.planning.summary import describe_fields
 from megatron_r1.plugins import told
 from megatron_r1.recipes import RECIPES
-from megatron_r1.recipes.config_file import read_config_file, recipe_word
 from megatron_r1.recipes.named import about_recipe, recipe_named
 from megatron_r1.stages.evaluate.config import EvaluateConfig
 

@@ -18,13 +18,13 @@ from megatron_r1.config import overlay
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.config.same import as_json
 from megatron_r1.config.schema import StageConfig
+from megatron_r1.config_file import read_config_file
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import plain_json
 from megatron_r1.pipeline.folder import prepare_folder
 from megatron_r1.pipeline.kinds import kind_of
 from megatron_r1.pipeline.options import moving_faults, words_after_move
 from megatron_r1.recipes import RECIPES
-from megatron_r1.recipes.config_file import read_config_file
 
 
 def stages(name: str) -> dict[str, StageConfig]:

@@ -28,7 +28,7 @@ FLOORS = (
     ("toy",),
     ("pipeline",),
     ("recipes",),
-    ("doctor",),
+    ("doctor", "config_file"),
     ("__main__",),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -55,6 +55,7 @@ WITHOUT_TORCH = {
     "rewards",
     "recipes",
     "doctor",
+    "config_file",
     "__main__",
 }
 

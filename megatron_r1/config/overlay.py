@@ -1,7 +1,7 @@
 """A file's values laid over a configuration: the same tree of fields, from JSON or TOML instead of the command line.
 
 Values must have the fields' types as JSON has them: a number is not written as text, a list stays a list. Bounds and
-the rules of parts are checked later, with those of the command line. Which file, and over what: recipes/config_file.py.
+the rules of parts are checked later, with those of the command line. Which file, and over what: config_file.py.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_r1.errors import ConfigError
 
 CONFIG = "--config"
-"""A file of fields, in place of a recipe or over one (recipes/config_file.py)."""
+"""A file of fields, in place of a recipe or over one (config_file.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,8 +28,9 @@ from megatron_r1.gpus import Gpu, find_driver, find_gpus
 from megatron_r1.pipeline.chain import as_if_made
 from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.planning.needs import Needs
-from megatron_r1.planning.parameters import bytes_per_rank, count_parameters
-from megatron_r1.planning.plan import planned_shape
+from megatron_r1.planning.parameters import count_parameters
+from megatron_r1.planning.plan import planned_shape, setups_of
+from megatron_r1.planning.trainer import fullest_state
 from megatron_r1.recipes.named import recipe_named
 
 DISTRIBUTION = "megatron-r1"
@@ -336,15 +337,9 @@ def _processors_need(asked: Needs, machine: Machine) -> Need:
 def _memory_need(asked: Needs, shape: ModelShape, machine: Machine) -> Need:
     """Weights, gradients, optimizer and cache; activations come on top."""
     trainer, rollout = asked.trainer, asked.rollout
-    rank = weights = 0
-    if trainer is not None:
-        rank = bytes_per_rank(
-            shape,
-            trainer.parallel,
-            fp32=trainer.train.dtype == "fp32",
-            distributed_optimizer=trainer.optimizer.distributed,
-            moments=trainer.optimizer.moments,
-        )
+    setup, _ = setups_of(asked)
+    rank = fullest_state(shape, setup).total if setup is not None else 0
+    weights = 0
     if rollout is not None:
         weights = count_parameters(shape).total * BYTES_PER_WEIGHT[rollout.dtype] // rollout.tensor_parallel
     if asked.cuda:

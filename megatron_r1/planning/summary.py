@@ -8,8 +8,9 @@ from megatron_r1.config.model_folder import mtp_left_out
 from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.planning.needs import Needs
-from megatron_r1.planning.parameters import bytes_per_rank, count_parameters
-from megatron_r1.planning.plan import planned_shape
+from megatron_r1.planning.parameters import count_parameters
+from megatron_r1.planning.plan import planned_shape, setups_of
+from megatron_r1.planning.trainer import fullest_state
 
 
 def describe_model(name: str, shape: ModelShape) -> str:
@@ -33,19 +34,15 @@ def describe_trainer(needs: Needs, shape: ModelShape) -> list[str]:
         "ETP": parallel.expert_tensor,
     }
     used = " ".join(f"{name}{size}" for name, size in layout.items() if size > 1) or "one rank"
-    rank_bytes = bytes_per_rank(
-        shape,
-        parallel,
-        fp32=trainer.train.dtype == "fp32",
-        distributed_optimizer=trainer.optimizer.distributed,
-        moments=trainer.optimizer.moments,
-    )
+    setup, _ = setups_of(needs)
+    assert setup is not None
+    state = fullest_state(shape, setup)
     left_out = mtp_left_out(model.path)
     return [
         describe_model(needs.name, shape),
         *([left_out] if left_out else []),
         f"trainer: {parallel.world_size} rank(s), {used}, data parallel {parallel.data}, {trainer.train.dtype}; "
-        f"{rank_bytes / 2**30:.3g} GiB a rank for weights, gradients and optimizer",
+        f"{state.total / 2**30:.3g} GiB for weights, gradients and optimizer on the fullest rank",
     ]
 
 

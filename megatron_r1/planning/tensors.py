@@ -1,19 +1,35 @@
 """Every parameter that one rank holds, with its size, in the order in which Megatron's modules have them.
 
-The order matters: the distributed optimizer cuts a rank's parameters, laid end to end, into equal shards. Sizes hold
-for Megatron's local spec and for Transformer Engine's (which fuses norms into linears, but holds the same numbers).
-h: hidden size; tp splits attention, dense and shared feed-forward and the vocabulary.
+Names and sizes are the weight table's (weights/table.py). The order matters: the distributed optimizer cuts a rank's
+parameters, laid end to end, into equal shards. Sizes hold for Megatron's local spec and for Transformer Engine's (which
+fuses norms into linears, but holds the same numbers).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.planning.stages import Chunk
+from megatron_r1.weights.table import Entry, embedding_entry, head_entry, layer_entries, mtp_entries, shard_shape
+
+ATTENTION = (
+    "linear_proj",
+    "linear_qkv",
+    "linear_q_proj",
+    "linear_q_down_proj",
+    "linear_q_up_proj",
+    "linear_kv_down_proj",
+    "linear_kv_up_proj",
+    "q_layernorm",
+    "k_layernorm",
+    "kv_layernorm",
+)
+"""Megatron's order of an attention's modules; elsewhere its order is the table's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,110 +48,91 @@ def chunk_parameters(
     shape: ModelShape, parallel: ParallelConfig, chunk: Chunk, *, train_mtp: bool = False
 ) -> list[Parameter]:
     """The parameters of `chunk` on one tensor- and expert-parallel rank. MTP layers are frozen unless `train_mtp`."""
-    h, tp = shape.hidden_size, parallel.tensor
-    rows = -(-shape.vocab_size // tp) * h
     tied = shape.tie_embeddings and not shape.reward_head
     shared = parallel.pipeline_parallel > 1 and (tied or shape.num_mtp_layers > 0)
     found: list[Parameter] = []
     if chunk.embedding or chunk.mtp:
         alone = shared and not (chunk.embedding and chunk.loss)
-        found.append(Parameter("embedding.word_embeddings.weight", rows, own_bucket=alone))
+        found.append(_parameter(embedding_entry(shape), parallel, own_bucket=alone))
     for layer in chunk.layers:
         found += _layer(shape, parallel, shape.is_moe_layer(layer), f"decoder.layers.{layer}")
     if chunk.loss:
-        found.append(Parameter("decoder.final_layernorm.weight", h))
+        found.append(Parameter("decoder.final_layernorm.weight", shape.hidden_size))
     for number in range(chunk.mtp):
-        found += [
-            Parameter(item.name, item.size, item.expert, train_mtp)
-            for item in _mtp(shape, parallel, f"mtp.layers.{number}")
-        ]
-    if chunk.loss and shape.reward_head:
-        found.append(Parameter("reward_head.weight", h))
-    elif chunk.loss and not (tied and (chunk.embedding or chunk.mtp)):
-        found.append(Parameter("output_layer.weight", rows, own_bucket=tied and shared))
+        entries = mtp_entries(shape, number, _own_experts(shape, parallel))
+        found += _in_order(entries, parallel, trained=train_mtp)
+    if chunk.loss and not (tied and (chunk.embedding or chunk.mtp)):
+        head = head_entry(shape) or embedding_entry(shape)
+        found.append(_parameter(head, parallel, name="output_layer.weight" if tied else "", own_bucket=tied and shared))
     return found
 
 
 def router_bias_numbers(shape: ModelShape, chunk: Chunk) -> int:
     """fp32 numbers in buffers: the router's score-correction bias and its count of tokens, an expert each."""
-    if shape.moe is None or shape.moe.router != "sigmoid":
+    if shape.moe is None:
         return 0
     layers = sum(shape.is_moe_layer(layer) for layer in chunk.layers) + chunk.mtp
-    return 2 * layers * shape.moe.num_experts
+    return 2 * layers * _buffers(shape)
 
 
-def _layer(shape: ModelShape, parallel: ParallelConfig, sparse: bool, at: str) -> Iterator[Parameter]:
-    h, tp = shape.hidden_size, parallel.tensor
-    yield Parameter(f"{at}.input_layernorm.weight", h)
-    for name, size in _attention(shape, tp):
-        yield Parameter(f"{at}.self_attention.{name}", size)
-    yield Parameter(f"{at}.pre_mlp_layernorm.weight", h)
-    if not sparse:
-        yield Parameter(f"{at}.mlp.linear_fc1.weight", 2 * h * shape.ffn_size // tp)
-        yield Parameter(f"{at}.mlp.linear_fc2.weight", h * shape.ffn_size // tp)
-        return
-    moe = shape.moe
-    assert moe is not None
-    yield Parameter(f"{at}.mlp.router.weight", moe.num_experts * h)
-    width = moe.expert_ffn_size // parallel.expert_tensor
-    # Megatron sums experts' gradients over a group of their own only if experts are split.
-    apart = parallel.expert > 1
-    for expert in range(moe.num_experts // parallel.expert):
-        yield Parameter(f"{at}.mlp.experts.local_experts.{expert}.linear_fc1.weight", 2 * h * width, apart)
-        yield Parameter(f"{at}.mlp.experts.local_experts.{expert}.linear_fc2.weight", h * width, apart)
-    if moe.num_shared_experts:
-        width = moe.num_shared_experts * moe.expert_ffn_size // tp
-        yield Parameter(f"{at}.mlp.shared_experts.linear_fc1.weight", 2 * h * width)
-        yield Parameter(f"{at}.mlp.shared_experts.linear_fc2.weight", h * width)
+def _layer(shape: ModelShape, parallel: ParallelConfig, sparse: bool, at: str) -> list[Parameter]:
+    return _in_order(layer_entries(shape, at, "", sparse, _own_experts(shape, parallel)), parallel)
 
 
-def _mtp(shape: ModelShape, parallel: ParallelConfig, at: str) -> Iterator[Parameter]:
-    """DeepSeek-V3, section 2.2: two norms, a projection of two hidden states to one, a decoder layer, a norm."""
-    h = shape.hidden_size
-    yield Parameter(f"{at}.enorm.weight", h)
-    yield Parameter(f"{at}.hnorm.weight", h)
-    yield Parameter(f"{at}.eh_proj.weight", 2 * h * h // parallel.tensor)
-    yield from _layer(shape, parallel, shape.moe is not None, f"{at}.transformer_layer")
-    yield Parameter(f"{at}.final_layernorm.weight", h)
+def _own_experts(shape: ModelShape, parallel: ParallelConfig) -> Iterable[int]:
+    """Those of one expert-parallel rank; ranks have equally many of equal experts."""
+    return range(shape.moe.num_experts // parallel.expert) if shape.moe is not None else ()
 
 
-def _attention(shape: ModelShape, tp: int) -> Iterator[tuple[str, int]]:
-    h, heads, mla = shape.hidden_size, shape.num_heads // tp, shape.mla
-    if mla is None:
-        d = shape.head_dim
-        rows = (shape.num_heads + 2 * shape.num_kv_heads) * d // tp
-        yield "linear_proj.weight", heads * d * h
-        if shape.output_bias:
-            yield "linear_proj.bias", h
-        yield "linear_qkv.weight", rows * h
-        if shape.qkv_bias:
-            yield "linear_qkv.bias", rows
-        if shape.qk_norm:
-            yield "q_layernorm.weight", d
-            yield "k_layernorm.weight", d
-        return
-    d = mla.qk_nope_dim + mla.qk_rope_dim
-    yield "linear_proj.weight", heads * mla.v_dim * h
-    if mla.q_lora_rank is None:
-        yield "linear_q_proj.weight", h * heads * d
-    else:
-        # The down projections are whole on every tensor-parallel rank.
-        yield "linear_q_down_proj.weight", h * mla.q_lora_rank
-        yield "linear_q_up_proj.weight", mla.q_lora_rank * heads * d
-    yield "linear_kv_down_proj.weight", h * (mla.kv_lora_rank + mla.qk_rope_dim)
-    yield "linear_kv_up_proj.weight", mla.kv_lora_rank * heads * (mla.qk_nope_dim + mla.v_dim)
-    if mla.q_lora_rank is not None:
-        yield "q_layernorm.weight", mla.q_lora_rank
-    yield "kv_layernorm.weight", mla.kv_lora_rank
+def _in_order(entries: Iterable[Entry], parallel: ParallelConfig, *, trained: bool = True) -> list[Parameter]:
+    """Parameters only: what the table marks float32 (the router's bias) is a buffer."""
+    attention: list[Entry] = []
+    ordered: list[Entry] = []
+    for entry in entries:
+        if ".self_attention." in entry.name:
+            attention.append(entry)
+            continue
+        ordered += sorted(attention, key=lambda entry: ATTENTION.index(entry.name.split(".")[-2]))
+        attention.clear()
+        ordered.append(entry)
+    return [_parameter(entry, parallel, trained=trained) for entry in ordered if not entry.float32]
+
+
+def _parameter(
+    entry: Entry, parallel: ParallelConfig, *, name: str = "", trained: bool = True, own_bucket: bool = False
+) -> Parameter:
+    count = parallel.expert_tensor if entry.expert else parallel.tensor
+    return Parameter(
+        name or entry.name,
+        math.prod(shard_shape(entry, count)),
+        # Megatron sums experts' gradients over a group of their own only if experts are split.
+        expert=entry.expert and parallel.expert > 1,
+        trained=trained,
+        own_bucket=own_bucket,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNumbers:
+    """Numbers of one whole decoder layer: outside routed experts (router's bias included), and in all of them."""
+
+    fixed: int
+    routed: int
+
+
+def numbers_of_layer(shape: ModelShape, sparse: bool) -> LayerNumbers:
+    one = list(layer_entries(shape, "", "", sparse, range(1)))
+    routed = sum(entry.size for entry in one if entry.expert)
+    experts = shape.moe.num_experts if shape.moe is not None else 0
+    return LayerNumbers(sum(entry.size for entry in one) - routed, routed * experts)
 
 
 def layer_numbers(shape: ModelShape, sparse: bool) -> tuple[int, int]:
     """Numbers of one whole decoder layer that a token meets: (outside routed experts, in its own routed experts)."""
-    whole = ParallelConfig()
-    fixed = sum(item.size for item in _layer(shape, whole, sparse, "") if ".local_experts." not in item.name)
-    moe = shape.moe
-    routed = 3 * shape.hidden_size * moe.expert_ffn_size * moe.top_k if sparse and moe is not None else 0
-    return fixed, routed
+    found, moe = numbers_of_layer(shape, sparse), shape.moe
+    if not sparse or moe is None:
+        return found.fixed, 0
+    return found.fixed - _buffers(shape), found.routed * moe.top_k // moe.num_experts
 
 
 def chunk_numbers(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> tuple[int, int, int]:
@@ -159,6 +156,12 @@ def _layer_sums(shape: ModelShape, parallel: ParallelConfig, sparse: bool) -> tu
     if not sparse or moe is None:
         return sum(item.size for item in _layer(shape, parallel, sparse, "")), 0
     # Experts are alike: one is listed, and counted as often as the rank has it.
-    one = list(_layer(shape, dataclasses.replace(parallel, expert=moe.num_experts), sparse, ""))
-    routed = sum(item.size for item in one if ".local_experts." in item.name)
-    return sum(item.size for item in one) - routed, routed * (moe.num_experts // parallel.expert)
+    one = [entry for entry in layer_entries(shape, "", "", sparse, range(1)) if not entry.float32]
+    sizes = [(entry.expert, _parameter(entry, parallel).size) for entry in one]
+    routed = sum(size for expert, size in sizes if expert)
+    return sum(size for expert, size in sizes if not expert), routed * (moe.num_experts // parallel.expert)
+
+
+def _buffers(shape: ModelShape) -> int:
+    """Numbers of a sparse layer that are no parameters: the router's bias."""
+    return sum(entry.size for entry in layer_entries(shape, "", "", True, ()) if entry.float32)

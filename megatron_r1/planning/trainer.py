@@ -7,6 +7,7 @@ microbatches + pipeline - 1 slots; with v virtual stages for (pipeline - 1) / v 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_r1.config.schema import OffloadPart, ParallelConfig
@@ -91,6 +92,14 @@ def microbatches(setup: TrainerSetup, tokens: float, filled: float) -> int:
     return -(-rows // each) * each
 
 
+def fullest_state(shape: ModelShape, setup: TrainerSetup) -> RankState:
+    """The weights, gradients and optimizer state of the rank that holds most of them, to the byte. ConfigError if the
+    layout does not hold the model."""
+    stages = distinct(shape, pipeline_chunks(shape, setup.parallel))
+    states = [_state(shape, setup, rank, chunks, rank_state) for rank, chunks in stages.items()]
+    return max(states, key=lambda state: state.total)
+
+
 def trainer_memory(
     shape: ModelShape, setup: TrainerSetup, work: Workload, assume: Assumptions, *, exact: bool = True
 ) -> RankMemory:
@@ -116,6 +125,21 @@ def distinct(shape: ModelShape, stages: list[list[Chunk]]) -> dict[int, list[Chu
     return {rank: stages[rank] for rank in seen.values()}
 
 
+def _state(
+    shape: ModelShape, setup: TrainerSetup, rank: int, chunks: list[Chunk], count: Callable[..., RankState]
+) -> RankState:
+    return count(
+        shape,
+        setup.parallel,
+        pipeline_rank=rank,
+        fp32=setup.dtype == "fp32",
+        distributed=setup.distributed,
+        moments=setup.moments,
+        train_mtp=setup.train_mtp,
+        chunks=chunks,
+    )
+
+
 def _rank_memory(
     shape: ModelShape,
     setup: TrainerSetup,
@@ -131,17 +155,7 @@ def _rank_memory(
     size = 4 if fp32 else 2
     inventory = Inventory(dtype_bytes=size)
     tokens = setup.row_tokens / parallel.context
-    pick = rank_state if exact else _summed_state
-    state = pick(
-        shape,
-        parallel,
-        pipeline_rank=rank,
-        fp32=fp32,
-        distributed=setup.distributed,
-        moments=setup.moments,
-        train_mtp=setup.train_mtp,
-        chunks=chunks,
-    )
+    state = _state(shape, setup, rank, chunks, rank_state if exact else _summed_state)
 
     def layer(sparse: bool) -> float:
         return layer_bytes(

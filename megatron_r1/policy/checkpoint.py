@@ -33,7 +33,8 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.random_states import random_states, set_random_states
 from megatron_r1.weights.local import LocalTensor
-from megatron_r1.weights.transforms import shard, shard_shape, unshard
+from megatron_r1.weights.table import shard_shape
+from megatron_r1.weights.transforms import shard, unshard
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 WEIGHT, REFERENCE = "weight", "reference"

@@ -23,8 +23,8 @@ from megatron_r1.config.model_folder import without_mtp
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.local import LocalTensor
-from megatron_r1.weights.table import Entry
-from megatron_r1.weights.transforms import shard_shape, unshard
+from megatron_r1.weights.table import Entry, shard_shape
+from megatron_r1.weights.transforms import unshard
 
 _NOT_COPIED = ("model", "pytorch_model", "megatron_r1", "config.json")
 _PROGRAMS_AND_WEIGHTS = (".py", ".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack", ".gguf")
@@ -152,7 +152,7 @@ def _buckets(
     buckets: list[list[list[_Piece]]] = []
     size = limit + 1
     for entry in entries:
-        entry_bytes = sum(math.prod(full) for full in entry.hf_shapes) * itemsize
+        entry_bytes = entry.size * itemsize
         if size + entry_bytes > limit:
             buckets.append([])
             size = 0

@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from megatron_r1.weights.table import Entry
+from megatron_r1.weights.table import Entry, shard_shape
 
 # Transformer Engine's fused names -> the table's.
 _FUSED = (
@@ -42,8 +42,8 @@ class LocalTensor:
 def local_tensors(chunks: Sequence[torch.nn.Module], table: Sequence[Entry]) -> dict[str, LocalTensor]:
     """Every parameter and router bias of this rank's model chunks, by the table's name.
 
-    Raises KeyError if the model holds a parameter that the table lacks. A tied head's copy on the last pipeline stage
-    appears under "output_layer.weight" with the embedding's entry.
+    Raises KeyError if the model holds a parameter that the table lacks, ValueError for one of another size. A tied
+    head's copy on the last pipeline stage appears under "output_layer.weight" with the embedding's entry.
     """
     entries = {entry.name: entry for entry in table}
     found: dict[str, LocalTensor] = {}
@@ -54,7 +54,9 @@ def local_tensors(chunks: Sequence[torch.nn.Module], table: Sequence[Entry]) -> 
                 entry = entries["embedding.word_embeddings.weight"]
             if entry is None:
                 raise KeyError(f"no entry in the weight table for Megatron parameter {name}")
-            index, count = _position(entry, tensor)
+            index, count = _position(entry)
+            if tensor.numel() != math.prod(shard_shape(entry, count)):
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the table says {shard_shape(entry, count)}")
             found[name] = LocalTensor(entry, tensor, index, count)
     return found
 
@@ -90,8 +92,8 @@ def _global_name(name: str, offsets: dict[str, int], first_expert: int) -> str:
     return _GROUPED_EXPERT.sub(lambda m: f"experts.{first_expert + int(m[2])}.{m[1]}.weight", name)
 
 
-def _position(entry: Entry, tensor: torch.Tensor) -> tuple[int, int]:
-    """(shard index, number of shards), from the size that the tensor really has."""
+def _position(entry: Entry) -> tuple[int, int]:
+    """(shard index, number of shards) of this rank's part."""
     if entry.partition is None:
         return 0, 1
     if entry.expert:
@@ -100,6 +102,4 @@ def _position(entry: Entry, tensor: torch.Tensor) -> tuple[int, int]:
     else:
         rank = parallel_state.get_tensor_model_parallel_rank()
         size = parallel_state.get_tensor_model_parallel_world_size()
-    full = sum(math.prod(shape) for shape in entry.hf_shapes)
-    # Transformer Engine replicates MLA's down projections that Megatron's local layers split.
-    return (0, 1) if tensor.numel() >= full else (rank, size)  # pyright: ignore[reportReturnType]
+    return rank, size  # pyright: ignore[reportReturnType]

@@ -1,14 +1,16 @@
 """The name table: which Hugging Face tensors make which Megatron parameter.
 
 One Entry for each Megatron parameter of the whole model (global layer and expert numbers, no layout in it). Loading,
-export to a folder and the stream to vLLM all read this table; nothing else maps names. Adding an architecture is adding
-lines here, and a shape in config/shape.py. How tensors combine and split is transforms.py.
+export to a folder, the stream to vLLM and the planner's count of parameters and bytes all read this table; nothing else
+maps names or knows sizes. Adding an architecture is adding lines here, and a shape in config/shape.py. How tensors
+combine and split is transforms.py. No torch: the planner reads this before it is imported.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,21 +41,49 @@ class Entry:
     fp8: bool = False
     aliases: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Numbers of the whole parameter."""
+        return sum(math.prod(shape) for shape in self.hf_shapes)
+
+
+def shard_shape(entry: Entry, count: int) -> tuple[int, ...]:
+    """Shape of one of `count` tensor-parallel shards; a replicated entry is whole on each."""
+    rows = sum(full[0] for full in entry.hf_shapes)
+    tail = entry.hf_shapes[0][1:]
+    if entry.kind == "vocabulary":
+        return (-(-rows // count), *tail)
+    if entry.partition is None:
+        return (rows, *tail)
+    full = [rows, *tail]
+    full[entry.partition] //= count
+    return tuple(full)
+
 
 def build_table(shape: ModelShape) -> list[Entry]:
     """All entries in Hugging Face's order: embedding, decoder layers, final norm, head, MTP layers."""
-    hidden = shape.hidden_size
-    entries = [_vocabulary(shape, "embedding.word_embeddings.weight", "model.embed_tokens.weight", "embed_tokens")]
+    entries = [embedding_entry(shape)]
     for layer in range(shape.num_layers):
-        entries += _layer(shape, f"decoder.layers.{layer}", f"model.layers.{layer}", shape.is_moe_layer(layer))
-    entries.append(Entry("decoder.final_layernorm.weight", ("model.norm.weight",), ((hidden,),)))
-    if shape.reward_head:
-        entries.append(Entry("reward_head.weight", ("score.weight",), ((1, hidden),)))
-    elif not shape.tie_embeddings:
-        entries.append(_vocabulary(shape, "output_layer.weight", "lm_head.weight", "shared_head.head"))
+        entries += layer_entries(shape, f"decoder.layers.{layer}", f"model.layers.{layer}", shape.is_moe_layer(layer))
+    entries.append(Entry("decoder.final_layernorm.weight", ("model.norm.weight",), ((shape.hidden_size,),)))
+    if (head := head_entry(shape)) is not None:
+        entries.append(head)
     for index in range(shape.num_mtp_layers):
-        entries += _mtp(shape, index)
+        entries += mtp_entries(shape, index)
     return entries
+
+
+def embedding_entry(shape: ModelShape) -> Entry:
+    return _vocabulary(shape, "embedding.word_embeddings.weight", "model.embed_tokens.weight", "embed_tokens")
+
+
+def head_entry(shape: ModelShape) -> Entry | None:
+    """What makes logits, or a reward, of the last hidden states; None where it is the embedding."""
+    if shape.reward_head:
+        return Entry("reward_head.weight", ("score.weight",), ((1, shape.hidden_size),))
+    if shape.tie_embeddings:
+        return None
+    return _vocabulary(shape, "output_layer.weight", "lm_head.weight", "shared_head.head")
 
 
 def _vocabulary(shape: ModelShape, name: str, hf: str, mtp_name: str) -> Entry:
@@ -63,25 +93,28 @@ def _vocabulary(shape: ModelShape, name: str, hf: str, mtp_name: str) -> Entry:
     return Entry(name, (hf,), ((shape.vocab_size, shape.hidden_size),), "vocabulary", 0, aliases=aliases)
 
 
-def _mtp(shape: ModelShape, index: int) -> Iterator[Entry]:
+def mtp_entries(shape: ModelShape, index: int, experts: Iterable[int] | None = None) -> Iterator[Entry]:
     """DeepSeek-V3 keeps MTP layer k as decoder layer num_layers + k, with own norms and copies of the vocabulary."""
     hidden = shape.hidden_size
     mtp, hf = f"mtp.layers.{index}", f"model.layers.{shape.num_layers + index}"
     yield Entry(f"{mtp}.enorm.weight", (f"{hf}.enorm.weight",), ((hidden,),))
     yield Entry(f"{mtp}.hnorm.weight", (f"{hf}.hnorm.weight",), ((hidden,),))
     yield Entry(f"{mtp}.eh_proj.weight", (f"{hf}.eh_proj.weight",), ((hidden, 2 * hidden),), partition=0)
-    yield from _layer(shape, f"{mtp}.transformer_layer", hf, shape.moe is not None)
+    yield from layer_entries(shape, f"{mtp}.transformer_layer", hf, shape.moe is not None, experts)
     yield Entry(f"{mtp}.final_layernorm.weight", (f"{hf}.shared_head.norm.weight",), ((hidden,),))
 
 
-def _layer(shape: ModelShape, mcore: str, hf: str, sparse: bool) -> Iterator[Entry]:
+def layer_entries(
+    shape: ModelShape, mcore: str, hf: str, sparse: bool, experts: Iterable[int] | None = None
+) -> Iterator[Entry]:
+    """One decoder layer, called `mcore` there and `hf` in Hugging Face's form. `experts`: these alone (None: all)."""
     hidden = shape.hidden_size
     yield Entry(f"{mcore}.input_layernorm.weight", (f"{hf}.input_layernorm.weight",), ((hidden,),))
     attention = _mla if shape.mla is not None else _attention
     yield from attention(shape, f"{mcore}.self_attention", f"{hf}.self_attn")
     yield Entry(f"{mcore}.pre_mlp_layernorm.weight", (f"{hf}.post_attention_layernorm.weight",), ((hidden,),))
     if sparse:
-        yield from _experts(shape, f"{mcore}.mlp", f"{hf}.mlp")
+        yield from _experts(shape, f"{mcore}.mlp", f"{hf}.mlp", experts)
     else:
         yield from _gated_mlp(shape, f"{mcore}.mlp", f"{hf}.mlp", shape.ffn_size)
 
@@ -117,8 +150,9 @@ def _mla(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
         yield Entry(f"{mcore}.q_layernorm.weight", (f"{hf}.q_a_layernorm.weight",), ((mla.q_lora_rank,),))
     yield Entry(f"{mcore}.kv_layernorm.weight", (f"{hf}.kv_a_layernorm.weight",), ((mla.kv_lora_rank,),))
     for name, hf_name, out_size, in_size in rows:
-        hf_weight = f"{hf}.{hf_name}.weight"
-        yield Entry(f"{mcore}.{name}.weight", (hf_weight,), ((out_size, in_size),), partition=0, fp8=True)
+        weight = ((f"{hf}.{hf_name}.weight",), ((out_size, in_size),))
+        # The latents are whole on every tensor-parallel rank (model/mla.py, and Transformer Engine's).
+        yield Entry(f"{mcore}.{name}.weight", *weight, partition=None if "down" in name else 0, fp8=True)
     output_shape = (hidden, heads * mla.v_dim)
     yield Entry(f"{mcore}.linear_proj.weight", (f"{hf}.o_proj.weight",), (output_shape,), partition=1, fp8=True)
 
@@ -131,14 +165,14 @@ def _gated_mlp(shape: ModelShape, mcore: str, hf: str, width: int, expert: bool 
     yield Entry(f"{mcore}.linear_fc2.weight", down, ((hidden, width),), partition=1, expert=expert, fp8=True)
 
 
-def _experts(shape: ModelShape, mcore: str, hf: str) -> Iterator[Entry]:
+def _experts(shape: ModelShape, mcore: str, hf: str, experts: Iterable[int] | None) -> Iterator[Entry]:
     moe, hidden = shape.moe, shape.hidden_size
     assert moe is not None
     yield Entry(f"{mcore}.router.weight", (f"{hf}.gate.weight",), ((moe.num_experts, hidden),))
     if moe.router == "sigmoid":
         bias = (f"{hf}.gate.e_score_correction_bias",)
         yield Entry(f"{mcore}.router.expert_bias", bias, ((moe.num_experts,),), float32=True)
-    for expert in range(moe.num_experts):
+    for expert in range(moe.num_experts) if experts is None else experts:
         names = (f"{mcore}.experts.{expert}", f"{hf}.experts.{expert}")
         yield from _gated_mlp(shape, *names, moe.expert_ffn_size, expert=True)
     if moe.num_shared_experts:

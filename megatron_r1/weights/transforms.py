@@ -51,19 +51,6 @@ def unshard(entry: Entry, shape: ModelShape, shards: Sequence[torch.Tensor]) -> 
     return [torch.cat(list(part)) for part in zip(*pieces, strict=True)]
 
 
-def shard_shape(entry: Entry, count: int) -> tuple[int, ...]:
-    """Shape of one shard. For replicated entries `count` is 1."""
-    rows = sum(full[0] for full in entry.hf_shapes)
-    tail = entry.hf_shapes[0][1:]
-    if entry.kind == "vocabulary":
-        return (-(-rows // count), *tail)
-    if entry.partition is None:
-        return (rows, *tail)
-    full = [rows, *tail]
-    full[entry.partition] //= count
-    return tuple(full)
-
-
 def _shard_vocabulary(entry: Entry, read: Reader, index: int, count: int) -> torch.Tensor:
     rows, _ = entry.hf_shapes[0]
     size = -(-rows // count)

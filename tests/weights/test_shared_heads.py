@@ -9,8 +9,8 @@ import torch
 
 from megatron_r1.config.shape import load_shape
 from megatron_r1.recipes import PACKAGED_SHAPES
-from megatron_r1.weights.table import build_table
-from megatron_r1.weights.transforms import shard, shard_shape, unshard
+from megatron_r1.weights.table import build_table, shard_shape
+from megatron_r1.weights.transforms import shard, unshard
 
 SHAPE = dataclasses.replace(
     load_shape(PACKAGED_SHAPES["Qwen2.5-7B"]), num_layers=1, hidden_size=8, num_heads=12, num_kv_heads=2, head_dim=4

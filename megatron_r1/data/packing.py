@@ -71,14 +71,16 @@ def pack(
     row of weight 0 fills up. DataError for a sequence that no row can hold, whose first token would be trained
     on, or with a token that the model does not have.
     """
-    return [[_lay_out(sequences, indices, layout) for indices in rows] for rows in _plan(sequences, layout, num_ranks)]
+    return [
+        [lay_out(sequences, indices, layout) for indices in rows] for rows in plan_rows(sequences, layout, num_ranks)
+    ]
 
 
 def pack_rank(
     sequences: Sequence[TrainingSequence], layout: RowLayout, *, rank: int, num_ranks: int
 ) -> list[PackedMicrobatch]:
     """pack(...)[rank] without building the other ranks' rows."""
-    return [_lay_out(sequences, indices, layout) for indices in _plan(sequences, layout, num_ranks)[rank]]
+    return [lay_out(sequences, indices, layout) for indices in plan_rows(sequences, layout, num_ranks)[rank]]
 
 
 def unpack(
@@ -145,8 +147,9 @@ def _check_sequence(index: int, sequence: TrainingSequence, layout: RowLayout) -
             raise DataError(f"sequence {index}: {name} has {len(array)} entries for {length} tokens")
 
 
-def _plan(sequences: Sequence[TrainingSequence], layout: RowLayout, num_ranks: int) -> list[list[list[int]]]:
-    """Sequence indices by rank and row; longest rows first, dealt round the ranks."""
+def plan_rows(sequences: Sequence[TrainingSequence], layout: RowLayout, num_ranks: int) -> list[list[list[int]]]:
+    """Sequence indices by rank and row, of which `lay_out` makes pack(...); longest rows first, dealt round the ranks.
+    DataError as `pack`."""
     for index, sequence in enumerate(sequences):
         _check_sequence(index, sequence, layout)
     lengths = [layout.segment_length(len(sequence)) for sequence in sequences]
@@ -193,7 +196,10 @@ def _spread_evenly(order: Sequence[int], lengths: Sequence[int], num_rows: int) 
     return rows
 
 
-def _lay_out(sequences: Sequence[TrainingSequence], indices: Sequence[int], layout: RowLayout) -> PackedMicrobatch:
+def lay_out(
+    sequences: Sequence[TrainingSequence] | Mapping[int, TrainingSequence], indices: Sequence[int], layout: RowLayout
+) -> PackedMicrobatch:
+    """The row of the sequences with these indices."""
     segments = [layout.segment_length(len(sequences[i])) for i in indices]
     used = sum(segments)
     size = layout.tokens_per_microbatch if layout.full_rows else max(_round_up(used, layout.multiple), layout.multiple)

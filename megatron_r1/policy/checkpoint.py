@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from megatron_r1.errors import CheckpointError
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.random_states import random_states, set_random_states
+from megatron_r1.policy.topology import answered
 from megatron_r1.weights.local import LocalTensor
 from megatron_r1.weights.table import shard_shape
 from megatron_r1.weights.transforms import shard, unshard
@@ -85,22 +86,29 @@ class Snapshot:
 
 def take_snapshot(policy: Policy) -> Snapshot:
     """A copy of all that `load_policy` puts back, each piece on one rank. A collective."""
-    own = {piece.key: (piece, tensor) for piece, tensor in _pieces(policy)}
-    everyone: list[tuple[list[str], float]] = [([], 0.0) for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, (list(own), adam_steps(policy)))
+    own = {piece.key: tensor for piece, tensor in _pieces(policy)}
+    keys, steps = answered((list(own), adam_steps(policy)), _who_writes)
+    tensors = {key: own[key].detach().to("cpu", copy=True).contiguous() for key in keys}
     rank = dist.get_rank()
-    written = {key for keys, _ in everyone[:rank] for key in keys}
-    tensors = {
-        key: tensor.detach().to("cpu", copy=True).contiguous() for key, (_, tensor) in own.items() if key not in written
-    }
     state = {
         "model": _fingerprint(policy),
         "world_size": dist.get_world_size(),
         "steps_taken": policy.steps_taken,
-        # A rank whose optimizer owns no parameter has counted nothing.
-        "adam_steps": max(steps for _, steps in everyone),
+        "adam_steps": steps,
     }
     return Snapshot(rank, tensors, random_states(), state if rank == 0 else None)
+
+
+def _who_writes(everyone: Sequence[tuple[list[str], float]]) -> list[tuple[list[str], float]]:
+    """By rank: the keys that it writes, which is the lowest rank that has them, and Adam's steps (a rank whose
+    optimizer owns no parameter has counted nothing)."""
+    steps = max(steps for _, steps in everyone)
+    seen: set[str] = set()
+    answers = []
+    for keys, _ in everyone:
+        answers.append(([key for key in keys if key not in seen], steps))
+        seen.update(keys)
+    return answers
 
 
 def load_policy(policy: Policy, folder: Path) -> None:
@@ -113,17 +121,17 @@ def load_policy(policy: Policy, folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: the checkpoint of a model of another shape; start in a new run folder, or restore model.path"
         )
-    saved = _Saved(folder)
-    policy.steps_taken = state["steps_taken"]
     owned = _owned(policy)
-    trained = _trained_names(owned)
+    trained = _trained_names(policy, owned)
+    saved = _Saved.of(policy, folder)
+    policy.steps_taken = state["steps_taken"]
     with torch.no_grad():
         for name, (optimizer, parameter, start, stop) in owned.items():
             values = {kind: saved.read(policy, name, kind, start, stop) for kind in (MASTER, *MOMENTS)}
             _put(optimizer, parameter, values, state["adam_steps"])
         for name in policy.tensors.keys() - trained:
             policy.tensors[name].tensor.copy_(saved.read_shard(policy, name, WEIGHT))
-    if any(kind == REFERENCE for _, kind in saved.pieces):
+    if saved.has_reference:
         policy.set_reference({name: saved.read_shard(policy, name, REFERENCE) for name in policy.tensors})
     policy.spread_master_weights()
     if state.get("world_size") == dist.get_world_size():
@@ -173,7 +181,7 @@ def _owned(policy: Policy) -> dict[str, tuple[DistributedOptimizer, torch.nn.Par
 
 def _pieces(policy: Policy) -> list[tuple[Piece, torch.Tensor]]:
     owned = _owned(policy)
-    trained = _trained_names(owned)
+    trained = _trained_names(policy, owned)
     pieces: list[tuple[Piece, torch.Tensor]] = []
     for name, local in policy.tensors.items():
         size = local.tensor.numel()
@@ -189,11 +197,14 @@ def _pieces(policy: Policy) -> list[tuple[Piece, torch.Tensor]]:
     return pieces
 
 
-def _trained_names(owned: Mapping[str, object]) -> set[str]:
-    """Parameters that some rank's optimizer owns: this rank may hold one of which others own every slice."""
-    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, list(owned))
-    return {name for names in everyone for name in names}
+def _trained_names(policy: Policy, owned: Mapping[str, object]) -> set[str]:
+    """This rank's parameters that some rank's optimizer owns: others may own every slice of one that it holds."""
+
+    def answer(everyone: list[tuple[list[str], list[str]]]) -> list[set[str]]:
+        trained = {name for _, names in everyone for name in names}
+        return [trained.intersection(held) for held, _ in everyone]
+
+    return answered((list(policy.tensors), list(owned)), answer)
 
 
 def adam_steps(policy: Policy) -> float:
@@ -262,20 +273,34 @@ def _put_precisely(adam: Any, main: torch.Tensor, values: Mapping[str, torch.Ten
 
 
 class _Saved:
-    """The pieces of a folder, wherever they lie."""
+    """The pieces of a folder that this rank may need, in whatever files they lie: only those are opened."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, files: Mapping[str, Sequence[str]], *, has_reference: bool) -> None:
+        """`files`: by file, the keys of its pieces."""
+        self.folder, self.has_reference = folder, has_reference
         self.pieces: dict[tuple[str, str], list[tuple[Piece, Any]]] = {}
-        files = sorted(folder.glob("state-*.safetensors"))
-        try:
-            for file in files:
-                opened = safe_open(file, framework="pt")
-                for key in opened.keys():  # noqa: SIM118 - it is no dict
+        for file, keys in files.items():
+            opened = _opened(folder / file)
+            for piece in map(Piece.of, keys):
+                self.pieces.setdefault((piece.name, piece.kind), []).append((piece, opened))
+
+    @classmethod
+    def of(cls, policy: Policy, folder: Path) -> _Saved:
+        """A collective: rank 0 reads the headers of all files, and tells each rank which hold what it asks for."""
+        # A tied head is a copy of the embedding on the last pipeline stage; on one stage there is none.
+        asked = {name: (local.entry.name, local.index, local.count) for name, local in policy.tensors.items()}
+
+        def answer(everyone: list[dict[str, tuple[str, int, int]]]) -> list[tuple[dict[str, list[str]], bool]]:
+            index: dict[str, list[tuple[Piece, str]]] = {}
+            for file in sorted(folder.glob("state-*.safetensors")):
+                for key in _opened(file).keys():  # noqa: SIM118 - it is no dict
                     piece = Piece.of(key)
-                    self.pieces.setdefault((piece.name, piece.kind), []).append((piece, opened))
-        except Exception as error:  # safetensors' own error class is no OSError
-            raise CheckpointError(f"{folder}: cannot be read: {error}; take an earlier checkpoint") from error
+                    index.setdefault(piece.name, []).append((piece, file.name))
+            reference = any(piece.kind == REFERENCE for found in index.values() for piece, _ in found)
+            return [(_files_of(index, names), reference) for names in everyone]
+
+        files, has_reference = answered(asked, answer)
+        return cls(folder, files, has_reference=has_reference)
 
     def read_shard(self, policy: Policy, name: str, kind: str) -> torch.Tensor:
         """This rank's shard of a parameter, in its shape."""
@@ -309,6 +334,26 @@ class _Saved:
             return whole[name] if dim < 0 else whole[name].narrow(dim, start, stop - start)
 
         return shard(entry, shape, read, local.index, local.count)
+
+
+def _files_of(
+    index: Mapping[str, Sequence[tuple[Piece, str]]], asked: Mapping[str, tuple[str, int, int]]
+) -> dict[str, list[str]]:
+    """By file, the keys that make these parameters: of the same shards where there are such, else of all."""
+    files: dict[str, list[str]] = {}
+    for name, (entry, shard_index, count) in asked.items():
+        found = index.get(name) or index.get(entry) or []
+        same = [(piece, file) for piece, file in found if (piece.index, piece.count) == (shard_index, count)]
+        for piece, file in same or found:
+            files.setdefault(file, []).append(piece.key)
+    return {file: list(dict.fromkeys(keys)) for file, keys in files.items()}
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except Exception as error:  # safetensors' own error class is no OSError
+        raise CheckpointError(f"{file.parent}: cannot be read: {error}; take an earlier checkpoint") from error
 
 
 def _slice(pieces: Sequence[tuple[Piece, Any]], start: int, stop: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import datetime
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron_r1.config.schema import ParallelConfig
 
 T = TypeVar("T")
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
 
 
 def initialise(
@@ -97,6 +99,63 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     if isinstance(outcome[1], Exception):
         raise outcome[1]
     return outcome[0]  # type: ignore[return-value]
+
+
+def answered(question: Question, answer: Callable[[list[Question]], Sequence[Answer]]) -> Answer:
+    """What rank 0 answers to this rank's (picklable) question: `answer` has the questions of all ranks, in order, and
+    gives each its own. A rank sends and receives its own part alone. An error of `answer` is raised on every rank."""
+    world = dist.get_world_size()
+    if world == 1:
+        return answer([question])[0]
+    first = dist.get_rank() == 0
+    questions: list[Any] | None = [None] * world if first else None
+    dist.gather_object(question, questions, dst=0)
+    outcomes: list[Any] = []
+    if questions is not None:
+        try:
+            outcomes = [(found, None) for found in answer(questions)]
+        except Exception as error:
+            outcomes = [(None, error)] * world
+    received: list[Any] = [None]
+    dist.scatter_object_list(received, outcomes or None, src=0)
+    found, error = received[0]
+    if error is not None:
+        raise error
+    return found
+
+
+def scatter_over_data(work: Callable[[], Sequence[T]]) -> T:
+    """Rank 0 does `work`, which gives a (picklable) part for each data-parallel rank; every rank returns its own part,
+    or raises what rank 0 raised. A part goes to the first rank of its data-parallel rank, and from there to those that
+    share it: tensor, context and then pipeline parallel. None receives another's."""
+    outcome: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [(part, None) for part in work()]
+        except Exception as error:
+            outcome = [(None, error)] * parallel_state.get_data_parallel_world_size()
+    tensor, context, pipeline = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_context_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    received = outcome[:1]
+    if not (tensor or context or pipeline) and parallel_state.get_data_parallel_world_size() > 1:
+        sent = outcome if dist.get_rank() == 0 else None
+        group: Any = parallel_state.get_data_parallel_group()
+        dist.scatter_object_list(received, sent, src=0, group=group)
+    shared: list[tuple[Any, bool]] = [
+        (parallel_state.get_tensor_model_parallel_group(), not context and not pipeline),
+        (parallel_state.get_context_parallel_group(), not pipeline),
+        (parallel_state.get_pipeline_model_parallel_group(), True),
+    ]
+    for group, takes_part in shared:
+        if takes_part and dist.get_world_size(group) > 1:
+            dist.broadcast_object_list(received, src=dist.get_process_group_ranks(group)[0], group=group)
+    part, error = received[0]
+    if error is not None:
+        raise error
+    return part
 
 
 def rank() -> int:

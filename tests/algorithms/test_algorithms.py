@@ -262,7 +262,7 @@ def test_a_users_own_algorithm_comes_from_its_module_or_file(tmp_path, monkeypat
     algorithm = algorithm_named(f"{where}:LeaveOneOut")
     assert isinstance(algorithm, Algorithm)
     assert algorithm.advantages(np.array([1.0, 0.0, 0.0])) == pytest.approx([2.0, -1.0, -1.0])
-    assert name_of(algorithm) == f"{module}:LeaveOneOut"
+    assert name_of(algorithm) == f"{where}:LeaveOneOut"
     for name, words in (
         ("Bare", "cannot be made with its defaults: TypeError"),
         ("Other", "is no algorithm"),

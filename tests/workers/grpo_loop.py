@@ -115,6 +115,7 @@ def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]]
     loop = Loop(
         stream=prepared,
         collect=prepared.collect,
+        together=topology.on_rank_zero,
         push=lambda version: None,
         on_step=lambda step, metrics, trained: rows.append(metrics),
         to_trainer=lambda keep: None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.observe.metrics import plain_json
 from megatron_r1.policy.checkpoint import Snapshot, load_policy, take_snapshot
 from megatron_r1.policy.policy import Policy
-from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.policy.topology import answered, on_rank_zero
 
 CHECKPOINTS, STATE = "checkpoints", "stage.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
@@ -82,18 +82,25 @@ class Checkpoints:
         pending = self._pending
         if pending is None:
             return
-        found = _gather(_outcome(pending.hashes, wait=wait))
-        if any(one is None for one in found):
+        hashes: dict[str, str] = {}  # rank 0's
+
+        def judge(found: list[dict[str, str] | str | None]) -> list[str | None]:
+            """To every rank: None while one still writes, "" when all have written, or what went wrong."""
+            errors = [one for one in found if isinstance(one, str)]
+            for one in found:
+                hashes.update(one if isinstance(one, dict) else {})
+            return [None if None in found else errors[0] if errors else ""] * len(found)
+
+        error = answered(_outcome(pending.hashes, wait=wait), judge)
+        if error is None:
             return
         self._pending = None
-        errors = [one for one in found if isinstance(one, str)]
-        if errors:
+        if error:
             on_rank_zero(lambda: shutil.rmtree(pending.partial, ignore_errors=True))
             raise CheckpointError(
-                f"{pending.target}: {errors[0]}; earlier checkpoints are intact; free space or fix permissions, then "
+                f"{pending.target}: {error}; earlier checkpoints are intact; free space or fix permissions, then "
                 "start the run again with --if-exists resume"
             )
-        hashes = {name: known for one in found for name, known in one.items()}
         oldest = on_rank_zero(lambda: self._finish(pending, hashes))
         if self._on_commit is not None:
             self._on_commit(oldest)
@@ -176,8 +183,8 @@ def _outcome(future: Future[dict[str, str]], *, wait: bool) -> dict[str, str] | 
 def _damage(path: Path, files: Mapping[str, str]) -> str:
     """The names of the files that are not as they were written, empty if none. Each rank looks at its part of them."""
     own = sorted(files)[dist.get_rank() :: dist.get_world_size()]
-    wrong = _gather([name for name in own if not _is_whole(path / name, files[name])])
-    return ", ".join(name for names in wrong for name in names)
+    wrong = [name for name in own if not _is_whole(path / name, files[name])]
+    return answered(wrong, lambda found: [", ".join(name for names in found for name in names)] * len(found))
 
 
 def _is_whole(file: Path, known: str) -> bool:
@@ -198,13 +205,6 @@ def _score(path: Path) -> float | None:
         return json.loads((path / STATE).read_text(encoding="utf-8")).get("score")
     except (OSError, ValueError):
         return None
-
-
-def _gather(value: Any) -> Sequence[Any]:
-    """Every rank's value, in the order of ranks."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, value)
-    return everyone
 
 
 def _hash(file: Path) -> str:

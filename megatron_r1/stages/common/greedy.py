@@ -14,6 +14,10 @@ from megatron_r1.types import Problem
 def greedy_scores(collector: Collector, problems: Sequence[Problem]) -> dict[str, float]:
     """Means over one greedy completion of each problem: every part of the reward (accuracy, format, ...) by its name,
     and `length` in tokens. A collective."""
-    rollout = collector.collect(problems, group_size=1, seed=0, greedy=True)
-    lengths = [len(group.completions[0].token_ids) for group in rollout.groups]
-    return mean_parts([group.rewards[0] for group in rollout.groups]) | {"length": float(np.mean(lengths))}
+
+    def work() -> dict[str, float]:
+        rollout = collector.collect(problems, group_size=1, seed=0, greedy=True)
+        lengths = [len(group.completions[0].token_ids) for group in rollout.groups]
+        return mean_parts([group.rewards[0] for group in rollout.groups]) | {"length": float(np.mean(lengths))}
+
+    return collector.together(work)

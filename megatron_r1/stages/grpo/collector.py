@@ -1,17 +1,18 @@
-"""From problems to rewarded groups, on every trainer rank.
+"""From problems to rewarded groups, on rank 0, with the other trainer ranks at hand.
 
-Rank 0 encodes prompts, samples from the engines, grades while others still generate, and broadcasts the groups. The
-other ranks wait for that broadcast; if a restarted engine needs the current weights in the middle of a rollout, they
-are called to take part in that push first.
+Rank 0 encodes prompts, samples from the engines and grades while others still generate. The groups stay there: the
+other ranks get their own sequences only, later (loop.py). Meanwhile they wait in `together`; if a restarted engine
+needs the current weights in the middle of a rollout, they are called to take part in that push.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -26,6 +27,8 @@ from megatron_r1.rollout.journal import Journal, record
 from megatron_r1.rollout.server import Engine
 from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.types import Problem, Reward, RolloutGroup
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,7 @@ class Collector:
         self._rollout, self._data, self._tokenizer = rollout, data, tokenizer
         self._sync, self._engines, self._scorer = sync, engines, scorer
         self._journal, self._watch, self._before = journal, watch, before
+        self._leads = False
 
     def collect(
         self,
@@ -72,26 +76,59 @@ class Collector:
         first: int = 0,
     ) -> Rollout:
         """Sample and grade `group_size` completions of each problem; those of `step` are kept in the journal, and what
-        it has of them is not sampled again. `first`: problems of the step that were collected before. A collective;
-        errors are raised on every rank."""
+        it has of them is not sampled again. `first`: problems of the step that were collected before. On rank 0, within
+        `together`."""
+        self._call("before")
         self._before()
+        return self._collect(problems, group_size, seed, greedy, step, first)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """`work` on rank 0, which may collect there as often as it wants; the others take part in what that needs.
+        Every rank returns its (small, picklable) result, or raises what it raised. A collective."""
         if dist.get_rank() == 0:
-            message: list[object] = ["done", None]
+            self._leads = True
+            message: list[Any] = ["done", None]
             try:
-                message[1] = self._collect(problems, group_size, seed, greedy, step, first)
+                message[1] = work()
             except Exception as error:
                 message = ["error", error]
                 if dist.get_world_size() == 1:
                     raise
+            finally:
+                self._leads = False
             self._broadcast(message)
         else:
-            message = self._broadcast([None, None])
-            while message[0] == "push":
-                self._sync.push(self._sync.version)
+            message = self._follow()
+        what, found = message
+        if what == "error":
+            raise found  # pyright: ignore[reportGeneralTypeIssues]
+        return found
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Watch.phase; within `together`, on the ranks that wait too: each phase has its own deadline."""
+        if self._leads:
+            self._call("phase", name)
+        with contextlib.nullcontext() if self._watch is None else self._watch.phase(name):
+            yield
+
+    def _follow(self) -> list[Any]:
+        """What rank 0 calls for, until it is done; returns its last message."""
+        with contextlib.ExitStack() as phase:
+            while True:
                 message = self._broadcast([None, None])
-        if message[0] == "error":
-            raise message[1]  # type: ignore[misc]
-        return message[1]  # type: ignore[return-value]
+                if message[0] == "push":
+                    self._sync.push(self._sync.version)
+                elif message[0] == "before":
+                    self._before()
+                elif message[0] == "phase":
+                    phase.close()
+                    phase.enter_context(self.phase(message[1]))
+                else:
+                    return message
+
+    def _call(self, what: str, name: str | None = None) -> None:
+        self._broadcast([what, name])
 
     def encode(self, problem: Problem) -> np.ndarray:
         """The problem's prompt i32[P]. Raises DataError if it leaves no room for an answer."""
@@ -164,10 +201,10 @@ class Collector:
 
     def _resync(self, engine: Engine) -> None:
         """A restarted engine serves the start checkpoint, or none; give it the version that the others have."""
-        self._broadcast(["push", None])
+        self._call("push")
         self._sync.push(self._sync.version, engines=[engine])
 
-    def _broadcast(self, message: list[object]) -> list[object]:
+    def _broadcast(self, message: list[Any]) -> list[Any]:
         if dist.get_world_size() > 1:
             dist.broadcast_object_list(message, src=0)
         return message

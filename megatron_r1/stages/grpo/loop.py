@@ -1,10 +1,10 @@
 """The loop, whatever the algorithm. Every trainer rank runs it; rank 0 alone talks to the servers.
 
-    problems --stream--> prompts --engines--> completions --graders--> groups       (rank 0, then broadcast)
+    problems --stream--> prompts --engines--> completions --graders--> groups                       (rank 0)
                                                                          |
               advantages relative to the group <--- algorithm.rewards ---+
                         |
-              sequences --pack--> this rank's rows --old, reference logprobs--> rows
+              sequences --scatter--> this rank's rows --old, reference logprobs--> rows             (every rank)
                                                                                  |
     engines <--weights-- push <-- policy.step(rows, algorithm's token loss) <----+   `minibatches` times
 
@@ -18,47 +18,38 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from megatron_r1.algorithms.base import Algorithm
-from megatron_r1.data.packing import RowLayout, pack_rank, split_minibatches
+from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.errors import MismatchError
 from megatron_r1.observe.metrics import PhaseTimer
 from megatron_r1.policy.policy import Policy
-from megatron_r1.policy.topology import data_parallel
+from megatron_r1.policy.topology import data_parallel, scatter_over_data
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo.config import GRPOLoopConfig
 from megatron_r1.stages.grpo.loss import policy_loss
-from megatron_r1.stages.grpo.metrics import step_metrics
+from megatron_r1.stages.grpo.metrics import step_metrics, timing
 from megatron_r1.stages.grpo.mismatch import check_mismatch
 from megatron_r1.stages.grpo.sampling import Collect, Rollout, Sampled, sample_step
-from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, charge_kl, refresh_now, to_sequences
-from megatron_r1.stages.grpo.usable import advantages_of
-from megatron_r1.types import Problem, RolloutGroup, StepResult, TrainingSequence
-
-ASIDE = ("evaluate", "save")
-"""Phases that are no part of a step: tokens per second are counted without them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What a step trained on: its groups, and the advantage f64[G] of each completion (NaN where it was left out)."""
-
-    groups: list[RolloutGroup]
-    advantages: list[np.ndarray]
+from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, refresh_now
+from megatron_r1.stages.grpo.shares import Share, Trained, shares_of, with_kl_charged
+from megatron_r1.types import Problem, RolloutGroup, StepResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """What the GRPO loop is wired to. All are called on every rank."""
+    """What the GRPO loop is wired to. All are called on every rank, but for those that say otherwise."""
 
     stream: ProblemStream
+    """Of rank 0, which alone draws from it."""
     collect: Collect
+    """Called on rank 0 alone, within `together`."""
+    together: Callable[[Callable[[], None]], None]
+    """The work is done on rank 0; the others take part in what it asks of them."""
     push: Callable[[int], None]
     """The current weights go to every engine as version n."""
-    on_step: Callable[[int, dict[str, Any], Trained], None]
-    """After each step: its number, metrics and what was trained on."""
+    on_step: Callable[[int, dict[str, Any], Trained | None], None]
+    """After each step: its number, and on rank 0 its metrics and what was trained on."""
     to_trainer: Callable[[bool], None]
     """Before the policy is used: on GPUs that servers share, its memory comes back. True: the servers will be asked
     again before the next push, so they must keep their weights."""
@@ -67,31 +58,31 @@ class Loop:
     save: Callable[[int], None]
     """Export the policy after step n."""
     checkpoint: Callable[[int, dict[str, Any]], None]
-    """After step n, unless it is the last, with its metrics: save what a restart needs, if it is time. Raises
+    """After step n, unless it is the last, with its evaluation: save what a restart needs, if it is time. Raises
     PreemptedError if the run is to end here."""
     skips: SkippedSteps
     warn: Callable[[str], None]
     """Say something on rank 0."""
     decode: Callable[[Sequence[int]], str]
     teach: Callable[[list[RolloutGroup]], list[RolloutGroup]] | None = None
-    """Adds a teacher's logprobs to the completions, if the algorithm needs them."""
+    """Adds a teacher's logprobs to the completions, if the algorithm needs them. Called as `collect` is."""
     watch: Callable[[str], AbstractContextManager[None]] | None = None
     """Entered with the name of each phase."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A rollout as this rank trains on it: for each minibatch the sequences of all ranks (none where nothing is left
-    to train on) and this rank's rows."""
+    """A rollout as this rank trains on it: its rows for each minibatch, and how many sequences that has on all ranks (0
+    where nothing is left to train on). `trained`: on rank 0."""
 
-    trained: Trained
-    sequences: list[list[TrainingSequence]]
+    trained: Trained | None
+    counts: list[int]
     rows: list[Rows]
 
     @property
     def first(self) -> int | None:
         """The first minibatch with something to train on."""
-        return next((place for place, sequences in enumerate(self.sequences) if sequences), None)
+        return next((place for place, count in enumerate(self.counts) if count), None)
 
 
 class TrainingLoop:
@@ -133,30 +124,29 @@ class TrainingLoop:
         return self.config.steps
 
     def step(self, step: int) -> dict[str, Any]:
-        """Sample, prepare, train, push, report. Returns the step's metrics."""
+        """Sample, prepare, train, push, report. Returns the step's metrics; but for rank 0, its evaluation alone."""
         sampled = self.sample(step)
         prepared = self.prepare(step, sampled)
         with self.timer.phase("train"):
             results = self.train(step, prepared)
         with self.timer.phase("sync"):
             self.loop.push(step + 1)
-        metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm)
-        if prepared.first is not None:
-            self.warn_of_mismatch(step, metrics["mismatch"])
+        metrics: dict[str, Any] = {}
+        if sampled is not None and prepared.trained is not None:
+            metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm)
+            if prepared.first is not None:
+                self.warn_of_mismatch(step, metrics["mismatch"])
         self.aside(step, metrics)
         seconds = self.timer.take()
-        # Grading that outlasted generation ran inside the rollout phase.
-        seconds["reward"] = sampled.reward_seconds
-        seconds["rollout"] -= sampled.reward_seconds
-        working = sum(value for phase, value in seconds.items() if phase not in ASIDE)
-        metrics |= sampled.grading
-        metrics |= {"seconds": seconds, "tokens_per_second": metrics["tokens"] / max(working, 1e-9)}
+        if sampled is not None:
+            metrics |= sampled.grading | timing(seconds, sampled.reward_seconds, metrics["tokens"])
         self.loop.on_step(step, metrics, prepared.trained)
         return metrics
 
-    def sample(self, step: int) -> Sampled:
-        """The step's graded groups, with a teacher's logprobs if the algorithm needs them."""
+    def sample(self, step: int) -> Sampled | None:
+        """The step's graded groups, with a teacher's logprobs if the algorithm needs them; on rank 0."""
         early = step < self.config.preference_from_step
+        found: list[Sampled] = []
 
         def wanted(problem: Problem) -> bool:
             return not (early and problem.grader == "preference")
@@ -165,52 +155,61 @@ class TrainingLoop:
             with self.timer.phase("rollout"):  # each round has the phase's whole deadline
                 return self.loop.collect(problems, **asked)
 
-        sampled = sample_step(
-            lambda count: self.loop.stream.take(count, wanted),
-            collect,
-            self.algorithm,
-            prompts=self.config.prompts_per_step,
-            group_size=self.config.group_size,
-            seed=self.seed,
-            step=step,
-        )
-        if self.loop.teach is not None:
-            with self.timer.phase("teacher"):
-                sampled.kept = self.loop.teach(sampled.kept)
-        return sampled
+        def work() -> None:
+            sampled = sample_step(
+                lambda count: self.loop.stream.take(count, wanted),
+                collect,
+                self.algorithm,
+                prompts=self.config.prompts_per_step,
+                group_size=self.config.group_size,
+                seed=self.seed,
+                step=step,
+            )
+            if self.loop.teach is not None:
+                with self.timer.phase("teacher"):
+                    sampled.kept = self.loop.teach(sampled.kept)
+            found.append(sampled)
 
-    def prepare(self, step: int, sampled: Sampled) -> Prepared:
+        self.loop.together(work)
+        return found[0] if found else None
+
+    def prepare(self, step: int, sampled: Sampled | None) -> Prepared:
         """Advantages, minibatches, rows and their logprobs; first of all the check that trainer and engines agree."""
-        rank, ranks = data_parallel()
+        algorithm, longest, trained = self.algorithm, self.max_new_tokens, None
         with self.timer.phase("packing"):
             self.loop.to_trainer(False)
-            rewards = [self.algorithm.rewards(group, self.max_new_tokens) for group in sampled.kept]
-            advantages = [advantages_of(self.algorithm, rewards_G) for rewards_G in rewards]
-            parts = split_minibatches(list(zip(sampled.kept, advantages, strict=True)), self.config.minibatches)
-            sequences = [to_sequences(part, self.algorithm, self.max_new_tokens) for part in parts]
-            rows = [pack_rank(each, self.layout, rank=rank, num_ranks=ranks) for each in sequences]
-        first = next((place for place, each in enumerate(sequences) if each), None)
+            if sampled is not None:
+                trained = Trained.of(sampled.kept, algorithm, longest)
+
+            def work() -> list[list[Share]]:
+                assert trained is not None
+                parts = trained.parts(self.config.minibatches)
+                return shares_of(parts, algorithm, self.layout, longest, data_parallel()[1])
+
+            shares = scatter_over_data(work)
+            rows = [share.lay_out(self.layout) for share in shares]
+        counts = [len(share.lengths) for share in shares]
+        first = next((place for place, count in enumerate(counts) if count), None)
         if not self.checked and first is not None:
             with self.timer.phase("check"):
                 self.check(rows[first])
         with self.timer.phase("logprob"):
-            needs = self.algorithm.needs
+            needs = algorithm.needs
             done = step * self.config.minibatches
             if needs.kl and needs.reference and refresh_now(done, self.config.minibatches, needs.kl.refresh_steps):
                 self.policy.refresh_reference()
-            rows = add_logprobs(self.policy, rows, self.algorithm)
+            rows = add_logprobs(self.policy, rows, algorithm)
             if needs.kl_in_reward:
-                rows, advantages = charge_kl(rows, sequences, parts, self.algorithm, self.max_new_tokens)
-        trained = Trained(groups=sampled.kept, advantages=advantages)
-        return Prepared(trained=trained, sequences=sequences, rows=rows)
+                rows = with_kl_charged(rows, [share.lengths for share in shares], trained, algorithm, longest)
+        return Prepared(trained=trained, counts=counts, rows=rows)
 
     def train(self, step: int, prepared: Prepared) -> list[StepResult]:
         """One optimizer step for each minibatch; an empty one counts in the schedule only. DivergedError when too many
         in a row had no finite gradient, or too many rollouts were empty."""
         results = []
-        for rows, sequences in zip(prepared.rows, prepared.sequences, strict=True):
-            results.append(self.policy.step(rows, self.loss) if sequences else self.policy.skip_step())
-            if sequences:
+        for rows, count in zip(prepared.rows, prepared.counts, strict=True):
+            results.append(self.policy.step(rows, self.loss) if count else self.policy.skip_step())
+            if count:
                 self.loop.skips.check(results[-1], step)
         if prepared.first is None:
             self.loop.skips.check(results[-1], step)

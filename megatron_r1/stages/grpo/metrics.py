@@ -14,6 +14,9 @@ from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.stages.grpo.usable import left_out, usable_places, without_signal
 from megatron_r1.types import StepResult
 
+ASIDE = ("evaluate", "save")
+"""Phases that are no part of a step: tokens per second are counted without them."""
+
 
 def step_metrics(
     results: Sequence[StepResult], sampled: Sampled, advantages: Sequence[np.ndarray], algorithm: Algorithm
@@ -63,3 +66,11 @@ def step_metrics(
 def _mean(values: Sequence[float]) -> float:
     """NaN of nothing: metrics.jsonl then has null."""
     return float(np.mean(values)) if values else math.nan
+
+
+def timing(seconds: dict[str, float], reward_seconds: float, tokens: int) -> dict[str, Any]:
+    """Seconds by phase and the tokens of a working second. Grading that outlasted generation ran inside the rollout."""
+    seconds["reward"] = reward_seconds
+    seconds["rollout"] -= reward_seconds
+    working = sum(value for phase, value in seconds.items() if phase not in ASIDE)
+    return {"seconds": seconds, "tokens_per_second": tokens / max(working, 1e-9)}

@@ -28,7 +28,7 @@ class Rollout(Protocol):
 
 
 class Collect(Protocol):
-    """Samples and grades a group for each problem; a collective. `first`: the step's problems that came before."""
+    """Samples and grades a group for each problem. `first`: the step's problems that came before."""
 
     def __call__(
         self, problems: Sequence[Problem], *, group_size: int, seed: int, step: int, first: int
@@ -57,7 +57,7 @@ def sample_step(
     step: int,
 ) -> Sampled:
     """`prompts` groups that the algorithm keeps, or fewer after algorithm.sampling_rounds rounds. With one round every
-    group is kept. Every rank passes and gets the same."""
+    group is kept."""
     found = Sampled()
     while found.rounds < algorithm.sampling_rounds and len(found.kept) < prompts:
         problems = take(_wanted(found, prompts))

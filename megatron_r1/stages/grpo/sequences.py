@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm
-from megatron_r1.data.packing import unpack, with_advantages
+from megatron_r1.data.packing import unpack
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import gather_over_data
 from megatron_r1.stages.grpo.usable import advantages_of
@@ -70,28 +70,31 @@ def add_logprobs(policy: Policy, minibatches: Sequence[Rows], algorithm: Algorit
     return [[next(rows) for _ in minibatch] for minibatch in minibatches]
 
 
+def penalties_of(
+    rows: Sequence[Rows], lengths: Sequence[Sequence[int]], algorithm: Algorithm
+) -> list[dict[int, float]]:
+    """By minibatch: what each sequence's reward loses by the algorithm's KL penalty, by its number; the same on every
+    rank. `lengths`: of all sequences. A collective over data-parallel ranks."""
+    return [_penalties(minibatch, known, algorithm) for minibatch, known in zip(rows, lengths, strict=True)]
+
+
 def charge_kl(
-    rows: Sequence[Rows],
-    sequences: Sequence[Sequence[TrainingSequence]],
-    parts: Sequence[Part],
-    algorithm: Algorithm,
-    max_new_tokens: int,
-) -> tuple[list[Rows], list[np.ndarray]]:
-    """Rewards less the algorithm's KL penalty, and what follows from them: this rank's rows with other advantages, and
-    those of each group. A completion that was left out stays so. A collective over data-parallel ranks."""
-    charged, advantages = [], []
-    for minibatch, packed, part in zip(rows, sequences, parts, strict=True):
-        penalties = _penalties(minibatch, [len(sequence) for sequence in packed], algorithm)
-        of_sequences: list[float] = []
+    parts: Sequence[Part], penalties: Sequence[dict[int, float]], algorithm: Algorithm, max_new_tokens: int
+) -> tuple[list[list[float]], list[np.ndarray]]:
+    """Rewards less the penalties, and what follows from them: by minibatch the advantage of each of its sequences, and
+    those of each group. A completion that was left out stays so."""
+    of_sequences, advantages = [], []
+    for part, lost in zip(parts, penalties, strict=True):
+        charged: list[float] = []
         for group, before_G in part:
             kept_G = ~np.isnan(before_G)
             rewards_G = np.where(kept_G, algorithm.rewards(group, max_new_tokens), np.nan)
-            first = len(of_sequences)
-            rewards_G[kept_G] -= [penalties[first + place] for place in range(int(kept_G.sum()))]
+            first = len(charged)
+            rewards_G[kept_G] -= [lost[first + place] for place in range(int(kept_G.sum()))]
             advantages.append(advantages_of(algorithm, rewards_G))
-            of_sequences += advantages[-1][kept_G].tolist()
-        charged.append([with_advantages(row, of_sequences) for row in minibatch])
-    return charged, advantages
+            charged += advantages[-1][kept_G].tolist()
+        of_sequences.append(charged)
+    return of_sequences, advantages
 
 
 def _penalties(rows: Rows, lengths: Sequence[int], algorithm: Algorithm) -> dict[int, float]:

@@ -35,8 +35,10 @@ from megatron_r1.stages.common.trainer import export
 from megatron_r1.stages.grpo.collector import Collector
 from megatron_r1.stages.grpo.colocation import Colocation
 from megatron_r1.stages.grpo.config import GRPOConfig
-from megatron_r1.stages.grpo.loop import ASIDE, Loop, Trained, TrainingLoop
+from megatron_r1.stages.grpo.loop import Loop, TrainingLoop
+from megatron_r1.stages.grpo.metrics import ASIDE
 from megatron_r1.stages.grpo.push import push_weights
+from megatron_r1.stages.grpo.shares import Trained
 from megatron_r1.stages.grpo.teacher import add_teacher_logprobs
 from megatron_r1.stages.grpo.usable import left_out_note
 from megatron_r1.types import Problem, RolloutGroup
@@ -105,6 +107,7 @@ class GRPORun:
             loop = Loop(
                 stream=self.stream,
                 collect=self.collector.collect,
+                together=self.collector.together,
                 push=self.push,
                 on_step=self.on_step,
                 to_trainer=lambda keep_weights: self.colocation.for_training(keep_weights=keep_weights),
@@ -115,7 +118,7 @@ class GRPORun:
                 warn=self.say,
                 decode=self.tokenizer.decode,
                 teach=self.teach if config.teacher is not None else None,
-                watch=self.watch.phase,
+                watch=self.collector.phase,
             )
             try:
                 steps = TrainingLoop(
@@ -216,23 +219,24 @@ class GRPORun:
         self.sync_milliseconds.append(report.seconds * 1e3)
 
     def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
-        """The groups with the teacher's logprobs; rank 0 asks, all get them. A collective."""
-        return on_rank_zero(lambda: add_teacher_logprobs(self.teachers[0], groups))
+        """The groups with the teacher's logprobs, on rank 0."""
+        return add_teacher_logprobs(self.teachers[0], groups)
 
     def save(self, step: int, *, last: bool = False) -> None:
         self.colocation.for_training(keep_weights=True)
         target = self.config.run_dir / ("policy" if last else f"policy_step_{step:06d}")
         export(self.policy, self.base, target, dtype=self.config.rollout.dtype, extra={"stage": "grpo", "step": step})
 
-    def on_step(self, step: int, metrics: dict[str, Any], trained: Trained) -> None:
+    def on_step(self, step: int, metrics: dict[str, Any], trained: Trained | None) -> None:
+        """See Loop.on_step."""
         self.watch.step(step + 1)
         for judge in self.judges:
             judge.forgive()
+        if trained is None:
+            return
         for phase, value in metrics["seconds"].items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + value
         self.tokens += metrics["tokens"]
-        if not self.is_writer:
-            return
         self.metrics.write({"step": step, **metrics})
         records = rollout_records(
             step=step,

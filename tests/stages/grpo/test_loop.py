@@ -21,7 +21,8 @@ from megatron_r1.policy import topology
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo.collector import Rollout
 from megatron_r1.stages.grpo.config import GRPOLoopConfig
-from megatron_r1.stages.grpo.loop import Loop, Trained, TrainingLoop
+from megatron_r1.stages.grpo.loop import Loop, TrainingLoop
+from megatron_r1.stages.grpo.shares import Trained
 from megatron_r1.types import Completion, PackedMicrobatch, Problem, Reward, RolloutGroup, StepResult
 
 LONGEST = 8
@@ -143,6 +144,7 @@ def loop_of(
     loop = Loop(
         stream=world,  # pyright: ignore[reportArgumentType]
         collect=world.collect,
+        together=lambda work: work(),
         push=lambda version: calls.append(f"push {version}"),
         on_step=lambda step, metrics, trained: world.told.append((step, metrics, trained)),
         to_trainer=lambda keep: calls.append(f"to trainer {keep}"),

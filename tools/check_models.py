@@ -91,10 +91,11 @@ def make(config: dict[str, Any], folder: Path) -> None:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    from megatron_r1.config.fields import MODEL_TYPES
+    from megatron_r1.config.architectures import architecture_of
 
     given: str = config["model_type"]
-    known = MODEL_TYPES.get(given, given)
+    architecture = architecture_of(given)
+    known = architecture.name if architecture is not None else given
     made = CONFIG_MAPPING[known].from_dict(json.loads(json.dumps(config | {"model_type": known})))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval()

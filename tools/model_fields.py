@@ -1,4 +1,4 @@
-"""The parts of docs/models.md that follow from the tables of config/fields.py and config/rope.py: fields by
+"""The parts of docs/models.md that follow from config/fields.py, config/architectures/ and config/rope.py: fields by
 architecture, and what is missing for others."""
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megatron_r1.config.fields import ALIASES, ARCHITECTURES, MODEL_TYPES, Field, config_fields
+from megatron_r1.config.architectures import ARCHITECTURES
+from megatron_r1.config.fields import Field, config_fields
 from megatron_r1.config.rope import ROPE_FIELDS
 from megatron_r1.config.shape import shape_from_config
 from megatron_r1.errors import ConfigError
@@ -64,16 +65,18 @@ MISSING = (
 def fields_text() -> str:
     """Markdown between the marks of docs/models.md."""
     parts = ["## config.json, field by field", ""]
-    common = set.intersection(*({field for field in config_fields(each)} for each in ARCHITECTURES))
-    parts += ["### Every architecture", "", *_lists(field for field in config_fields("llama") if field in common)]
-    for architecture in ARCHITECTURES:
-        others = [other for other, same in MODEL_TYPES.items() if same == architecture]
-        title = ", ".join((architecture, *others))
+    common = set.intersection(*({field for field in config_fields(each)} for each in ARCHITECTURES.values()))
+    parts += [
+        "### Every architecture",
+        "",
+        *_lists(field for field in config_fields(ARCHITECTURES["llama"]) if field in common),
+    ]
+    for architecture in ARCHITECTURES.values():
+        title = ", ".join((architecture.name, *architecture.other_names))
         own = [field for field in config_fields(architecture) if field not in common]
         parts += [f"### {title}", "", *_lists(own)]
-        aliases = ALIASES.get(architecture, {})
-        if aliases:
-            spelt = ", ".join(f"`{other}` for `{name}`" for other, name in aliases.items())
+        if architecture.aliases:
+            spelt = ", ".join(f"`{other}` for `{name}`" for other, name in architecture.aliases.items())
             parts += [_wrapped(f"Other spellings: {spelt}."), ""]
     parts += ["### Rope types", ""]
     for kind, (needed, optional) in ROPE_FIELDS.items():

@@ -8,7 +8,7 @@ computes are not refused, so `original_max_position_embeddings` may be as large 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,34 +25,26 @@ class Law:
     field: str
     holds: Callable[[Any, Numbers], bool]
     must: str
-    architectures: tuple[str, ...] = ()
-    """Those whose law it is; of all if empty."""
 
 
-def _turns_in_pairs(field: str, **named: Any) -> Law:
-    return Law(field, lambda value, _: value % 2 == 0, "be even: rotary embeddings turn pairs of numbers", **named)
+def turns_in_pairs(field: str) -> Law:
+    return Law(field, lambda value, _: value % 2 == 0, "be even: rotary embeddings turn pairs of numbers")
+
+
+def whole_heads() -> Law:
+    return Law(
+        "hidden_size",
+        lambda value, all_: value % all_["num_attention_heads"] == 0,
+        "be a multiple of num_attention_heads",
+    )
 
 
 FIELD_LAWS = (
     Law("rms_norm_eps", lambda value, _: value > 0, "be above 0, or a row of zeros is divided by 0"),
     Law("initializer_range", lambda value, _: value >= 0, "be at least 0: it is a standard deviation"),
-    Law("initializer_range", lambda value, _: value <= 1, "be at most 1", ("llama",)),
-    Law(
-        "hidden_size",
-        lambda value, all_: value % all_["num_attention_heads"] == 0,
-        "be a multiple of num_attention_heads",
-        ("llama", "deepseek_v2"),
-    ),
-    _turns_in_pairs("head_dim", architectures=("llama", "qwen2", "qwen3", "qwen3_moe")),
-    _turns_in_pairs("qk_rope_head_dim"),
-    Law(
-        "head_dim",
-        lambda value, all_: value == all_["qk_rope_head_dim"],
-        "be qk_rope_head_dim, or be left out",
-        ("deepseek_v3",),
-    ),
 )
-"""Of the fields themselves. Sizes are positive integers already (reader.py)."""
+"""Of every architecture's fields; architectures/ has those of one alone. Sizes are positive integers already
+(reader.py)."""
 
 
 def _at_least_one(field: str) -> Law:
@@ -122,10 +114,10 @@ ROPE_LAWS: dict[str, tuple[Law, ...]] = {
 """By rope type, of the scaling's numbers and rope_theta."""
 
 
-def hold_field_laws(read: Reader, architecture: str) -> None:
-    """Refuse by its name the first field that breaks its law. A field that is null or absent has none."""
-    laws = [law for law in FIELD_LAWS if architecture in (law.architectures or (architecture,))]
-    _hold(read, laws, read.raw, "")
+def hold_field_laws(read: Reader, own: Sequence[Law]) -> None:
+    """Refuse by its name the first field that breaks its law, one of every architecture's or of its `own`. A field that
+    is null or absent has none."""
+    _hold(read, [*FIELD_LAWS, *own], read.raw, "")
 
 
 def hold_rope_laws(read: Reader, kind: str, numbers: Numbers) -> None:

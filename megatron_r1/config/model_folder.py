@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_r1.config.fields import MODEL_TYPES
+from megatron_r1.config.architectures import architecture_of
 from megatron_r1.config.safetensors import read_header
 from megatron_r1.errors import CheckpointError
 
@@ -80,7 +80,8 @@ def mtp_left_out(folder: Path) -> str | None:
         return None
     config = _config(folder)
     number = next((config[field] for field in MTP_FIELDS if config.get(field)), 0)
-    if not number or MODEL_TYPES.get(config.get("model_type", ""), config.get("model_type")) != "deepseek_v3":
+    architecture = architecture_of(config.get("model_type"))
+    if not number or architecture is None or not set(MTP_FIELDS) & set(architecture.honoured):
         return None
     first = config["num_hidden_layers"]
     if not lacks_layers(folder, first, number):

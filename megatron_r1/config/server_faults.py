@@ -6,6 +6,7 @@ validate_fp8_block_shape_moe of its fp8_utils.py for FP8 (for experts some kerne
 
 from __future__ import annotations
 
+from megatron_r1.config.architectures import ARCHITECTURES
 from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.vllm_args import argument_faults
@@ -53,9 +54,9 @@ def _betas_at_zero(shape: ModelShape) -> list[str]:
 
 
 def _own_head_dim(shape: ModelShape) -> list[str]:
-    """vLLM's Qwen2 does not read head_dim."""
+    """vLLM's Qwen2, for one, does not read head_dim."""
     usual = shape.hidden_size // shape.num_heads
-    if shape.architecture != "qwen2" or shape.head_dim == usual:
+    if ARCHITECTURES[shape.architecture].serves_head_dim or shape.mla is not None or shape.head_dim == usual:
         return []
     return [f"head_dim {shape.head_dim} beside hidden_size / num_attention_heads = {usual}"]
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_r1.config import RolloutConfig
+from megatron_r1.config.architectures import architecture_of
 from megatron_r1.config.deadlines import folder_bytes, stall_seconds, start_seconds
-from megatron_r1.config.fields import MODEL_TYPES
 from megatron_r1.config.shape import hf_files, load_shape
 from megatron_r1.config.vllm_args import command_words
 from megatron_r1.rollout.auth import TOKEN_VARIABLE
@@ -200,7 +200,8 @@ def model_overrides(model_path: Path) -> dict[str, object]:
     file = hf_files(model_path) / "config.json"
     fields = json.loads(file.read_text()) if file.exists() else {}
     found: dict[str, object] = {}
-    if fields.get("model_type") in ("deepseek_v3", *MODEL_TYPES):
+    architecture = architecture_of(fields.get("model_type"))
+    if architecture is not None and architecture.name == "deepseek_v3":
         usual = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
         found |= {name: value for name, value in usual.items() if fields.get(name) is None}
         if any(name in fields and not fields[name] for name in ("n_group", "topk_group")):

@@ -17,7 +17,9 @@ import torch
 from config_cases import ALTERNATIVES, BASES, COMBINATIONS, COMPUTED, config_of, make_model
 from ranks import run_ranks
 
-from megatron_r1.config.fields import ALIASES, ARCHITECTURES, DEFAULTS, config_fields, limited_fields
+from megatron_r1.config.architectures import ARCHITECTURES
+from megatron_r1.config.architectures.base import DEFAULTS
+from megatron_r1.config.fields import config_fields, limited_fields
 from megatron_r1.config.shape import ModelShape, shape_from_config
 from megatron_r1.errors import ConfigError
 
@@ -103,7 +105,7 @@ def test_logits_are_transformers_or_the_field_is_refused(answers, name):
     shape = shape_or_error(config_of(architecture, change))
     if isinstance(shape, str):
         names: set[str] = {*change, *(key for value in change.values() if isinstance(value, dict) for key in value)}
-        aliases = ALIASES.get(architecture, {})
+        aliases = ARCHITECTURES[architecture].aliases
         assert any(field in shape or aliases.get(field, field) in shape for field in names) or "rope type" in shape
         return
     expected, found = answers[name]
@@ -120,7 +122,7 @@ def test_what_transformers_computes_is_not_refused(name):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_field_of_the_class_is_known(architecture):
-    known = {field.name for field in config_fields(architecture)}
+    known = {field.name for field in config_fields(ARCHITECTURES[architecture])}
     fields = own_fields(architecture)
     assert not set(fields) - set(ALTERNATIVES), "transformers has new fields: give them values in config_cases.py"
     assert not set(fields) - known, "transformers has new fields: say in config/fields.py what becomes of them"
@@ -131,12 +133,13 @@ def test_defaults_are_the_classes_own(architecture):
     from transformers import CONFIG_MAPPING
 
     theirs = own_fields(architecture) | {"rope_theta": CONFIG_MAPPING[architecture].default_theta}
-    assert {name: theirs[name] for name in DEFAULTS[architecture]} == DEFAULTS[architecture]
+    ours = {**DEFAULTS, **ARCHITECTURES[architecture].defaults}
+    assert {name: theirs[name] for name in ours} == ours
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_limited_fields_are_refused_by_name(architecture):
-    for field, (built, _) in limited_fields(architecture).items():
+    for field, (built, _) in limited_fields(ARCHITECTURES[architecture]).items():
         for value in built:
             shape_from_config(config_of(architecture, {field: [value] * 2 if field == "layer_types" else value}))
         with pytest.raises(ConfigError, match=field):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_r1.config.architectures import ARCHITECTURES
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.data.preferences import JudgedEncoder, Pair, read_pairs
 from megatron_r1.data.tokenizer import load_tokenizer
@@ -30,16 +31,6 @@ from megatron_r1.stages.reward_model.config import RewardModelConfig
 from megatron_r1.stages.reward_model.loss import ranked_right, train_pairs, values_of
 from megatron_r1.types import TrainingSequence
 from megatron_r1.weights.export import save_hf_folder
-
-ARCHITECTURES = {
-    "deepseek_v2": "DeepseekV2ForSequenceClassification",
-    "deepseek_v3": "DeepseekV3ForSequenceClassification",
-    "llama": "LlamaForSequenceClassification",
-    "qwen2": "Qwen2ForSequenceClassification",
-    "qwen3": "Qwen3ForSequenceClassification",
-    "qwen3_moe": "Qwen3MoeForSequenceClassification",
-}
-"""transformers' names, by model_type; vLLM reads them too."""
 
 LINES_SHOWN = 40
 
@@ -108,7 +99,7 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
             **scale,
         },
         config_changes={
-            "architectures": [ARCHITECTURES[shape.architecture]],
+            "architectures": [ARCHITECTURES[shape.architecture].classifier],
             "num_labels": 1,
             "num_nextn_predict_layers": 0,
         },

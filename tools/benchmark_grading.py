@@ -24,6 +24,7 @@ import psutil
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.data.jsonl import read_problems
 from megatron_r1.rewards.compose import Scorer
+from megatron_r1.rewards.wiring import scorer_for
 from megatron_r1.types import Problem
 
 CHARACTERS = 8000
@@ -84,7 +85,7 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for name, (config, share) in cases.items():
             given = responses(problems, arguments.responses, share)
-            with Scorer(config) as scorer:
+            with scorer_for(config, problems) as scorer:
                 scorer.check_started()
                 seconds, processor = measure(scorer, given)
                 found[name].append((seconds, processor, scorer.counts().timeouts))

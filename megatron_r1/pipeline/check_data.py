@@ -1,17 +1,15 @@
 """megatron-r1 check-data: files of problems read as a run would read them, and all of their faults told at once.
 
-Beside what reading finds there is what a run looks at before it starts (rewards/wiring.py), and tests of programs are
-run against programs that solve nothing (rewards/code_idle.py). Left out: whether a reference is right, and whether
-prompts leave room for an answer.
+Beside what reading finds there is what a run looks at before it starts (rewards/wiring.py), and graders that can be
+attacked are, with answers that solve nothing (of programs: rewards/code_idle.py). Left out: whether a reference is
+right, and whether prompts leave room for an answer.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +19,11 @@ from megatron_r1.data.problems import normalised_text
 from megatron_r1.data.survey import survey
 from megatron_r1.errors import DataError
 from megatron_r1.observe.progress import duration
-from megatron_r1.rewards.code_idle import IdlePass, idle_passes
-from megatron_r1.rewards.code_tests import CodeTests, parse_tests
-from megatron_r1.rewards.sandbox import Sandbox
+from megatron_r1.rewards.grader import Attacker
+from megatron_r1.rewards.table import grader_of
 from megatron_r1.rewards.wiring import check_problems
 from megatron_r1.types import Problem
 
-TELL_SECONDS = 10.0
 SHOWN_NOTES = 20
 LONG_ANSWER = 200
 """Characters of a reference answer beyond which it is more likely a solution."""
@@ -53,22 +49,24 @@ def check_data(config: CheckDataConfig) -> DataReport:
     faults: list[str] = []
     notes: list[str] = []
     placed = _all_files(config.data.files, lambda error: faults.append(str(error)))
-    tests: list[tuple[str, Problem, CodeTests]] = []
+    attacked: dict[Attacker, list[tuple[str, Problem]]] = {}
     for where, problem in placed:
         try:
-            if problem.grader != "preference" or config.rewards.preferences:
+            grader = grader_of(problem)
+            if grader.has_accuracy or config.rewards.preferences:
                 check_problems([problem], config.rewards, reward_models=True)
         except DataError as error:
             faults.append(f"{where}: {error}")
             continue
-        if problem.grader == "code":
-            tests.append((where, problem, parse_tests(problem.metadata["tests"])))
+        if grader.attack is not None:
+            attacked.setdefault(grader.attack, []).append((where, problem))
     forms = {str(path): _survey(path, notes) for path in dict.fromkeys(config.data.files)}
     notes += _repeated(placed) + _long_answers(placed)
-    if tests and config.programs:
-        for (where, problem, _), passes in zip(tests, _idle(config, tests), strict=True):
+    for attack, entries in attacked.items() if config.programs else ():
+        found = attack([problem for _, problem in entries], config.rewards, config.constants)
+        for (where, problem), passes in zip(entries, found, strict=True):
             for one in passes:
-                (faults if one.fault else notes).append(f"{where}: problem {problem.id}: {_words(one)}")
+                (faults if one.fault else notes).append(f"{where}: problem {problem.id}: {one.words}")
     return DataReport(
         forms=forms,
         counts=Counter(problem.grader for _, problem in placed),
@@ -142,26 +140,3 @@ def _long_answers(placed: Sequence[tuple[str, Problem]]) -> list[str]:
         for where, problem in placed
         if problem.answer is not None and len(problem.answer) > LONG_ANSWER
     ]
-
-
-def _idle(config: CheckDataConfig, tests: Sequence[tuple[str, Problem, CodeTests]]) -> list[list[IdlePass]]:
-    """What programs that solve nothing pass, of each problem."""
-    begun = told = time.monotonic()
-    found: list[list[IdlePass]] = []
-    with Sandbox(config.rewards.sandbox) as sandbox, ThreadPoolExecutor(config.rewards.num_workers) as threads:
-        print(f"running {len(tests)} problems' tests against programs that solve nothing", file=sys.stderr, flush=True)
-        waiting = threads.map(lambda entry: idle_passes(entry[2], sandbox, constants=config.constants), tests)
-        for passes in waiting:
-            found.append(passes)
-            now = time.monotonic()
-            if now - told > TELL_SECONDS:
-                told = now
-                left = (now - begun) / len(found) * (len(tests) - len(found))
-                print(f"  {len(found)}/{len(tests)} problems  left {duration(left)}", file=sys.stderr, flush=True)
-    return found
-
-
-def _words(one: IdlePass) -> str:
-    places = ", ".join(map(str, one.tests[:10])) + (", ..." if len(one.tests) > 10 else "")
-    which = f"test {places}" if len(one.tests) == 1 else f"tests {places}"
-    return f"{one.program} passes {which}" + (", so the problem proves nothing" if one.fault else "")

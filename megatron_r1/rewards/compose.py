@@ -7,53 +7,30 @@ generation. Reward models are somebody else's to run: a Preference is asked for 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from megatron_r1.config.custom_reward import CustomReward
-from megatron_r1.config.schema import PreferenceConfig, RewardConfig
+from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import DataError, RewardError
-from megatron_r1.rewards.code_grader import CodeGrader
-from megatron_r1.rewards.custom import job_of
-from megatron_r1.rewards.format import after_thought, extract_answer, format_score
+from megatron_r1.rewards.custom import in_worker, job_of
+from megatron_r1.rewards.format import format_score
+from megatron_r1.rewards.grader import Grader, Runner, WorkerFunction
 from megatron_r1.rewards.pool import GradingPool, PoolCounts, Verdict
+from megatron_r1.rewards.preference import Preference
+from megatron_r1.rewards.table import grader_of, graders_of
 from megatron_r1.types import Completion, Problem, Reward
-
-INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
-"""An integer in its one canonical spelling."""
 
 REMEMBERED = 8192
 """Verdicts that are kept, so that equal answers of a group are graded once."""
 
-MAX_QUESTION_CHARACTERS = 4000
-"""Of a question's end, which asks; its grader looks for what kind of answer is asked for."""
-
-
-def check_preference_problems(problems: Iterable[Problem], config: RewardConfig) -> None:
-    """DataError for a problem that needs a reward model and whose domain none scores: said before the run, which may
-    draw it only after a thousand steps (preference_from_step)."""
-    scored = {domain for preference in config.preferences for domain in preference.domains}
-    for problem in problems:
-        if problem.domain not in scored:
-            known = ", ".join(sorted(scored)) or "none"
-            raise DataError(
-                f"problem {problem.id}: no reward model scores domain {problem.domain!r} (those of "
-                f"rewards.preferences: {known}); add the domain to a reward model, or leave the problem out"
-            )
-
-
-class Preference(Protocol):
-    """A reward model, wherever it runs."""
-
-    @property
-    def config(self) -> PreferenceConfig: ...
-    def submit(self, problem: Problem, response: str) -> Future[float]: ...
+LANGUAGE = WorkerFunction(name="language", function="megatron_r1.rewards.language:grade")
 
 
 class Scorer:
@@ -63,19 +40,23 @@ class Scorer:
     def __init__(
         self,
         config: RewardConfig,
+        problems: Sequence[Problem],
         *,
-        graders: tuple[str, ...] = ("math", "reasoning_gym"),
-        programs: Sequence[Problem] = (),
         preferences: Sequence[Preference] = (),
         custom: Sequence[CustomReward] = (),
-        instructions: bool = False,
     ) -> None:
-        """`programs` are the coding problems to come: their tests are checked and the sandbox is opened now.
-        `preferences` score the problems of their domains. `instructions`: problems with that grader are to come.
+        """`problems` to come: their graders are made ready now, be it a worker's imports or a sandbox. `preferences`
+        score the problems of their domains.
 
-        DataError for tests that are malformed, ConfigError where this machine has no sandbox that is allowed."""
+        DataError for problems that a grader's runner refuses, ConfigError where this machine has no sandbox that is
+        allowed."""
         self.config = config
-        self._programs = CodeGrader(config, programs) if programs else None
+        graders = graders_of(problems)
+        self._runners: dict[str, Runner] = {
+            grader.name: grader.runner(config, [one for one in problems if one.grader == grader.name])
+            for grader in graders
+            if grader.runner is not None
+        }
         self._preferences = tuple(preferences)
         self._weights = {
             "accuracy": config.accuracy_weight,
@@ -86,14 +67,13 @@ class Scorer:
         }
         self._custom = tuple(custom)
         self._needs_language = bool(config.language_weight) or config.record_language
-        if self._needs_language and "language" not in graders:
-            graders = (*graders, "language")
-        if instructions:
-            graders = (*graders, "instructions")
-        graders = (*graders, *(reward.grader for reward in custom))
+        functions = [grader.worker for grader in graders if grader.worker is not None]
+        functions += [LANGUAGE] if self._needs_language else []
+        functions += [in_worker(reward) for reward in custom]
         self._pool = GradingPool(
-            num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, graders=graders
+            num_workers=config.num_workers, timeout_seconds=config.timeout_seconds, functions=functions
         )
+        self._in_worker = {function.name for function in functions}
         self._verdicts: dict[tuple[str, str, str | None, str], Future[Verdict]] = {}
         self._lock = threading.Lock()
 
@@ -117,31 +97,20 @@ class Scorer:
             completion = completion_of(completion)
         response = completion.text
         parts = {"format": format_score(response)}
-        in_box = problem.grader not in ("code", "instructions")  # neither is written in one
-        answer = extract_answer(response, self.config.answer_from if in_box else "answer")
         waiting: dict[str, Future[Verdict] | Future[float]] = {}
-        by_rule = problem.grader not in ("code", "preference", "instructions")
-        quick = _quick_verdict(problem, answer) if by_rule else None
+        grader = grader_of(problem)
+        answer = grader.reads(response, self.config.answer_from) if grader.has_accuracy else None
+        quick = grader.quick(problem, answer)
         for preference in self._preferences:
             if problem.domain in preference.config.domains:
                 waiting[preference.config.name] = preference.submit(problem, response)
-        if problem.grader == "preference":
+        if not grader.has_accuracy:
             if not waiting:
                 raise DataError(f"problem {problem.id}: no reward model scores domain {problem.domain!r}")
-        elif problem.grader == "instructions":
-            said = answer if answer is not None else after_thought(response)
-            if said.strip():
-                waiting["accuracy"] = self._pool.submit("instructions", said, reference=None, metadata=problem.metadata)
-            else:  # cut off in its thought
-                parts["accuracy"] = 0.0
-        elif problem.grader == "code":
-            if answer is None and self.config.answer_from != "answer":
-                answer = after_thought(response)  # programs stand in fences, not in boxes
-            waiting["accuracy"] = self._submit_program(problem, answer)
-        elif quick is None and answer is not None:
-            waiting["accuracy"] = self._graded_once(problem, answer)
+        elif quick is None:
+            waiting["accuracy"] = self._submitted(grader, problem, answer)
         else:
-            parts["accuracy"] = float(bool(quick))
+            parts["accuracy"] = float(quick)
         if self._needs_language:
             language = problem.language or self.config.language
             waiting["language"] = self._pool.submit("language", response, reference=language)
@@ -150,35 +119,47 @@ class Scorer:
             waiting[reward.name] = self._pool.submit(reward.grader, "", reference=None, metadata=job, bounded=False)
         return self._when_done(parts, waiting, problem)
 
-    def submit_answer(self, problem: Problem, answer: str) -> Future[Verdict]:
-        """The verdict of a rule (math, exact or reasoning_gym) on an answer that was taken out of its response."""
-        quick = _quick_verdict(problem, answer)
+    def submit_vote(self, problem: Problem, answer: str, other: str) -> Future[Verdict]:
+        """Whether two answers to a problem, taken out of their responses, are the same in a majority vote."""
+        grader = grader_of(problem)
+        grader = grader.votes_as or grader
+        asked = dataclasses.replace(problem, grader=grader.name, answer=answer)
+        quick = grader.quick(asked, other)
         if quick is None:
-            return self._graded_once(problem, answer)
-        future: Future[Verdict] = Future()
-        future.set_result(Verdict(score=float(quick)))
-        return future
+            return self._submitted(grader, asked, other)
+        return _known(float(quick))
 
-    def _graded_once(self, problem: Problem, answer: str) -> Future[Verdict]:
+    def _submitted(self, grader: Grader, problem: Problem, answer: str | None) -> Future[Verdict]:
+        """The verdict of the grader's runner or worker function."""
+        if grader.name in self._runners:
+            return self._runners[grader.name].submit(problem, answer)
+        if grader.worker is None or grader.worker.name not in self._in_worker:
+            raise DataError(
+                f"problem {problem.id}: grader {problem.grader!r}, but this scorer was made for problems without it; "
+                "give it such a problem when it is made"
+            )
+        if answer is None:
+            return _known(0.0)
+        if grader.once:
+            return self._graded_once(grader.worker, problem, answer, grader.metadata(problem))
+        return self._pool.submit(
+            grader.worker.name, answer, reference=problem.answer, metadata=grader.metadata(problem)
+        )
+
+    def _graded_once(
+        self, function: WorkerFunction, problem: Problem, answer: str, metadata: Mapping[str, Any]
+    ) -> Future[Verdict]:
         """The verdict on an answer, shared with whoever gave the same one. Verdicts for lack of time are not shared."""
         key = (problem.grader, problem.id, problem.answer, answer)
-        metadata = problem.metadata
-        if problem.grader == "math" and problem.messages:
-            metadata = {**metadata, "question": problem.messages[-1]["content"][-MAX_QUESTION_CHARACTERS:]}
         with self._lock:  # responses are submitted by several threads
             known = self._verdicts.get(key)
             if known is not None and not _is_lost(known):
                 return known
-            future = self._pool.submit(problem.grader, answer, reference=problem.answer, metadata=metadata)
+            future = self._pool.submit(function.name, answer, reference=problem.answer, metadata=metadata)
             self._verdicts[key] = future
             if len(self._verdicts) > REMEMBERED:
                 del self._verdicts[next(iter(self._verdicts))]  # the oldest
             return future
-
-    def _submit_program(self, problem: Problem, answer: str | None) -> Future[Verdict]:
-        if self._programs is None:
-            raise DataError(f"problem {problem.id}: grader 'code', but this scorer was made without a sandbox")
-        return self._programs.submit(problem.metadata["tests"], answer)
 
     def check_started(self) -> None:
         """Wait until every grading worker runs; WorkerStartError if one cannot. Call it at the start of a run."""
@@ -186,13 +167,12 @@ class Scorer:
 
     def counts(self) -> PoolCounts:
         """Answers that needed a worker, and how many of them timed out or raised: cumulative, never reset."""
-        counts = self._pool.counts()
-        return counts if self._programs is None else counts + self._programs.counts()
+        return sum((runner.counts() for runner in self._runners.values()), self._pool.counts())
 
     def close(self) -> None:
         self._pool.close()
-        if self._programs is not None:
-            self._programs.close()
+        for runner in self._runners.values():
+            runner.close()
 
     def _when_done(
         self, parts: dict[str, float], waiting: Mapping[str, Future[Verdict] | Future[float]], problem: Problem
@@ -246,28 +226,13 @@ def completion_of(text: str) -> Completion:
     )
 
 
+def _known(score: float) -> Future[Verdict]:
+    """A verdict that is there already."""
+    future: Future[Verdict] = Future()
+    future.set_result(Verdict(score=score))
+    return future
+
+
 def _is_lost(graded: Future[Verdict]) -> bool:
     """Is there no verdict, and will there be none?"""
     return graded.done() and (graded.cancelled() or graded.exception() is not None or graded.result().timed_out)
-
-
-def _quick_verdict(problem: Problem, answer: str | None) -> bool | None:
-    """The verdict where no parser is needed, else None.
-
-    Sound: a reference answer is right by definition, whatever the grader; no answer is wrong; the "exact"
-    rule is string equality; and under "math" two canonical integers are equal only if their spellings are.
-    The last does not hold for reasoning-gym, where several integers may be right.
-    """
-    if problem.grader not in ("math", "exact", "reasoning_gym"):
-        raise DataError(f"problem {problem.id}: grader {problem.grader!r}; expected math, exact or reasoning_gym")
-    if problem.answer is None and problem.grader != "reasoning_gym":
-        raise DataError(f"problem {problem.id}: grader {problem.grader!r} needs an answer and there is none")
-    if not answer:
-        return False
-    if problem.answer is not None and answer == problem.answer.strip():
-        return True
-    if problem.grader == "exact":
-        return False
-    if problem.grader == "math" and INTEGER.fullmatch(answer) and INTEGER.fullmatch(str(problem.answer).strip()):
-        return False
-    return None

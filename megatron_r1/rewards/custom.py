@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.config.custom_reward import CustomReward
+from megatron_r1.rewards.grader import WorkerFunction
 from megatron_r1.types import Completion, Problem
 
 
@@ -25,27 +26,49 @@ def job_of(
     problem: Problem, completion: Completion, group: Sequence[Completion], reward: CustomReward
 ) -> Mapping[str, Any]:
     """What the worker is told, as plain JSON."""
-    fields = ("id", "domain", "answer", "grader", "language")
     return {
-        "problem": {name: getattr(problem, name) for name in fields}
-        | {"messages": [dict(message) for message in problem.messages], "metadata": dict(problem.metadata)},
+        "problem": plain_problem(problem),
         "completion": _plain(completion),
         "group": [_plain(one) for one in group] if reward.sees_group else [],
     }
 
 
-def call(function: Callable[..., Any], job: Mapping[str, Any]) -> float:
+def in_worker(reward: CustomReward) -> WorkerFunction:
+    """What the worker is to import."""
+    function = f"{__name__}:grade"
+    return WorkerFunction(name=reward.grader, function=function, user=reward.path, field="rewards.custom")
+
+
+def grade(function: Callable[..., Any], answer: str, reference: str | None, job: Mapping[str, Any]) -> float:
     """The function's score, in the worker. Raises what the function raises; TypeError if it gives no number."""
-    problem = Problem(**job["problem"] | {"messages": tuple(job["problem"]["messages"])})
-    arguments: list[Any] = [problem, _completion(job["completion"])]
+    arguments: list[Any] = [problem_of(job["problem"]), _completion(job["completion"])]
     if job["group"]:
         arguments.append(tuple(_completion(one) for one in job["group"]))
-    score = function(*arguments)
+    return number_in(function(*arguments), "a reward is a number")
+
+
+def number_in(score: object, expected: str) -> float:
+    """A number that a user's function gave, also one of numpy's. TypeError for anything else."""
     if isinstance(score, np.ndarray) and score.ndim == 0:
         score = score.item()
     if isinstance(score, bool | int | float | np.bool_ | np.number):
         return float(score)
-    raise TypeError(f"it gave {score!r}; a reward is a number")
+    raise TypeError(f"it gave {score!r}; {expected}")
+
+
+def plain_problem(problem: Problem) -> dict[str, Any]:
+    """As plain JSON."""
+    fields = ("id", "domain", "answer", "grader", "language")
+    return {name: getattr(problem, name) for name in fields} | {
+        "messages": [dict(message) for message in problem.messages],
+        "metadata": dict(problem.metadata),
+    }
+
+
+def problem_of(found: Mapping[str, Any]) -> Problem:
+    """What plain_problem made plain."""
+    fields: dict[str, Any] = {**found, "messages": tuple(found["messages"])}
+    return Problem(**fields)
 
 
 def _plain(completion: Completion) -> dict[str, Any]:

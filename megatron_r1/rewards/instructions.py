@@ -2,7 +2,8 @@
 
 A check is a function of the response and the instruction's arguments, under the names of IFEval's jsonl files.
 Sentences are counted by their end marks, where IFEval uses a trained splitter, so number_sentences may differ on texts
-with many abbreviations. Left out: the loose variants, which change the response before they check it.
+with many abbreviations. The grader "instructions" is at the end. Left out: the loose variants, which change the
+response before they check it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_r1.config.languages import language_code, language_fault
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.detector import likeliest_language
+from megatron_r1.rewards.exact import GRADER as EXACT
+from megatron_r1.rewards.format import after_thought, extract_answer
+from megatron_r1.rewards.grader import Grader, WorkerFunction, needed
+
+if TYPE_CHECKING:
+    from megatron_r1.config.schema import AnswerPlace, RewardConfig
+    from megatron_r1.types import Problem
 
 Arguments = Mapping[str, Any]
 
@@ -189,3 +197,39 @@ CHECKS: Mapping[str, Callable[[str, Arguments], bool]] = {
     "punctuation:no_comma": lambda text, _: "," not in text,
 }
 """Every kind of instruction by IFEval's name for it."""
+
+
+def check(problem: Problem, _: RewardConfig) -> None:
+    """DataError for a problem without instructions, and for one that is not known or lacks an argument."""
+    given = needed(problem, "instructions")
+    try:
+        for name, arguments in given:
+            check_instruction(name, arguments)
+    except (TypeError, ValueError) as error:  # not pairs, or a DataError
+        raise DataError(f"problem {problem.id}: {error}") from None
+
+
+def reads(response: str, _: AnswerPlace) -> str:
+    """What the user sees: the answer's tags, else what follows the thought. Empty where the thought was cut off."""
+    answer = extract_answer(response, "answer")
+    return answer if answer is not None else after_thought(response)
+
+
+def quick(problem: Problem, answer: str | None) -> bool | None:
+    """Nothing follows no instruction."""
+    return None if (answer or "").strip() else False
+
+
+def grade(response: str, reference: str | None, metadata: Mapping[str, Any]) -> bool:
+    """In the worker: whether the response follows all of its instructions."""
+    return all(follows(response, name, arguments) for name, arguments in metadata["instructions"])
+
+
+GRADER = Grader(
+    name="instructions",
+    check=check,
+    reads=reads,
+    quick=quick,
+    worker=WorkerFunction(name="instructions", function="megatron_r1.rewards.instructions:grade"),
+    votes_as=EXACT,
+)

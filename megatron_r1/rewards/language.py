@@ -8,6 +8,9 @@ owns decide by themselves; for the rest a detector looks at each word with its n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import regex
 
 from megatron_r1.config.languages import LANGUAGES, language_code
@@ -115,3 +118,8 @@ def _language_of_script(word: str, japanese: bool) -> str | None:
         return "ja" if japanese else "zh"
     script = SCRIPT.match(word)
     return script.lastgroup if script else None
+
+
+def grade(response: str, language: str | None, _: Mapping[str, Any]) -> float:
+    """In the worker: the language reward of a response."""
+    return language_consistency(response, language or "en")

@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from megatron_r1.errors import UserError
+from megatron_r1.rewards.grader import WorkerFunction
 
 START_SECONDS = 120.0
 """A worker imports sympy or reasoning-gym first: 1 to 3 s alone, more on a busy machine."""
@@ -86,14 +87,14 @@ class GradingPool:
     """`num_workers` processes. Close it, or use it as a context manager; the processes die with it either
     way."""
 
-    def __init__(self, *, num_workers: int, timeout_seconds: float, graders: Sequence[str] = ("math",)) -> None:
+    def __init__(self, *, num_workers: int, timeout_seconds: float, functions: Sequence[WorkerFunction]) -> None:
         if num_workers < 1 or timeout_seconds <= 0:
             raise ValueError(
                 f"rewards.num_workers: {num_workers}, rewards.timeout_seconds: {timeout_seconds}; "
                 "expected at least 1 worker and a positive limit"
             )
         self.timeout_seconds = timeout_seconds
-        self.graders = tuple(graders)
+        self.functions = tuple(functions)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._graded = self._timeouts = self._errors = 0
@@ -121,8 +122,8 @@ class GradingPool:
         metadata: Mapping[str, Any] | None = None,
         bounded: bool = True,
     ) -> Future[Verdict]:
-        """Queue one answer; `bounded`: its score must lie in [0, 1]. The result never raises for a bad answer, only
-        WorkerStartError where no worker can be had; ValueError after close()."""
+        """Queue one answer for the function that `grader` names; `bounded`: its score must lie in [0, 1]. The result
+        never raises for a bad answer, only WorkerStartError where no worker can be had; ValueError after close()."""
         job_id = secrets.token_hex(16)  # the reply must name it: nothing else can pass for the verdict on this job
         job = {
             "id": job_id,
@@ -207,7 +208,7 @@ class GradingPool:
         refusal: OSError | None = None
         for wait in (*START_RETRY_SECONDS, None):
             try:
-                worker = _Worker(self.graders)
+                worker = _Worker(self.functions)
             except OSError as error:
                 refusal = error
                 if wait is None or self._closing.wait(wait):
@@ -243,7 +244,7 @@ class _Job:
 class _Worker:
     """One process and its socket, as seen by the one thread that owns it. OSError where none can be made."""
 
-    def __init__(self, graders: Sequence[str]) -> None:
+    def __init__(self, functions: Sequence[WorkerFunction]) -> None:
         self.alive = True
         self._connection, far_end = Pipe()
         # -P: without it the working directory would shadow installed modules.
@@ -253,7 +254,7 @@ class _Worker:
             "-m",
             "megatron_r1.rewards.worker",
             str(far_end.fileno()),
-            json.dumps(list(graders)),
+            json.dumps([function.plain() for function in functions]),
             json.dumps(sys.path),
         ]
         self._command = " ".join(command[:-1])
@@ -287,7 +288,7 @@ class _Worker:
             raise WorkerStartError(
                 f"a grading worker did not start (exit status {self._process.poll()}, waited up to "
                 f"{START_SECONDS:g} s); its own message is on standard error; check that mpmath, "
-                f"reasoning-gym and the modules of rewards.custom import: {self._command}"
+                f"reasoning-gym and the modules of rewards.custom and rewards.graders import: {self._command}"
             )
 
     def grade(self, job: _Job, timeout_seconds: float) -> Verdict:

@@ -15,7 +15,7 @@ CONFIG = RewardConfig(accuracy_weight=1.0, format_weight=0.5, num_workers=1, tim
 
 @pytest.fixture(scope="module")
 def scorer():
-    with Scorer(CONFIG) as made:
+    with Scorer(CONFIG, [problem(), problem(grader="reasoning_gym")]) as made:
         yield made
 
 
@@ -72,7 +72,7 @@ def test_answer_is_looked_for_where_the_configuration_says():
         ("answer", boxed, 0.0), ("boxed", boxed, 1.0), ("either", boxed, 1.0),
         ("answer", tagged("36/2"), 1.0), ("boxed", tagged("36/2"), 0.0), ("either", tagged("36/2"), 1.0),
     ]:  # fmt: skip
-        with Scorer(dataclasses.replace(CONFIG, answer_from=place)) as scorer:
+        with Scorer(dataclasses.replace(CONFIG, answer_from=place), [problem()]) as scorer:
             assert scorer.submit(problem(), response).result(60).parts["accuracy"] == accuracy, place
 
 
@@ -85,8 +85,8 @@ def test_the_question_decides_about_percent(scorer):
 def test_instructions_are_not_followed_in_a_thought_that_was_cut_off():
     follows = {"instructions": [("punctuation:no_comma", {})]}
     config = dataclasses.replace(CONFIG, format_weight=0.0)
-    with Scorer(config, instructions=True) as scorer:
-        asked = problem(None, "instructions", follows)
+    asked = problem(None, "instructions", follows)
+    with Scorer(config, [asked]) as scorer:
         assert scorer.submit(asked, "<think>a</think>No comma here").result(60).parts["accuracy"] == 1.0
         assert scorer.submit(asked, "<think>No comma <answer>here</answer>").result(60).parts["accuracy"] == 0.0
         assert scorer.submit(asked, "<think>No comma here").result(60).parts["accuracy"] == 0.0
@@ -133,7 +133,7 @@ def test_language_is_a_part_where_it_has_a_weight():
     english, chinese = "First we add the two numbers and write down the sum.", "首先我们把两个数字加起来。"
     respond = lambda thought: f"<think>{thought}</think><answer>36/2</answer>"  # noqa: E731
     config = RewardConfig(format_weight=0.5, language_weight=2.0, language="zh", num_workers=1, timeout_seconds=20.0)
-    with Scorer(config) as scorer:
+    with Scorer(config, [problem()]) as scorer:
         own = scorer.submit(problem(), respond(chinese)).result(60)
         other = scorer.submit(problem(), respond(english)).result(60)
         named = scorer.submit(dataclasses.replace(problem(), language="en"), respond(english)).result(60)
@@ -146,7 +146,7 @@ def test_language_is_a_part_where_it_has_a_weight():
 
 def test_a_language_that_is_not_known_is_counted_as_an_error_not_as_a_reward():
     config = RewardConfig(language_weight=1.0, language="tlh", num_workers=1, timeout_seconds=20.0)
-    with Scorer(config) as scorer:
+    with Scorer(config, [problem()]) as scorer:
         reward = scorer.submit(problem(), tagged("18")).result(60)
         assert reward.parts["language"] == 0.0 and scorer.counts().errors == 1
 
@@ -157,7 +157,7 @@ SQUARE = {"tests": {"asserts": ["assert square(3) == 9", "assert square(-2) == 4
 @pytest.fixture(scope="module")
 def code_scorer():
     config = RewardConfig(num_workers=2, sandbox=SandboxConfig(allow_unisolated=True, cpu_seconds=1, wall_seconds=20.0))
-    with Scorer(config, programs=[problem(None, "code", SQUARE)]) as made:
+    with Scorer(config, [problem(None, "code", SQUARE)]) as made:
         yield made
 
 
@@ -188,6 +188,6 @@ def test_programs_are_counted_and_no_answer_is_wrong(code_scorer):
 def test_tests_are_looked_at_before_the_run():
     broken = problem(None, "code", {"tests": {"asserts": ["assert 1 == 1"], "entry_point": "f"}})
     with pytest.raises(DataError, match="problem p: code tests"):
-        Scorer(CONFIG, programs=[broken])
-    with Scorer(CONFIG) as without, pytest.raises(DataError, match="made without a sandbox"):
+        Scorer(CONFIG, [broken])
+    with Scorer(CONFIG, []) as without, pytest.raises(DataError, match="made for problems without it"):
         without.submit(problem(None, "code", SQUARE), tagged("x"))

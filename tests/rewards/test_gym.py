@@ -11,7 +11,7 @@ from reasoning_gym.factory import DATASETS
 
 from megatron_r1.config import gym_tasks
 from megatron_r1.errors import ConfigError
-from megatron_r1.rewards import gym
+from megatron_r1.rewards import gym, math_grader
 from megatron_r1.rewards.pool import GradingPool
 
 ROOT = Path(reasoning_gym.__file__).parent
@@ -205,7 +205,9 @@ def test_puzzle_needs_the_given_numbers_and_the_exact_target():
 
 @pytest.fixture(scope="module")
 def pool():
-    with GradingPool(num_workers=1, timeout_seconds=30.0, graders=("math", "reasoning_gym")) as made:
+    with GradingPool(
+        num_workers=1, timeout_seconds=30.0, functions=(math_grader.GRADER.worker, gym.GRADER.worker)
+    ) as made:
         yield made
 
 

@@ -111,7 +111,7 @@ def test_ifevals_own_lines_are_graded_on_the_answer_only(tmp_path):
         "<think>one, two</think>one two": 1.0,
         "one": 0.0,
     }
-    with Scorer(RewardConfig(num_workers=1), graders=(), instructions=True) as scorer:
+    with Scorer(RewardConfig(num_workers=1), [problem]) as scorer:
         found = {text: scorer.submit(problem, text).result().parts["accuracy"] for text in responses}
     assert found == responses
 

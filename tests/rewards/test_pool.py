@@ -10,8 +10,13 @@ import time
 import psutil
 import pytest
 
+from megatron_r1.rewards import gym, math_grader
 from megatron_r1.rewards import pool as pool_module
+from megatron_r1.rewards.grader import WorkerFunction
 from megatron_r1.rewards.pool import GradingPool, Verdict, WorkerStartError, read_reply
+
+MATH, GYM = math_grader.GRADER.worker, gym.GRADER.worker
+MISSING = WorkerFunction(name="math", function="megatron_r1.rewards.no_such_grader:grade")
 
 
 def grade_all(pool, answers, reference="18"):
@@ -50,7 +55,7 @@ def odd_workers(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pool():
-    with GradingPool(num_workers=2, timeout_seconds=3.0) as made:
+    with GradingPool(num_workers=2, timeout_seconds=3.0, functions=(MATH,)) as made:
         yield made
 
 
@@ -60,7 +65,7 @@ def test_results_come_in_order(pool):
 
 
 def test_an_answer_costs_only_its_own_limit(odd_workers):
-    with GradingPool(num_workers=2, timeout_seconds=0.5) as pool:
+    with GradingPool(num_workers=2, timeout_seconds=0.5, functions=(MATH,)) as pool:
         started = time.monotonic()
         verdicts = grade_all(pool, ["spin", "right", "spin", "spin", "right", "wrong"])
         assert [v.correct for v in verdicts] == [False, True, False, False, True, False]
@@ -71,14 +76,14 @@ def test_an_answer_costs_only_its_own_limit(odd_workers):
 
 def test_the_limit_is_processor_time(odd_workers):
     """A worker that waits for the processor, as on a busy machine, is no slow answer."""
-    with GradingPool(num_workers=1, timeout_seconds=0.5) as pool:
+    with GradingPool(num_workers=1, timeout_seconds=0.5, functions=(MATH,)) as pool:
         verdict = grade_all(pool, ["late"])[0]
         assert verdict.correct and not verdict.timed_out
 
 
 def test_a_worker_that_does_nothing_is_ended_all_the_same(odd_workers, monkeypatch):
     monkeypatch.setattr(pool_module, "MOST_WAITING", 3.0)
-    with GradingPool(num_workers=1, timeout_seconds=0.3) as pool:
+    with GradingPool(num_workers=1, timeout_seconds=0.3, functions=(MATH,)) as pool:
         begun = time.monotonic()
         assert grade_all(pool, ["never"])[0].timed_out
         assert time.monotonic() - begun < 20
@@ -93,7 +98,7 @@ def test_workers_are_light_and_have_no_torch(pool):
 
 def test_dead_worker_is_reported_and_replaced():
     others = {c.pid for c in children()}
-    with GradingPool(num_workers=1, timeout_seconds=20.0) as pool:
+    with GradingPool(num_workers=1, timeout_seconds=20.0, functions=(MATH,)) as pool:
         assert grade_all(pool, ["18.0"])[0].correct
         [child] = [c for c in children() if c.pid not in others]
         child.kill()
@@ -111,7 +116,7 @@ def test_grader_that_raises_is_an_error_not_a_crash(pool):
 
 
 def test_close_ends_the_processes_and_refuses_more():
-    pool = GradingPool(num_workers=1, timeout_seconds=5.0)
+    pool = GradingPool(num_workers=1, timeout_seconds=5.0, functions=(MATH,))
     assert grade_all(pool, ["18.0"])[0].correct
     before = {c.pid for c in children()}
     pool.close()
@@ -122,7 +127,7 @@ def test_close_ends_the_processes_and_refuses_more():
 
 def test_worker_that_cannot_start_is_an_error_of_the_installation():
     with (
-        GradingPool(num_workers=1, timeout_seconds=5.0, graders=("no_such_grader",)) as pool,
+        GradingPool(num_workers=1, timeout_seconds=5.0, functions=(MISSING,)) as pool,
         pytest.raises(WorkerStartError, match="exit status 1"),
     ):
         pool.submit("math", "18.0", reference="18").result(60)
@@ -130,8 +135,9 @@ def test_worker_that_cannot_start_is_an_error_of_the_installation():
 
 def test_workers_die_with_a_killed_parent():
     script = (
-        "import os, signal\nfrom megatron_r1.rewards.pool import GradingPool\n"
-        "import psutil\npool = GradingPool(num_workers=1, timeout_seconds=60, graders=('math', 'language'))\n"
+        "import os, signal\nfrom megatron_r1.rewards.compose import LANGUAGE\n"
+        "from megatron_r1.rewards.math_grader import GRADER\nfrom megatron_r1.rewards.pool import GradingPool\n"
+        "import psutil\npool = GradingPool(num_workers=1, timeout_seconds=60, functions=(GRADER.worker, LANGUAGE))\n"
         "pool.submit('math', '18.0', reference='18').result()\n"
         "for _ in range(100): pool.submit('language', 'one word after another ' * 9000, reference='en')\n"
         "import time\ntime.sleep(0.3)\n"  # the worker is at work, with seconds of it left
@@ -156,7 +162,7 @@ def children_cannot_start(monkeypatch, tmp_path):
 
 
 def test_refused_process_is_reported_and_the_pool_recovers(children_cannot_start, monkeypatch):
-    with GradingPool(num_workers=1, timeout_seconds=20.0) as pool:
+    with GradingPool(num_workers=1, timeout_seconds=20.0, functions=(MATH,)) as pool:
         with pytest.raises(WorkerStartError, match=r"refused a new process .*no_python_here.*lower"):
             pool.check_started()
         for _ in range(2):
@@ -167,11 +173,11 @@ def test_refused_process_is_reported_and_the_pool_recovers(children_cannot_start
 
 
 def test_check_started_waits_for_the_imports():
-    with GradingPool(num_workers=2, timeout_seconds=5.0, graders=("math", "reasoning_gym")) as pool:
+    with GradingPool(num_workers=2, timeout_seconds=5.0, functions=(MATH, GYM)) as pool:
         pool.check_started()
         assert all(started.done() for started in pool._started)
     with (
-        GradingPool(num_workers=1, timeout_seconds=5.0, graders=("no_such_grader",)) as pool,
+        GradingPool(num_workers=1, timeout_seconds=5.0, functions=(MISSING,)) as pool,
         pytest.raises(WorkerStartError, match="exit status 1"),
     ):
         pool.check_started()
@@ -179,7 +185,7 @@ def test_check_started_waits_for_the_imports():
 
 def test_closing_at_once_does_not_wait_for_the_imports_nor_hang_a_waiter():
     started = time.monotonic()
-    pool = GradingPool(num_workers=1, timeout_seconds=5.0, graders=("math", "reasoning_gym"))
+    pool = GradingPool(num_workers=1, timeout_seconds=5.0, functions=(MATH, GYM))
     pool.close()
     assert time.monotonic() - started < 10
     with pytest.raises(WorkerStartError, match="closed"):
@@ -190,7 +196,7 @@ def test_worker_sees_no_secret_and_is_limited(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     monkeypatch.setenv("HF_TOKEN", "secret")
     others = {c.pid for c in children()}
-    with GradingPool(num_workers=1, timeout_seconds=20.0, graders=("math", "reasoning_gym")) as pool:
+    with GradingPool(num_workers=1, timeout_seconds=20.0, functions=(MATH, GYM)) as pool:
         pool.check_started()
         [child] = [c for c in children() if c.pid not in others]
         environment = child.environ()
@@ -244,7 +250,7 @@ def test_worker_that_answers_for_another_job_is_ended_and_counted(tmp_path, monk
     before = {c.pid for c in psutil.Process().children()}
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", str(fake))
-        pool = GradingPool(num_workers=1, timeout_seconds=20.0)
+        pool = GradingPool(num_workers=1, timeout_seconds=20.0, functions=(MATH,))
         pool.check_started()
         [impostor] = [c for c in psutil.Process().children() if c.pid not in before]
     verdict = pool.submit("math", "17.0", reference="18").result(20)

@@ -11,7 +11,8 @@ import pytest
 
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig
 from megatron_r1.errors import DataError, EngineError
-from megatron_r1.rewards.compose import Scorer, check_preference_problems
+from megatron_r1.rewards import preference
+from megatron_r1.rewards.compose import Scorer
 from megatron_r1.types import Problem
 
 
@@ -44,7 +45,7 @@ CONFIG = RewardConfig(accuracy_weight=3.0, format_weight=1.0, num_workers=1, tim
 
 @pytest.fixture(scope="module")
 def scorer():
-    with Scorer(CONFIG, preferences=(LENGTH, SHOUTS)) as made:
+    with Scorer(CONFIG, [problem("math", "math", "18")], preferences=(LENGTH, SHOUTS)) as made:
         yield made
 
 
@@ -111,7 +112,7 @@ def test_a_model_that_fails_fails_the_reward(scorer):
         raise EngineError("reward-broken failed 4 times")
 
     judge = Model("broken", "general", score=broken)
-    with Scorer(CONFIG, preferences=(judge, LENGTH)) as both:
+    with Scorer(CONFIG, [problem("math", "math", "18")], preferences=(judge, LENGTH)) as both:
         future = both.submit(problem("general"), RESPONSE)
         judge.settle()
         LENGTH.settle()
@@ -122,8 +123,9 @@ def test_a_model_that_fails_fails_the_reward(scorer):
 def test_problems_that_nobody_will_score_are_found_before_the_run():
     config = RewardConfig(preferences=(LENGTH.config, SHOUTS.config))
     known = [problem("general"), problem("safety"), problem("math")]
-    check_preference_problems(known, config)
+    for one in known:
+        preference.GRADER.check(one, config)
     with pytest.raises(DataError, match=r"problem p: .*'poetry' \(those of rewards.preferences: general, math, safety"):
-        check_preference_problems([*known, problem("poetry")], config)
+        preference.GRADER.check(problem("poetry"), config)
     with pytest.raises(DataError, match=r"rewards\.preferences: none"):
-        check_preference_problems(known, RewardConfig())
+        preference.GRADER.check(known[0], RewardConfig())

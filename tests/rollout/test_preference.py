@@ -212,7 +212,7 @@ def test_a_served_reward_model_whose_head_is_broken(config: RolloutConfig, judge
         totals = {}
         for weight in (0.0, 1.0):
             server.config = dataclasses.replace(server.config, weight=weight)
-            with Scorer(RewardConfig(num_workers=1), graders=("exact",), preferences=[server]) as scorer:
+            with Scorer(RewardConfig(num_workers=1), [], preferences=[server]) as scorer:
                 reward = scorer.submit(problem, "<think> w4 </think> <answer> w7 </answer>").result(60)
             assert np.isnan(reward.parts["helpful"]) and reward.parts["accuracy"] == 1.0
             totals[weight] = reward.total

@@ -145,12 +145,9 @@ def _problem_record(
     correct = [reward.parts["accuracy"] == 1.0 for reward in rewards]
     votes = config.consensus_k or config.samples
     answers = [extract_answer(completion.text, config.rewards.answer_from) for completion in group[:votes]]
-    grader = "exact" if problem.grader in ("code", "instructions") else "math"
 
     def equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        same = [
-            scorer.submit_answer(dataclasses.replace(problem, grader=grader, answer=one), other) for one, other in pairs
-        ]
+        same = [scorer.submit_vote(problem, one, other) for one, other in pairs]
         return [future.result().correct for future in same]
 
     classes = answer_classes(answers, equal)

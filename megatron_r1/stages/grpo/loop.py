@@ -25,6 +25,7 @@ from megatron_r1.errors import MismatchError
 from megatron_r1.observe.metrics import PhaseTimer
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import data_parallel, scatter_over_data
+from megatron_r1.rewards.table import grader_of
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo.config import GRPOLoopConfig
 from megatron_r1.stages.grpo.loss import policy_loss
@@ -149,7 +150,7 @@ class TrainingLoop:
         found: list[Sampled] = []
 
         def wanted(problem: Problem) -> bool:
-            return not (early and problem.grader == "preference")
+            return not early or grader_of(problem).has_accuracy
 
         def collect(problems: Sequence[Problem], **asked: int) -> Rollout:
             with self.timer.phase("rollout"):  # each round has the phase's whole deadline

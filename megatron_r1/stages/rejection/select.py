@@ -15,6 +15,7 @@ from megatron_r1.data.decontaminate import EvaluationIndex
 from megatron_r1.data.dedup import SeenTexts
 from megatron_r1.rewards.format import extract_answer
 from megatron_r1.rewards.judge import Judgement
+from megatron_r1.rewards.table import grader_of
 from megatron_r1.stages.rejection.config import RejectionConfig
 from megatron_r1.stages.rejection.readability import prose_reason, structural_reason
 from megatron_r1.types import Problem
@@ -72,7 +73,7 @@ def first_reason(sample: Sample, config: RejectionConfig) -> str | None:
         sample.text,
         config.filters,
         language_score=sample.parts.get("language", 1.0),
-        is_code=sample.problem.grader == "code",
+        is_code=grader_of(sample.problem).writes_code,
     )
 
 
@@ -80,7 +81,7 @@ def may_be_judged(sample: Sample, config: RejectionConfig) -> bool:
     """Whether a judge is asked about a sample that its rule did not find right: there is a reference, and an answer
     that could say the same in other words. Programs and procedural tasks have rules that know better."""
     judge, problem = config.judge, sample.problem
-    if judge is None or problem.grader not in ("math", "exact") or problem.answer is None:
+    if judge is None or not grader_of(problem).may_be_judged or problem.answer is None:
         return False
     return (not judge.domains or problem.domain in judge.domains) and bool(
         extract_answer(sample.text, config.rewards.answer_from)

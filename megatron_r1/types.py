@@ -22,10 +22,8 @@ Message = Mapping[str, str]
 class Problem:
     """One question with what its grader needs.
 
-    `id` is unique and stable across restarts. `grader` names the rule that checks the answer
-    ("math": equivalence, see rewards/math, "exact": equal after stripping, "reasoning_gym": the dataset's own scorer,
-    "code": the tests in metadata["tests"], see rewards/code.py, "preference": none, reward models score it,
-    "instructions": those in metadata["instructions"], see rewards/instructions.py).
+    `id` is unique and stable across restarts. `grader` names the rule that checks the answer: one of rewards/table.py,
+    each of whose files says what it needs of `answer` and `metadata`, or the import path of one in rewards.graders.
     `language` (ISO 639-1) is that which the thought should be in; None: the run's.
     `metadata` is plain JSON and holds what that rule needs beyond `answer`.
     """

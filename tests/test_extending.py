@@ -18,8 +18,10 @@ from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.parts import problem_faults
 from megatron_r1.config.schema import DataConfig, RewardConfig
 from megatron_r1.config.user_code import code_files
+from megatron_r1.data.jsonl import read_problems
 from megatron_r1.data.problems import load_problems
 from megatron_r1.errors import ConfigError, DataError, RewardError
+from megatron_r1.rewards.outside import outside_grader
 from megatron_r1.rewards.wiring import check_problems, scorer_for
 from megatron_r1.stages.common.sampling import given_problems
 from megatron_r1.stages.grpo.faults import validate
@@ -48,10 +50,11 @@ def outside(tmp_path, monkeypatch) -> Iterator[Path]:
     """The folder of a user, whose modules no other test has loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes"):
+    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+    outside_grader.cache_clear()
     yield tmp_path
-    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes"):
+    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights"):
         sys.modules.pop(name, None)
 
 
@@ -208,6 +211,80 @@ def test_weights_of_0_are_no_reward(outside):
     with pytest.raises(ConfigError, match="every reward would be 0"):
         validate(parse([*words, "mine.py:brevity=0"]), folder=False)
     validate(parse([*words, "mine.py:brevity"]), folder=False)
+
+
+def test_a_grader(outside):
+    """One file outside the package, in real grading workers: from a line of problems to shares of the accuracy."""
+    (outside / "heights.py").write_text(code_of("A grader"))
+    (line,) = re.findall(r"^`(\{.*\})`;", section("A grader"), flags=re.M)
+    (outside / "heights.jsonl").write_text(line + "\n")
+    assert "heights.py:close" in dry_run(command_of("A grader"), outside)
+    (everest,) = read_problems([outside / "heights.jsonl"])
+    config = RewardConfig(graders=("heights.py:close",), num_workers=1, format_weight=0.0)
+    answers = {"8848": 1.0, "8000": 0.5, "100": 0.0, "high": 0.0, "": 0.0}
+    with scorer_for(config, [everest, PROBLEM]) as scorer:
+        texts = {f"<think>x</think><answer>{answer}</answer>": score for answer, score in answers.items()}
+        found = {text: scorer.submit(everest, text).result(120).total for text in [*texts, *texts]}
+        assert scorer.counts().graded == 4, "equal answers are graded once, and none needs no worker"
+        assert scorer.submit(PROBLEM, "<think>x</think><answer>4/2</answer>").result(120).parts["accuracy"] == 1.0
+        assert scorer.submit_vote(everest, "8848", "8848").result(0).correct
+    assert found == texts
+
+
+GRADERS = """
+def whole(response, problem):
+    return response == "It is <answer>2</answer>." and problem.metadata["unit"] == "m"
+
+def raises(answer, problem):
+    return 1 / 0
+
+def far(answer, problem):
+    return 1.5
+
+def one(answer):
+    return True
+"""
+
+
+def test_a_grader_may_see_all_that_follows_the_thought(outside):
+    (outside / "faulty.py").write_text(GRADERS)
+    asked = dataclasses.replace(PROBLEM, grader="faulty:whole", answer=None, metadata={"unit": "m"})
+    with scorer_for(RewardConfig(graders=("faulty:whole",), num_workers=1), [asked]) as scorer:
+        right, wrong = "<think>x</think>It is <answer>2</answer>.", "<think>x</think><answer>2</answer>"
+        assert [scorer.submit(asked, text).result(120).parts["accuracy"] for text in (right, wrong)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("raises", r"grader faulty:raises on problem p at .*faulty.py:6: ZeroDivisionError: division by zero"),
+        (
+            "far",
+            "grader faulty:far on problem p ValueError: it gave 1.5; a grade is True, False or a number",
+        ),
+    ],
+)
+def test_a_grader_that_fails_says_where(outside, name, says):
+    (outside / "faulty.py").write_text(GRADERS)
+    asked = dataclasses.replace(PROBLEM, grader=f"faulty:{name}")
+    config = RewardConfig(graders=(f"faulty:{name}",), num_workers=1)
+    with scorer_for(config, [asked]) as scorer, pytest.raises(RewardError, match=says):
+        scorer.submit(asked, "<answer>2</answer>").result(120)
+
+
+def test_a_grader_that_cannot_be_used_is_refused_before_the_run(outside):
+    (outside / "faulty.py").write_text("raise SystemError('imported')")
+    unlisted = dataclasses.replace(PROBLEM, grader="faulty:one")
+    with pytest.raises(DataError, match=r"problem p: grader 'faulty:one' is not among rewards.graders \(none\)"):
+        check_problems([unlisted], RewardConfig(), reward_models=False)
+    (outside / "faulty.py").write_text(GRADERS)
+    for path, says in [
+        ("faulty:one", "must be a function of (answer, problem)"),
+        ("faulty:nothing", "has no nothing"),
+        ("faulty", "is no import path"),
+    ]:
+        (fault,) = reward_faults(RewardConfig(graders=(path,)))
+        assert says in fault
 
 
 @pytest.mark.parametrize("grader", ["code", "instructions", "reasoning_gym"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from megatron_r1.algorithms import ALGORITHMS
 from megatron_r1.algorithms.base import RESERVED
+from megatron_r1.config.custom_grader import grader_faults
 from megatron_r1.config.languages import language_fault
 from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import ConfigError
@@ -87,6 +88,7 @@ def reward_faults(rewards: RewardConfig) -> list[str]:
     """Faults of rewards besides their bounds, as sentences."""
     fault = language_fault(rewards.language)
     faults = [f"rewards.language is {fault}"] if fault else []
+    faults += grader_faults(rewards.graders)
     used = {*TAKEN, *(preference.name for preference in rewards.preferences)}
     for entry in rewards.custom:
         try:

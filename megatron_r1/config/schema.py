@@ -307,6 +307,8 @@ class RewardConfig:
     custom: tuple[str, ...] = ()
     """Rewards of your own, each module:function or file.py:function, with =WEIGHT behind if it is not 1; the part has
     the function's name (docs/extending.md)."""
+    graders: tuple[str, ...] = ()
+    """Graders of your own that problems may name, each module:function or file.py:function (docs/extending.md)."""
     answer_from: AnswerPlace = "answer"
     """Where the answer is: `<answer>` (the paper's template), the last \\boxed{} after the thought (models of Qwen and
     those distilled from R1), or either."""

@@ -15,6 +15,8 @@ def code_files(config: object) -> dict[str, Path]:
     named = {"data.source": source} if source else {}
     custom = getattr(getattr(config, "rewards", None), "custom", ())
     named |= {f"rewards.custom[{number}]": entry.partition("=")[0] for number, entry in enumerate(custom)}
+    graders = getattr(getattr(config, "rewards", None), "graders", ())
+    named |= {f"rewards.graders[{number}]": path for number, path in enumerate(graders)}
     for field, path in named.items():
         imported(path, field)
         found[field] = file_of(path)

@@ -1,9 +1,11 @@
 """Problems from files of JSON lines, strictly: a line that is not a problem stops the run.
 
 A line has `question` (text) or `messages` (chat turns, the last one the user's), and `answer` (text or number; of a
-solution only what follows the last `####`, or its last box). Optional: id (text or number), grader ("math", "exact",
-"code" with `tests`, or "preference", which has no answer), domain, language; null stands for a key that is not there.
-Other keys are ignored. Public sets are read in their publishers' own forms (forms.py).
+solution only what follows the last `####`, or its last box). Optional: id (text or number), domain, language, and
+grader, with what it needs instead of an answer (`tests`, instructions or nothing) or beside it (`metadata`, where it is
+an import path); null stands for a key that is not there. Other keys are ignored. Which graders there are, and whether a
+problem has what its grader needs, is looked at where graders are wired (rewards/wiring.py). Public sets are read in
+their publishers' own forms (forms.py).
 """
 
 from __future__ import annotations
@@ -18,18 +20,17 @@ from megatron_r1.boxed import boxed_contents, final_boxes
 from megatron_r1.data.forms import our_fields
 from megatron_r1.data.lines import read_rows
 from megatron_r1.errors import DataError
+from megatron_r1.plugins import is_import_path
 from megatron_r1.types import Message, Problem
 
-GRADERS = ("math", "exact", "code", "preference", "instructions")
-WITHOUT_ANSWER = ("code", "preference", "instructions")
 KNOWN = ("question", "messages", "answer", "id", "grader", "tests", "domain", "language", "solution")
 LEFT_OUT = ("reasoning_content", "reasoning", "thinking", "id", "timestamp")
 """Of a turn: earlier thoughts, which chat templates leave out too, and what is for people."""
 
 TURN_FIELDS = frozenset(["role", "content", *LEFT_OUT])
 
-LONGEST_ANSWER = 2000
-"""Characters; the math grader reads no longer ones (rewards/math)."""
+INSTEAD = frozenset(["tests", "instructions"])
+"""What problems have instead of an answer; one beside them is a solution, which is not read."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -67,17 +68,20 @@ def placed_problems(
 
 
 def _read_row(row: Mapping[str, Any], *, where: str, default_id: str) -> Problem:
-    grader = row.get("grader", "math")
-    if grader not in GRADERS:
-        raise DataError(f"{where}: grader {grader!r}; expected one of {', '.join(GRADERS)}")
+    named = {"grader": read_text(row, "grader", where)} if "grader" in row else {}
+    metadata = _read_metadata(named["grader"], row, where) if named else {}
+    if named and (not metadata.keys().isdisjoint(INSTEAD) or "answer" not in row):
+        answer = None
+    else:
+        answer = _read_answer(row, where)
     return Problem(
         id=_read_id(row, where, default_id),
         domain=read_text(row, "domain", where, default="math"),
         messages=read_messages(row, where),
-        answer=None if grader in WITHOUT_ANSWER else _read_answer(row, where),
-        grader=grader,
-        metadata=_read_metadata(grader, row, where),
+        answer=answer,
+        metadata=metadata,
         language=read_text(row, "language", where) if "language" in row else None,
+        **named,
     )
 
 
@@ -119,11 +123,16 @@ def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
 
 
 def _read_metadata(grader: str, row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if grader == "code":
-        return {"tests": _read_tests(row, where)}
-    if grader == "instructions":
-        return {"instructions": _read_instructions(row, where)}
-    return {}
+    """What a line that names its grader has for it beside the answer."""
+    metadata = row.get("metadata", {}) if is_import_path(grader) else {}
+    if not isinstance(metadata, dict):
+        raise DataError(f"{where}: metadata is {metadata!r:.80}; expected an object for grader {grader}")
+    found = {**metadata}
+    if "tests" in row:
+        found["tests"] = _read_tests(row, where)
+    if "instruction_id_list" in row:
+        found["instructions"] = _read_instructions(row, where)
+    return found
 
 
 def _read_instructions(row: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
@@ -158,13 +167,7 @@ def _read_answer(row: Mapping[str, Any], where: str) -> str:
         text = text.rpartition("####")[2]
         if not text.strip():
             raise DataError(f"{where}: nothing follows '####' in answer; expected the final answer")
-    text = _without_solution(text.strip(), where)
-    if len(text) > LONGEST_ANSWER and row.get("grader", "math") == "math":
-        raise DataError(
-            f"{where}: answer has {len(text)} characters, as a solution has, and no \\boxed{{}}; nothing that a model "
-            f"answers would match it: give the final answer alone (at most {LONGEST_ANSWER} characters)"
-        )
-    return text
+    return _without_solution(text.strip(), where)
 
 
 def _without_solution(text: str, where: str) -> str:

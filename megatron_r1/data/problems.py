@@ -62,13 +62,22 @@ class ProblemSplit:
         return normalised_text(problem) not in self.kept_texts and (self.usable is None or self.usable(problem))
 
 
-def load_problems(config: DataConfig, usable: Callable[[Problem], bool] | None = None) -> ProblemSplit:
+def has_what_is_right(problem: Problem) -> bool:
+    """Whether it says what is right: by an answer, or by what its grader needs instead."""
+    return problem.answer is not None or bool(problem.metadata)
+
+
+def load_problems(
+    config: DataConfig,
+    usable: Callable[[Problem], bool] | None = None,
+    judged: Callable[[Problem], bool] = has_what_is_right,
+) -> ProblemSplit:
     """Open the configured tasks or files and split off `config.holdout` held-out and `config.validation` validation
     problems with distinct questions.
 
-    Problems that are not `usable` are left out; with files, all are asked about now, so that a problem whose prompt
-    cannot be made is found before the run. ConfigError for a bad task line or when nothing is left to train on;
-    DataError for a malformed file, or what `usable` raises.
+    Problems that are not `usable` are left out, and those that are not `judged` are only trained on; with files, all
+    are asked about now, so that a problem whose prompt cannot be made is found before the run. ConfigError for a bad
+    task line or when nothing is left to train on; DataError for a malformed file, or what `usable` raises.
     """
     num_unusable = 0
     if sum(map(bool, (config.tasks, config.files, config.source))) != 1:
@@ -98,6 +107,7 @@ def load_problems(config: DataConfig, usable: Callable[[Problem], bool] | None =
         validation=config.validation,
         seed=config.seed,
         usable=usable,
+        judged=judged,
         given_texts=given_texts,
     )
     overlapping = [p for p in sources[0] if normalised_text(p) in given_texts] if listed else []
@@ -112,11 +122,12 @@ def split_problems(
     seed: int,
     validation: int = 0,
     usable: Callable[[Problem], bool] | None = None,
+    judged: Callable[[Problem], bool] = has_what_is_right,
     given_texts: frozenset[str] = frozenset(),
 ) -> ProblemSplit:
     """Hold out `holdout`, then `validation` problems with pairwise different normalised questions, drawn with `seed`.
-    Problems without a right answer (grader "preference") are not drawn; those with `given_texts` are neither drawn nor
-    trained on.
+    Problems that are not `judged`, as they have no right answer, are not drawn; those with `given_texts` are neither
+    drawn nor trained on.
 
     ConfigError when there are not that many different questions, or when no other question is left.
     """
@@ -128,7 +139,7 @@ def split_problems(
         text = normalised_text(problem)
         if text in chosen or text in given_texts or not (usable is None or usable(problem)):
             continue
-        if len(chosen) == holdout + validation or problem.grader == "preference":
+        if len(chosen) == holdout + validation or not judged(problem):
             left.add(text)
         else:
             chosen[text] = problem

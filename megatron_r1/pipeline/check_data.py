@@ -20,7 +20,7 @@ from megatron_r1.data.survey import survey
 from megatron_r1.errors import DataError
 from megatron_r1.observe.progress import duration
 from megatron_r1.rewards.grader import Attacker
-from megatron_r1.rewards.table import grader_of
+from megatron_r1.rewards.table import check_known, grader_of
 from megatron_r1.rewards.wiring import check_problems
 from megatron_r1.types import Problem
 
@@ -52,6 +52,7 @@ def check_data(config: CheckDataConfig) -> DataReport:
     attacked: dict[Attacker, list[tuple[str, Problem]]] = {}
     for where, problem in placed:
         try:
+            check_known(problem, config.rewards)
             grader = grader_of(problem)
             if grader.has_accuracy or config.rewards.preferences:
                 check_problems([problem], config.rewards, reward_models=True)

@@ -87,9 +87,10 @@ class Scorer:
         self, problem: Problem, completion: Completion | str, group: Sequence[Completion] = ()
     ) -> Future[Reward]:
         """Start scoring one completion of `group`; of a bare text no more is known. `.result()` is its Reward with
-        those parts that apply: accuracy (unless only reward models score the problem) and format, each 0 or 1;
-        language, the share of the thought's words in the problem's language, if it is asked for; the scores of the
-        reward models for the problem's domain; and rewards.custom, whose failure is raised as a RewardError.
+        those parts that apply: accuracy (unless only reward models score the problem) and format, each 0 or 1 (of
+        rewards.graders, accuracy may be a share); language, the share of the thought's words in the problem's language,
+        if it is asked for; the scores of the reward models for the problem's domain; and rewards.custom, whose failure
+        is raised as a RewardError, as is that of rewards.graders.
 
         DataError for a problem whose grader is unknown or has no reference answer to compare with.
         """
@@ -181,6 +182,9 @@ class Scorer:
         future: Future[Reward] = Future()
         left = set(waiting)
         own = {reward.name: f"rewards.custom {reward.path}" for reward in self._custom}
+        worker = grader_of(problem).worker
+        if worker is not None and worker.user:
+            own["accuracy"] = worker.name
         lock = threading.Lock()
 
         def take(name: str, graded: Future[Verdict] | Future[float]) -> None:

@@ -16,13 +16,22 @@ if TYPE_CHECKING:
 INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 """An integer in its one canonical spelling."""
 
+LONGEST_ANSWER = 2000
+"""Characters; no longer answer is read (rewards/math)."""
+
 MAX_QUESTION_CHARACTERS = 4000
 """Of a question's end, which asks; the worker looks for what kind of answer is asked for."""
 
 
 def check(problem: Problem, _: RewardConfig) -> None:
-    """DataError for a problem without an answer."""
+    """DataError for a problem without an answer, or with one that no answer could match."""
     needs_answer(problem)
+    length = len((problem.answer or "").strip())
+    if length > LONGEST_ANSWER:
+        raise DataError(
+            f"problem {problem.id}: answer has {length} characters, as a solution has, and no \\boxed{{}}; nothing "
+            f"that a model answers would match it: give the final answer alone (at most {LONGEST_ANSWER} characters)"
+        )
 
 
 def quick(problem: Problem, answer: str | None) -> bool | None:

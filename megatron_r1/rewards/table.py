@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import DataError
-from megatron_r1.rewards import code_grader, exact, gym, instructions, math_grader, preference
+from megatron_r1.plugins import is_import_path
+from megatron_r1.rewards import code_grader, exact, gym, instructions, math_grader, outside, preference
 from megatron_r1.rewards.grader import Grader
+from megatron_r1.rewards.outside import outside_grader
 from megatron_r1.types import Problem
 
 
@@ -37,10 +40,23 @@ GRADERS = by_name(
 
 
 def grader_of(problem: Problem) -> Grader:
-    """Who grades a problem. DataError if nobody is called so."""
-    if problem.grader not in GRADERS:
-        raise DataError(f"problem {problem.id}: grader {problem.grader!r}; expected one of {', '.join(GRADERS)}")
-    return GRADERS[problem.grader]
+    """Who grades a problem: of the table, or of rewards.graders, as check_problems has made sure before anything is
+    imported. DataError if nobody is called so."""
+    if problem.grader in GRADERS:
+        return GRADERS[problem.grader]
+    if is_import_path(problem.grader):
+        return outside_grader(problem.grader)
+    raise DataError(
+        f"problem {problem.id}: grader {problem.grader!r}; expected one of {', '.join(GRADERS)}, or a path of "
+        "rewards.graders"
+    )
+
+
+def check_known(problem: Problem, config: RewardConfig) -> None:
+    """DataError for a problem whose grader is an import path that the configuration does not name: before it is
+    imported."""
+    if problem.grader not in GRADERS and is_import_path(problem.grader):
+        outside.check(problem, config)
 
 
 def graders_of(problems: Iterable[Problem]) -> list[Grader]:

@@ -15,7 +15,7 @@ from megatron_r1.config.schema import RewardConfig
 from megatron_r1.errors import DataError
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.preference import Preference
-from megatron_r1.rewards.table import grader_of
+from megatron_r1.rewards.table import check_known, grader_of
 from megatron_r1.types import Problem
 
 
@@ -30,10 +30,17 @@ def scorer_for(config: RewardConfig, problems: Iterable[Problem], *, preferences
     return Scorer(config, problems, preferences=preferences, custom=custom)
 
 
+def has_accuracy(problem: Problem, config: RewardConfig) -> bool:
+    """Whether there is a right answer, so that a problem can be held out. DataError for an unknown grader."""
+    check_known(problem, config)
+    return grader_of(problem).has_accuracy
+
+
 def check_problems(problems: Iterable[Problem], config: RewardConfig, *, reward_models: bool) -> None:
     """DataError for the first problem that cannot be graded: said before the run, which may draw it only after a
     thousand steps. `reward_models`: whether the stage runs those of the configuration."""
     for problem in problems:
+        check_known(problem, config)
         grader = grader_of(problem)
         if problem.language is not None and (fault := language_fault(problem.language)):
             raise DataError(f"problem {problem.id}: language is {fault}")

@@ -9,8 +9,10 @@ import zlib
 
 import pytest
 
+from megatron_r1.config.schema import RewardConfig
 from megatron_r1.data.jsonl import placed_problems, read_problems
 from megatron_r1.errors import DataError
+from megatron_r1.rewards.wiring import check_problems
 
 
 def read(tmp_path, *rows, name="set.jsonl"):
@@ -345,6 +347,6 @@ def test_a_turn_with_more_than_text_is_refused(tmp_path):
 
 
 def test_a_solution_without_a_box_is_no_answer(tmp_path):
-    with pytest.raises(DataError, match="line 1: answer has 3000 characters"):
-        one(tmp_path, {"question": "P?", "answer": "x" * 3000})
+    with pytest.raises(DataError, match="problem set:1: answer has 3000 characters"):
+        check_problems([one(tmp_path, {"question": "P?", "answer": "x" * 3000})], RewardConfig(), reward_models=False)
     assert one(tmp_path, {"question": "P?", "answer": "x" * 3000, "grader": "exact"}).answer == "x" * 3000

@@ -54,7 +54,7 @@ def test_jsonl_styles(tmp_path):
         ('{"question": "q"}', "answer is missing"),
         ('{"question": "q", "answer": true}', "answer is True"),
         ('{"question": "q", "answer": "thought ####"}', "nothing follows '####'"),
-        ('{"question": "q", "answer": "1", "grader": "judge"}', "grader 'judge'"),
+        ('{"question": "q", "answer": "1", "grader": 1}', "grader is 1; expected non-empty text"),
         ('{"messages": [], "answer": "1"}', "non-empty list"),
         (
             '{"messages": [{"role": "assistant", "content": "a"}], "answer": "1"}',
@@ -198,7 +198,8 @@ def test_stream_sees_every_problem_once_an_epoch_in_a_new_order():
 def test_stream_passes_over_what_is_not_wanted_until_the_next_epoch():
     """7 problems with an answer to train on, 5 without, which are not wanted at first."""
     rows = [dataclasses.replace(p, grader="preference" if i % 3 == 0 else "math") for i, p in enumerate(named(13))]
-    stream = ProblemStream(split_problems([tuple(rows)], holdout=1, seed=2), seed=3)
+    split = split_problems([tuple(rows)], holdout=1, seed=2, judged=lambda problem: problem.grader != "preference")
+    stream = ProblemStream(split, seed=3)
     early = stream.take(8, lambda problem: problem.grader != "preference")
     assert len({problem.id for problem in early}) == 7 and stream.epoch == 1
     assert not [problem for problem in early if problem.grader == "preference"]
@@ -220,12 +221,15 @@ def test_a_stream_with_nothing_wanted_is_an_error_and_not_an_endless_search():
 
 def test_the_problems_that_only_reward_models_can_score():
     rows = [dataclasses.replace(p, grader="preference" if i < 2 else "math") for i, p in enumerate(named(6))]
-    split = split_problems([tuple(rows)], holdout=4, seed=2)
-    judged = [problem.id for problem in split.known() if problem.grader == "preference"]
-    assert sorted(judged) == sorted([rows[0].id, rows[1].id])
+    judged = lambda problem: problem.grader != "preference"  # noqa: E731
+    split = split_problems([tuple(rows)], holdout=4, seed=2, judged=judged)
+    scored = [problem.id for problem in split.known() if problem.grader == "preference"]
+    assert sorted(scored) == sorted([rows[0].id, rows[1].id])
     assert not [problem for problem in split.held_out if problem.grader == "preference"], "there is nothing to judge by"
     with pytest.raises(ConfigError, match="leaves none to train on"):
-        split_problems([tuple(rows)], holdout=5, seed=2)
+        split_problems([tuple(rows)], holdout=5, seed=2, judged=judged)
+    unanswered = [dataclasses.replace(p, answer=None) for p in named(3)]
+    assert all(p.answer for p in split_problems([(*unanswered, *named(9)[3:])], holdout=5, seed=2).held_out)
 
 
 def test_restart_neither_loses_nor_repeats():

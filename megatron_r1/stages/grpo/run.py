@@ -30,7 +30,7 @@ from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rewards.compose import Scorer
-from megatron_r1.rewards.wiring import check_problems, scorer_for
+from megatron_r1.rewards.wiring import check_problems, has_accuracy, scorer_for
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.rollout.quantised import QuantisedSource
@@ -98,7 +98,7 @@ def _problems(config: GRPOConfig, tokenizer: Tokenizer, say: Callable[[str], Non
         max_new_tokens=config.rollout.sampling.max_new_tokens,
         max_model_len=config.rollout.max_model_len,
     )
-    split = load_problems(config.data, room)
+    split = load_problems(config.data, room, lambda problem: has_accuracy(problem, config.rewards))
     check_problems(split.known(), config.rewards, reward_models=True)
     if split.num_unusable:
         say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")

@@ -29,8 +29,8 @@ LEFT_OUT = ("reasoning_content", "reasoning", "thinking", "id", "timestamp")
 
 TURN_FIELDS = frozenset(["role", "content", *LEFT_OUT])
 
-INSTEAD = frozenset(["tests", "instructions"])
-"""What problems have instead of an answer; one beside them is a solution, which is not read."""
+INSTEAD = frozenset(["tests", "instruction_id_list"])
+"""Columns that stand instead of an answer; one beside them is a solution, which is not read."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -70,7 +70,7 @@ def placed_problems(
 def _read_row(row: Mapping[str, Any], *, where: str, default_id: str) -> Problem:
     named = {"grader": read_text(row, "grader", where)} if "grader" in row else {}
     metadata = _read_metadata(named["grader"], row, where) if named else {}
-    if named and (not metadata.keys().isdisjoint(INSTEAD) or "answer" not in row):
+    if named and (not row.keys().isdisjoint(INSTEAD) or "answer" not in row):
         answer = None
     else:
         answer = _read_answer(row, where)

@@ -13,13 +13,13 @@ sys.path.insert(0, str(TESTS))
 
 LONGEST_FIRST = (
     "pipeline/test_run.py",
-    "rollout/test_sync_layouts.py",
+    "engines/vllm/test_sync_layouts.py",
     "pipeline/test_chain.py",
-    "rollout/test_auth.py",
-    "rollout/test_client.py",
-    "rollout/test_collect.py",
-    "rollout/test_server.py",
-    "rollout/test_sync.py",
+    "engines/vllm/test_auth.py",
+    "engines/vllm/test_client.py",
+    "engines/vllm/test_collect.py",
+    "engines/vllm/test_server.py",
+    "engines/vllm/test_sync.py",
     "pipeline/test_rejection.py",
     "stages/test_reward_model.py",
     "policy/test_policy.py",
@@ -29,7 +29,7 @@ LONGEST_FIRST = (
     "weights/test_layouts.py",
 )
 """Two workers take whole files in this order (make test): a long one that came last would leave one of them idle.
-Those that share a server (rollout/) stand together, so that one worker gets them all and starts it once."""
+Those that share a server (engines/vllm/) stand together, so that one worker gets them all and starts it once."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

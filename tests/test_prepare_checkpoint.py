@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from megatron_r1.config import load_shape
 from megatron_r1.config.schema import ModelConfig
 from megatron_r1.config.trainer_faults import weight_faults
-from megatron_r1.rollout.quantised import QuantisedSource
-from megatron_r1.rollout.source import check_parameters, read_shapes
+from megatron_r1.engines.quantised import QuantisedSource
+from megatron_r1.engines.source import check_parameters, read_shapes
 from megatron_r1.weights.convert import convert
 from megatron_r1.weights.plan import ConvertOptions
 

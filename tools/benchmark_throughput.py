@@ -139,10 +139,10 @@ def measure(config: GRPOConfig, repeats: int, scratch: Path) -> dict[str, Any]:
     from megatron_r1.data.problems import load_problems
     from megatron_r1.data.stream import ProblemStream
     from megatron_r1.data.tokenizer import load_tokenizer
+    from megatron_r1.engines.vllm.server import start_engines
+    from megatron_r1.engines.vllm.sync import WeightSync
     from megatron_r1.policy import topology
     from megatron_r1.rewards.wiring import scorer_for
-    from megatron_r1.rollout.server import start_engines
-    from megatron_r1.rollout.sync import WeightSync
     from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, row_layout
     from megatron_r1.stages.grpo.collector import Collector
     from megatron_r1.weights.export import save_hf_folder

@@ -219,8 +219,8 @@ def _returns(folder: Path) -> bool:
 def _served(folder: Path, logits: np.ndarray) -> float | str:
     """Largest difference of vLLM's logprobs of the tokens to Megatron's; why there is none."""
     from megatron_r1.config import RolloutConfig, SamplingConfig
+    from megatron_r1.engines.vllm.server import start_engines
     from megatron_r1.errors import UserError
-    from megatron_r1.rollout.server import start_engines
 
     config = RolloutConfig(
         device="cpu", sync="gloo", dtype="fp32", max_model_len=128, max_num_seqs=4, memory_fraction=0.3,

@@ -97,7 +97,7 @@ def _admission(
     reports, found = meeting.gather(report)
     faults += found
     if needs.rollout is not None and needs.rollout.vllm_args:
-        from megatron_r1.rollout.check_arguments import parser_faults
+        from megatron_r1.engines.vllm.check_arguments import parser_faults
 
         faults += parser_faults(needs.rollout)
     port = int(os.environ.get(PORT_VARIABLE, "0"))

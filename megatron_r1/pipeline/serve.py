@@ -36,9 +36,9 @@ def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
     layout, rollout = roles_of(needs, slots_per_node=task.slots_per_node), needs.rollout
     if not layout.servers or rollout is None:
         raise ConfigError(f"{config.name} has no servers on nodes of their own; its rank 0 starts what it needs")
-    from megatron_r1.rollout.attached import ServerFiles
-    from megatron_r1.rollout.server import Engine
-    from megatron_r1.rollout.supervise import follow, supervise
+    from megatron_r1.engines.vllm.attached import ServerFiles
+    from megatron_r1.engines.vllm.server import Engine
+    from megatron_r1.engines.vllm.supervise import follow, supervise
 
     node, host = layout.first_server_node + task.node, own_address()
     ended = threading.Event()

@@ -350,8 +350,8 @@ def server_cost(shape: ModelShape, servers: ServerSetup, gpu: GPU, assume: Assum
 def sync_time(
     shape: ModelShape, trainer: TrainerSetup, servers: ServerSetup, gpu: GPU, assume: Assumptions
 ) -> SyncTime:
-    """Rank 0 gathers every bucket and sends it on, one after the other (rollout/sync.py); colocated servers take it
-    from the host's memory, at the network's rate here. The floor has every sender and receiver busy at once."""
+    """Rank 0 gathers every bucket and sends it on, one after the other (engines/vllm/sync.py). Colocated servers take
+    it from the host's memory, at the network's rate here. The floor has every sender and receiver busy at once."""
     size = servers.weight_bytes * count_parameters(shape).total
     link = gpu.network * assume.network_efficiency
     seconds = size / link * (1 if servers.colocated else 2)

@@ -3,7 +3,7 @@
 Colocated (rollout.sync ipc), a GPU has a server's part and a rank's: what sleeps, what is offloaded and what stays is
 the configuration's (stages/grpo/colocation.py). Apart, a server needs room at a sync beside all that it has: a decoder
 layer's new weights, its share of them, twice (as loaded and as the kernels want them), and the buffers that they come
-in (rollout/reload.py).
+in (engines/vllm/reload.py).
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_r1.config import SamplingConfig
+from megatron_r1.engines.vllm.client import Decode, EngineClient, check_room
+from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.errors import EngineError
-from megatron_r1.rollout.client import Decode, EngineClient, check_room
-from megatron_r1.rollout.server import Engine
 from megatron_r1.types import Completion
 
 OVERSUBSCRIPTION = 4

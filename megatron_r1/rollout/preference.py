@@ -20,8 +20,8 @@ from megatron_r1.config.shape import load_shape
 from megatron_r1.data.preferences import JudgedEncoder, Part
 from megatron_r1.data.template import Template
 from megatron_r1.data.tokenizer import load_tokenizer
+from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.errors import ConfigError, EngineError
-from megatron_r1.rollout.server import Engine
 from megatron_r1.types import Problem
 
 REQUESTS_AT_ONCE = 64

@@ -129,7 +129,7 @@ def test_other_arguments_are_taken_and_reach_the_command_line():
 
 
 def test_every_argument_that_a_server_is_given_is_on_the_list(tmp_path):
-    from megatron_r1.rollout.command import NodeSpan, server_command
+    from megatron_r1.engines.vllm.command import NodeSpan, server_command
 
     (tmp_path / "config.json").write_text((Path(__file__).parent.parent / "planning" / "deepseek_v3.json").read_text())
     config = rollout(expert_parallel=True, kv_cache_dtype="fp8", draft_tokens=1, enforce_eager=True)
@@ -188,7 +188,7 @@ def test_what_vllms_qwen2_does_not_read_is_not_served():
 
 
 def test_vllm_is_told_what_it_reads_otherwise(tmp_path):
-    from megatron_r1.rollout.command import model_overrides, server_command
+    from megatron_r1.engines.vllm.command import model_overrides, server_command
 
     fields = json.loads((Path(__file__).parent.parent / "planning" / "deepseek_v3.json").read_text())
     router = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}

@@ -1,7 +1,7 @@
 """On a GPU: weights that were pushed are served, bit for bit those of a fresh server; a sleeping one gives memory back.
 
 Oracles: transformers in fp32, and vLLM started fresh (its logprobs, and its own checksums of all weights). A dense
-model, and a DeepSeek-V3 with the head sizes that vLLM's MLA kernels take. The same on CPUs: tests/rollout.
+model, and a DeepSeek-V3 with the head sizes that vLLM's MLA kernels take. The same on CPUs: tests/engines/vllm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
-from megatron_r1.rollout import Engine, WeightSync, start_engines
+from megatron_r1.engines.vllm.server import Engine, start_engines
+from megatron_r1.engines.vllm.sync import WeightSync
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 VOCABULARY = 512

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.engines.vllm.command import NodeSpan, server_command
 from megatron_r1.recipes import PACKAGED_SHAPES, RECIPES
-from megatron_r1.rollout.command import NodeSpan, server_command
 
 pytestmark = [pytest.mark.gpu_paths, pytest.mark.timeout(1200)]
 HARMLESS = {
@@ -45,7 +45,7 @@ def folder_of(model: Path, root: Path, **changes: object) -> Path:
 
 
 def words_of(rollout, folder: Path, **more) -> list[str]:
-    """Arguments after `python -m megatron_r1.rollout.launch PID`."""
+    """Arguments after `python -m megatron_r1.engines.vllm.launch PID`."""
     return server_command(rollout, model_path=folder, host="127.0.0.1", port=8000, seed=0, **more)[4:]
 
 

@@ -73,7 +73,7 @@ def kill_server_after_first_step(process: subprocess.Popen, folder: Path) -> int
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     for child in psutil.Process(process.pid).children(recursive=True):
-        if "megatron_r1.rollout.launch" in " ".join(child.cmdline()):
+        if "megatron_r1.engines.vllm.launch" in " ".join(child.cmdline()):
             os.killpg(child.pid, signal.SIGKILL)
             return child.pid
     raise AssertionError("the run has no server process")

@@ -1,5 +1,5 @@
 """Reward models as parts of the reward: which problems they score, with which weight, and what happens where there is
-none. The models here are functions; real ones are in rollout/test_preference.py."""
+none. The models here are functions; real ones are in engines/vllm/test_preference.py."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def grpo(slurm, submit_folder, grpo_words):
         "token": token.read_text(),
         "server": json.loads((run / "servers" / "vllm-0.json").read_text()),
     }
-    server = processes(slurm, job, "megatron_r1.rollout.launch")[0]
+    server = processes(slurm, job, "megatron_r1.engines.vllm.launch")[0]
     found["server_node"] = server.environ()["SLURMD_NODENAME"]
     os.killpg(server.pid, signal.SIGKILL)
     ended = slurm.wait(job)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
-from megatron_r1.rollout.server import start_engines
+from megatron_r1.engines.vllm.server import start_engines
 from megatron_r1.weights.convert import ConvertOptions, convert
 
 TOOLS = Path(__file__).parents[2] / "tools"

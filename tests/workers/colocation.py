@@ -25,12 +25,12 @@ from sync import ROLLOUT, sequences  # noqa: E402
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, SamplingConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack, unpack  # noqa: E402
+from megatron_r1.engines.vllm.server import Engine, start_engines  # noqa: E402
+from megatron_r1.engines.vllm.sync import WeightSync  # noqa: E402
 from megatron_r1.errors import EngineError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.rollout.collect import collect  # noqa: E402
-from megatron_r1.rollout.server import Engine, start_engines  # noqa: E402
-from megatron_r1.rollout.sync import WeightSync  # noqa: E402
 from megatron_r1.stages.grpo.colocation import Colocation, ResidentSource  # noqa: E402
 from megatron_r1.stages.grpo.push import push_weights  # noqa: E402
 from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402

@@ -2,7 +2,7 @@
 
 usage: fresh.py SEQUENCES.npz FOLDER... Writes FOLDER/fresh.npz: for array i of SEQUENCES, the logprob of each token but
 the first (0 there). One process for all folders, because most of an engine's start is imports; each has an engine
-of its own, with the settings of our servers (rollout/command.py).
+of its own, with the settings of our servers (engines/vllm/command.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from sync import ROLLOUT
 
-from megatron_r1.rollout.command import CPU_BLOCK_SIZE, CPU_CUSTOM_OPS, server_environment
+from megatron_r1.engines.vllm.command import CPU_BLOCK_SIZE, CPU_CUSTOM_OPS, server_environment
 
 
 def main(sequences: Path, folders: list[Path]) -> None:

@@ -29,10 +29,10 @@ from megatron_r1.config import (  # noqa: E402
 )
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack, unpack  # noqa: E402
+from megatron_r1.engines.vllm.server import start_engines  # noqa: E402
+from megatron_r1.engines.vllm.sync import WeightSync  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.rollout.server import start_engines  # noqa: E402
-from megatron_r1.rollout.sync import WeightSync  # noqa: E402
 from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
 from megatron_r1.weights.export import save_hf_folder  # noqa: E402

@@ -94,7 +94,7 @@ def drive_sources() -> dict:
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-    from megatron_r1.rollout.vllm_source import vllm_source
+    from megatron_r1.engines.vllm.trainer_source import vllm_source
 
     def engine_of(rank: int, source: Source, client: Client):
         info = NCCLTrainerInitInfo(
@@ -124,7 +124,7 @@ def drive_sources() -> dict:
 def registered_engines() -> dict:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    from megatron_r1.rollout.vllm_plugin import ENGINES, register
+    from megatron_r1.engines.vllm.plugin import ENGINES, register
 
     register()
     register()

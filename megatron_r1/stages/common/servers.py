@@ -11,9 +11,9 @@ import torch
 
 from megatron_r1.cluster.task import own_address, this_task
 from megatron_r1.config.schema import RolloutConfig
+from megatron_r1.engines.vllm.attached import AttachedEngine
+from megatron_r1.engines.vllm.server import Engine, start_all, start_engines
 from megatron_r1.errors import ConfigError
-from megatron_r1.rollout.attached import AttachedEngine
-from megatron_r1.rollout.server import Engine, start_all, start_engines
 
 
 def own_devices(rollout: RolloutConfig, *, after: int = 0) -> Sequence[str | None]:

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.data.tokenizer import load_tokenizer
+from megatron_r1.engines.vllm.running import RunningServer
+from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.observe.metrics import JsonLines, plain_json, write_json
 from megatron_r1.observe.progress import duration
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.format import extract_answer
 from megatron_r1.rewards.wiring import check_problems, scorer_for
 from megatron_r1.rollout.collect import Group
-from megatron_r1.rollout.running import RunningServer
-from megatron_r1.rollout.server import Engine
 from megatron_r1.stages.common.sampling import (
     SamplingProgress,
     given_problems,

@@ -18,14 +18,14 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.config.schema import RolloutConfig, TrainConfig
+from megatron_r1.engines.buckets import ParamSpec
+from megatron_r1.engines.source import WeightSource
+from megatron_r1.engines.vllm.client import EngineClient, RequestError
+from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.errors import EngineError
 from megatron_r1.policy.offload import Offload
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
-from megatron_r1.rollout.buckets import ParamSpec
-from megatron_r1.rollout.client import EngineClient, RequestError
-from megatron_r1.rollout.server import Engine
-from megatron_r1.rollout.source import WeightSource
 
 POLL_SECONDS, UNHEALTHY = 5.0, 3
 """How often a server is asked for its health while it goes to sleep or wakes, and what number of bad answers in a row

@@ -23,6 +23,10 @@ from megatron_r1.data.problems import ProblemSplit, load_problems
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.template import PromptRoom
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_r1.engines.quantised import QuantisedSource
+from megatron_r1.engines.source import WeightSource, read_shapes
+from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import duration
 from megatron_r1.observe.report import write_report
@@ -33,10 +37,6 @@ from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.wiring import check_problems, has_accuracy, scorer_for
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.preference import RewardModelServer
-from megatron_r1.rollout.quantised import QuantisedSource
-from megatron_r1.rollout.server import Engine
-from megatron_r1.rollout.source import WeightSource, read_shapes
-from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.common.servers import start_rollouts
 from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, export, printer, row_layout
 from megatron_r1.stages.grpo.collector import Collector

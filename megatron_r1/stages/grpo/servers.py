@@ -6,8 +6,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.rollout.preference import RewardModelServer
-from megatron_r1.rollout.server import Engine
 from megatron_r1.stages.common.servers import attached, own_devices
 from megatron_r1.stages.grpo.config import GRPOConfig
 

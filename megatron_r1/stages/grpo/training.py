@@ -16,6 +16,8 @@ from megatron_r1.data.problems import ProblemSplit
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.template import render_prompt
 from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
 from megatron_r1.observe.metrics import JsonLines, keep_steps
 from megatron_r1.observe.progress import Progress
@@ -25,8 +27,6 @@ from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rollout.journal import Journal
-from megatron_r1.rollout.server import Engine
-from megatron_r1.rollout.sync import WeightSync
 from megatron_r1.stages.common.checkpoints import Checkpoints
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.common.greedy import greedy_scores

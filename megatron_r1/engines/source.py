@@ -1,0 +1,111 @@
+"""What a weight source is, and the checks that keep a bad one away from the servers.
+
+The names and shapes that a model accepts are read from the safetensors headers of the folder that it was
+started from, so a mismatch is found before a server pauses. Gathering the tensors is done elsewhere
+(weights/).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from megatron_r1.config.safetensors import read_header
+from megatron_r1.engines.buckets import ParamSpec
+
+FAULTS_SHOWN = 5
+DECODER_LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
+
+
+class WeightSource(Protocol):
+    """The trainer's weights under Hugging Face names; re-iterable, each pass yields the current values.
+
+    Iteration is a collective over the trainer ranks; `metadata` is none, and the same on every rank.
+    """
+
+    def metadata(self) -> Sequence[ParamSpec]:
+        """(name, wire dtype, full shape) of everything that iteration yields, in its order."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
+class TrackedSource:
+    """A source whose pass can be completed by someone else, so that a failed sender leaves no rank
+    waiting.
+    """
+
+    def __init__(self, source: WeightSource) -> None:
+        self.source = source
+        self.current: Iterator[tuple[str, torch.Tensor]] | None = None
+
+    def begin(self) -> None:
+        """Forget the last pass; the next iteration or `finish` starts a new one."""
+        self.current = None
+
+    def metadata(self) -> Sequence[ParamSpec]:
+        return self.source.metadata()
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self.current = iter(self.source)
+        return self.current
+
+    def finish(self) -> None:
+        """Run the current pass (a new one if none has begun) to its end, discarding the tensors."""
+        for _ in self.current if self.current is not None else iter(self):
+            pass
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in the folder's safetensors files; empty if it has none. CheckpointError for a file
+    that is no such file."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        shapes |= {name: tuple(entry["shape"]) for name, entry in read_header(path)[0].items()}
+    return shapes
+
+
+def group_of_tensor(name: str) -> str:
+    """The decoder layer that a tensor belongs to ("model.layers.3"), else its module ("model.norm")."""
+    return group_of_module(name.rpartition(".")[0])
+
+
+def group_of_module(name: str) -> str:
+    match = DECODER_LAYER.match(name)
+    return match[0] if match else name
+
+
+def check_parameters(specs: Sequence[ParamSpec], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError listing names that the served checkpoint lacks, or has with another shape, and layers
+    of which only a part is sent: servers fuse a layer's tensors and would fill up the rest with anything.
+
+    A source may leave out whole layers (frozen ones keep their weights). Nothing is checked if `expected` is
+    empty.
+    """
+    faults = []
+    if expected:
+        sent = Counter(group_of_tensor(name) for name, _, _ in specs)
+        held = Counter(group_of_tensor(name) for name in expected)
+        faults += [
+            f"{group}: {count} of its {held[group]} tensors are sent; send all of a layer, or none"
+            for group, count in sent.items()
+            if count < held[group]
+        ]
+    for name, _, shape in specs if expected else ():
+        if name not in expected:
+            faults.append(f"{name}: not in the served checkpoint")
+        elif tuple(shape) != expected[name]:
+            faults.append(f"{name}: got shape {tuple(shape)}, the served checkpoint has {expected[name]}")
+    if faults:
+        more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+        raise ValueError(
+            f"weight sync: {len(faults)} of {len(specs)} parameters do not fit the served model; none sent. "
+            "Export Hugging Face names and full shapes of the checkpoint that the servers started from.\n  "
+            + "\n  ".join(faults[:FAULTS_SHOWN])
+            + more
+        )

@@ -1,0 +1,157 @@
+"""Push the trainer's weights into the servers, through vLLM's own weight-transfer interfaces.
+
+`push` is called on every trainer rank. Iterating the weight source is a collective over those ranks; rank 0
+alone talks to the servers. Pause, receive, load, finish and resume are vLLM's; prefix caches are dropped,
+because they hold the old weights' keys and values. How Megatron shards become full tensors is the source's
+business (weights/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_r1.config import RolloutConfig
+from megatron_r1.engines.buckets import ParamSpec, num_bytes
+from megatron_r1.engines.source import TrackedSource, WeightSource, check_parameters, read_shapes
+from megatron_r1.engines.vllm.channels import Channel, open_channel
+from megatron_r1.engines.vllm.client import RequestError
+from megatron_r1.engines.vllm.server import Engine, private_directory
+from megatron_r1.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """One push: the version served after it, bytes sent, seconds in all and by part (rank 0; others know
+    seconds).
+    """
+
+    version: int
+    num_bytes: int
+    seconds: float
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class WeightSync:
+    """Keeps servers at the trainer's weights. Construct it on every trainer rank, `engines` empty except on
+    rank 0.
+
+    `model_path` is the folder that the servers started from: names and shapes are checked against its
+    safetensors before a server is disturbed. `version` is the last one pushed (0: the start checkpoint).
+    """
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        *,
+        source: WeightSource,
+        engines: Sequence[Engine],
+        model_path: Path,
+        rank: int = 0,
+    ) -> None:
+        if rank == 0 and not engines:
+            raise EngineError("WeightSync on rank 0 needs the servers to push to; got none")
+        self.config = config
+        self.source = TrackedSource(source)
+        self.engines = tuple(engines)
+        self.rank = rank
+        self.version = 0
+        self.expected = read_shapes(model_path)
+        self.channel: Channel | None = None
+        self.private_dir = private_directory() if rank == 0 else None
+
+    def push(self, version: int, engines: Sequence[Engine] | None = None) -> SyncReport:
+        """Make `engines` (default all) serve the source's current weights as `version`. Collective.
+
+        Raises ValueError for names or shapes that the model does not have (on every rank, nothing sent) and
+        EngineError when a server fails; after that its weights are undefined until a push succeeds. Every
+        rank's iteration is always completed, so a failure on rank 0 leaves no other rank waiting.
+        """
+        begun = time.perf_counter()
+        specs = [(name, dtype, tuple(shape)) for name, dtype, shape in self.source.metadata()]
+        check_parameters(specs, self.expected)
+        self.source.begin()
+        parts: dict[str, float] = {}
+        if self.rank == 0:
+            self.drive(version, specs, tuple(engines or self.engines), parts)
+        else:
+            self.follow(specs)
+        if engines is None or len(engines) == len(self.engines):
+            self.version = version
+        total = sum(num_bytes(spec) for spec in specs)
+        seconds = time.perf_counter() - begun
+        return SyncReport(version=version, num_bytes=total, seconds=seconds, parts=parts)
+
+    def follow(self, specs: list[ParamSpec]) -> None:
+        """The other ranks' side of a push: take part in the gather."""
+        if self.config.sync == "nccl":
+            self.ensure_channel(()).send(specs)
+        else:
+            self.source.finish()
+
+    def drive(self, version: int, specs: list[ParamSpec], engines: tuple[Engine, ...], parts: dict[str, float]) -> None:
+        """Rank 0's side of a push; fills `parts` with seconds by name."""
+        try:
+            with timed(parts, "connect"):
+                channel = self.ensure_channel(engines)
+            channel.control.version = version
+            with timed(parts, "pause"):
+                channel.control.pause()
+            with timed(parts, "transfer"):
+                channel.send(specs)
+            with timed(parts, "resume"):
+                channel.control.resume()
+            with timed(parts, "verify"):
+                served = channel.control.weight_versions()
+        except BaseException as error:
+            try:
+                if self.channel is not None:
+                    self.channel.control.resume()
+            except (EngineError, RequestError) as second:
+                error.add_note(f"and the servers did not resume: {second}")
+            self.disconnect()
+            self.source.finish()
+            raise
+        if any(got != version for got in served):
+            raise EngineError(f"weight sync: pushed version {version}, the vLLM servers report {served}")
+
+    def ensure_channel(self, engines: tuple[Engine, ...]) -> Channel:
+        """The open channel to exactly these incarnations of these servers."""
+        key = tuple((engine.index, engine.starts) for engine in engines)
+        if self.channel is None or self.channel.key != key:
+            self.disconnect()
+            self.channel = open_channel(
+                self.config,
+                key=key,
+                engines=engines,
+                source=self.source,
+                rank=self.rank,
+                private_dir=None if self.private_dir is None else Path(self.private_dir.name),
+            )
+        return self.channel
+
+    def disconnect(self) -> None:
+        """Leave the transfer group; the next push makes a new one. One WeightSync is connected to a server at
+        a time: a second one takes the server over, and the first must then disconnect.
+        """
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+
+    def close(self) -> None:
+        """Leave the transfer group and remove the rendezvous folder."""
+        self.disconnect()
+        if self.private_dir is not None:
+            self.private_dir.cleanup()
+            self.private_dir = None
+
+
+@contextlib.contextmanager
+def timed(parts: dict[str, float], name: str) -> Iterator[None]:
+    """Record the seconds that the block takes under `name`."""
+    begun = time.perf_counter()
+    yield
+    parts[name] = time.perf_counter() - begun

@@ -4,6 +4,7 @@ Read from the source by AST, so that an import inside a function or under TYPE_C
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ TABLE = "weights/table.py"
 """The one file of its folder that planning reads too: it has the sizes. It uses config alone."""
 
 BORDERS = {"megatron": {"model", "weights", "policy"}, "vllm": {"engines/vllm"}}
+KINDS_OF_ENGINE = {path.parent.name for path in PACKAGE.glob("engines/*/__init__.py")}
 WITHOUT_TORCH = {
     "types",
     "syntax",
@@ -91,8 +93,11 @@ def faults(source: str, file: str) -> list[str]:
             other = rest.split(".")[0]
             if own == "planning" and name.startswith("megatron_r1.weights.table."):
                 continue
+            engine = re.match(r"engines\.(\w+)", rest)
             if file == TABLE and other != "config":
                 found.append(f"{where}: the table uses config only")
+            elif engine and engine[1] in KINDS_OF_ENGINE and not file.startswith(f"engines/{engine[1]}/"):
+                found.append(f"{where}: an engine is known by its protocol, engines.base, and found by engines.chosen")
             elif other not in FLOOR_OF:
                 found.append(f"{where}: {other!r} has no floor; add it to FLOORS")
             elif other != own and FLOOR_OF[other] >= FLOOR_OF[own]:
@@ -141,6 +146,8 @@ def test_imports_only_lower_floors(file):
         ("weights/table.py", "from megatron_r1.types import Problem", "the table uses config only"),
         ("stages/a.py", "import importlib\nimportlib.import_module('vllm.envs')", "only engines/vllm may"),
         ("engines/base.py", "from vllm.config import ModelConfig", "only engines/vllm may"),
+        ("rollout/a.py", "from megatron_r1.engines.vllm.server import Engine", "an engine is known by its protocol"),
+        ("stages/a.py", "def f():\n    import megatron_r1.engines.vllm.client", "an engine is known by its protocol"),
         ("rewards/a.py", "if TYPE_CHECKING:\n    import torch.nn", "rewards does without torch"),
         ("data/a.py", '"""Reads jsonl."""\nimport torch', "data does without torch"),
         ("data/a.py", "import megatron_r1.novelty", "has no floor"),

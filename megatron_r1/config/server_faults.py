@@ -7,6 +7,7 @@ validate_fp8_block_shape_moe of its fp8_utils.py for FP8 (for experts some kerne
 from __future__ import annotations
 
 from megatron_r1.config.architectures import ARCHITECTURES
+from megatron_r1.config.engines import ENGINES, engine_faults
 from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.vllm_args import argument_faults
@@ -16,8 +17,12 @@ MOST_GPUS = 128
 
 
 def server_faults(rollout: RolloutConfig, shape: ModelShape | None, *, fp8_block: int | None = None) -> list[str]:
-    """Of servers of a model of this shape. `fp8_block`: side of its blocks, where its weights are FP8."""
-    faults = argument_faults(rollout)
+    """Of servers of a model of this shape. `fp8_block`: side of its blocks, where its weights are FP8. Of an engine of
+    the user's own nothing is known but its name."""
+    faults = engine_faults(rollout)
+    if rollout.engine not in ENGINES:
+        return faults
+    faults += argument_faults(rollout)
     if rollout.kv_cache_dtype != "auto" and rollout.device == "cpu":
         faults.append(f"rollout.kv_cache_dtype is {rollout.kv_cache_dtype}; vLLM has it on GPUs only: use auto")
     if shape is None or rollout.tensor_parallel < 1:

@@ -17,6 +17,8 @@ def code_files(config: object) -> dict[str, Path]:
     named |= {f"rewards.custom[{number}]": entry.partition("=")[0] for number, entry in enumerate(custom)}
     graders = getattr(getattr(config, "rewards", None), "graders", ())
     named |= {f"rewards.graders[{number}]": path for number, path in enumerate(graders)}
+    engine = getattr(getattr(config, "rollout", None), "engine", "")
+    named |= {"rollout.engine": engine} if is_import_path(engine) else {}
     for field, path in named.items():
         imported(path, field)
         found[field] = file_of(path)

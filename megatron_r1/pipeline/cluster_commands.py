@@ -97,9 +97,9 @@ def _admission(
     reports, found = meeting.gather(report)
     faults += found
     if needs.rollout is not None and needs.rollout.vllm_args:
-        from megatron_r1.engines.vllm.check_arguments import parser_faults
+        from megatron_r1.engines.chosen import engine_kind
 
-        faults += parser_faults(needs.rollout)
+        faults += engine_kind(needs.rollout).faults(needs.rollout)
     port = int(os.environ.get(PORT_VARIABLE, "0"))
     if layout is not None:
         faults += node_faults(needs, layout, reports, task.slots_per_node)

@@ -1,4 +1,4 @@
-"""megatron-r1 serve RECIPE: the vLLM servers of one node, as the job's trainer asks for them.
+"""megatron-r1 serve RECIPE: the servers of one node, as the job's trainer asks for them.
 
 Started by slurm/launch.sh: one process on every server node; which servers are its own follows from the recipe
 (roles.py) and the node's number. Nothing is written before the trainer's rank 0 has made the run folder. Ends when it
@@ -36,44 +36,42 @@ def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
     layout, rollout = roles_of(needs, slots_per_node=task.slots_per_node), needs.rollout
     if not layout.servers or rollout is None:
         raise ConfigError(f"{config.name} has no servers on nodes of their own; its rank 0 starts what it needs")
-    from megatron_r1.engines.vllm.attached import ServerFiles
-    from megatron_r1.engines.vllm.server import Engine
-    from megatron_r1.engines.vllm.supervise import follow, supervise
+    from megatron_r1.engines.chosen import engine_kind
 
     node, host = layout.first_server_node + task.node, own_address()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
-    threads, engines = [], []
+    kind, threads, parts = engine_kind(rollout), [], []
     for place in layout.servers:
         if node not in place.nodes or place.role not in roles:
             continue
-        part = place.nodes.index(node)
-        engine = Engine(
+        number = place.nodes.index(node)
+        part = kind.supervisor(
             server_config(rollout, place),
-            model_path=config.run_dir,  # the trainer says which model, when it asks for the server
-            run_dir=task.folder,
-            index=place.index,
+            run_dir=config.run_dir,
+            logs=task.folder,
+            attempt=task.attempt,
             host=host,
             visible_devices=",".join(gpu_names(place.slots)) if rollout.device == "cuda" else None,
-            name=place.name if part == 0 else f"{place.name}-node{part}",
+            index=place.index,
+            name=place.name,
+            nodes=len(place.nodes),
+            node=number,
             reward_model=place.role == "reward",
         )
-        files = ServerFiles(config.run_dir, place.name, attempt=task.attempt)
-        work = supervise if part == 0 else follow
-        extra = {"nodes": len(place.nodes)} | ({"node": part} if part else {})
-        threads.append(threading.Thread(target=work, args=(engine, files, ended), kwargs=extra, name=engine.name))
-        engines.append(engine)
-        spread = f", part {part} of {len(place.nodes)}" if len(place.nodes) > 1 else ""
-        print(f"{engine.name}{spread}: waits on {host} for the trainer's request; log {engine.log_path}", flush=True)
+        threads.append(threading.Thread(target=part.run, args=(ended,), name=part.name))
+        parts.append(part)
+        spread = f", part {number} of {len(place.nodes)}" if len(place.nodes) > 1 else ""
+        print(f"{part.name}{spread}: waits on {host} for the trainer's request; log {part.log_path}", flush=True)
     for thread in threads:
         thread.start()
     while not ended.wait(1.0):
         if any(not thread.is_alive() for thread in threads):
             print("megatron-r1: serve: a supervisor has failed: see above", file=sys.stderr, flush=True)
             ended.set()
-    for engine in engines:
-        engine.stop()  # which ends a wait for its start
+    for part in parts:
+        part.stop()  # which ends a wait for its start
     for thread in threads:
         thread.join()
     return 0

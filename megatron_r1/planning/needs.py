@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_r1.config.engines import engine_entry
 from megatron_r1.config.packages import needed_packages
 from megatron_r1.config.schema import (
     DeadlineConfig,
@@ -83,4 +84,6 @@ class Needs:
     def packages(self) -> tuple[str, ...]:
         """What its processes import of other projects' packages, as far as their versions matter."""
         device = "cuda" if self.cuda else "cpu"
-        return needed_packages(device=device, trains=self.trainer is not None, serves=self.rollout is not None)
+        serving = {} if self.rollout is None else engine_entry(self.rollout.engine).packages
+        serves = tuple(package for on, package in serving.items() if on == device)
+        return needed_packages(device=device, trains=self.trainer is not None, serves=serves)

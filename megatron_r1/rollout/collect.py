@@ -1,4 +1,4 @@
-"""Collect one step's groups from the servers, all at once, and survive a server's death.
+"""Collect one step's groups from the engines, all at once, and survive an engine's death.
 
 Prompts wait in one queue that every server draws from, so a fast or restarted server takes more. A group is
 handed over as soon as its own completions are there, so that grading overlaps with generation; results keep
@@ -18,8 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_r1.config import SamplingConfig
-from megatron_r1.engines.vllm.client import Decode, EngineClient, check_room
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.base import Client, Decode, Engine, check_room
 from megatron_r1.errors import EngineError
 from megatron_r1.types import Completion
 
@@ -151,7 +150,7 @@ class _Collection:
             arguments = (engine, engine.starts, engine.client)
             threading.Thread(target=self.feed, args=arguments, name="rollout", daemon=True).start()
 
-    def feed(self, engine: Engine, starts: int, client: EngineClient) -> None:
+    def feed(self, engine: Engine, starts: int, client: Client) -> None:
         """Thread: one prompt after another, until none waits or the server fails (the prompt then waits
         again).
         """
@@ -216,7 +215,7 @@ class _Collection:
             return
         if self.version is not None and served != self.version:
             raise EngineError(
-                f"vllm-{engine.index} serves weight version {served} after its restart, this rollout began "
+                f"{engine.name} serves weight version {served} after its restart, this rollout began "
                 f"with {self.version}; give collect a `resync` that pushes the current weights"
             )
         self.restarting.discard(engine.index)
@@ -230,7 +229,7 @@ def served_version(engines: Sequence[Engine]) -> int | None:
     versions: dict[str, int] = {}
     for engine in engines:
         try:
-            versions[f"vllm-{engine.index}"] = engine.client.weight_version()
+            versions[engine.name] = engine.client.weight_version()
         except EngineError:
             continue  # dead before the rollout began: its first request fails and restarts it
     if len(set(versions.values())) > 1:

@@ -1,26 +1,20 @@
-"""Reward models beside the rollouts: one vLLM server each, asked for the value of a response."""
+"""Reward models beside the rollouts: one engine each, asked for the value of a response."""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 import json
 import math
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
-from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import PreferenceConfig
 from megatron_r1.config.shape import load_shape
 from megatron_r1.data.preferences import JudgedEncoder, Part
 from megatron_r1.data.template import Template
 from megatron_r1.data.tokenizer import load_tokenizer
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.base import Engine
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.types import Problem
 
@@ -31,11 +25,8 @@ CHOICES = {"part": get_args(Part), "template": get_args(Template)}
 class RewardModelServer:
     """A reward model and its server. Start it with `engine.start()`, wait with `engine.wait_ready()`, close it."""
 
-    def __init__(
-        self, config: PreferenceConfig, rollout: RolloutConfig, *, run_dir: Path, engine: Engine | None = None
-    ) -> None:
-        """`engine`: a server that is supervised elsewhere; None: one of our own. Raises ConfigError for a folder that
-        is no reward model stage's."""
+    def __init__(self, config: PreferenceConfig, engine: Engine) -> None:
+        """`engine`: of config.model, not started. Raises ConfigError for a folder that is no reward model stage's."""
         self.config = config
         if not load_shape(config.model).reward_head:
             raise ConfigError(
@@ -47,14 +38,7 @@ class RewardModelServer:
         self.encoder = JudgedEncoder(
             template=self.scale["template"], tokenizer=load_tokenizer(config.model), part=self.scale["part"]
         )
-        self.engine = engine or Engine(
-            dataclasses.replace(rollout, tensor_parallel=config.tensor_parallel, num_engines=1, devices=()),
-            model_path=config.model,
-            run_dir=run_dir,
-            name=f"reward-{config.name}",
-            visible_devices=config.devices or None,
-            reward_model=True,
-        )
+        self.engine = engine
         self._pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix=f"reward-{config.name}")
         self._restart = threading.Lock()
         self._closed = False
@@ -65,19 +49,6 @@ class RewardModelServer:
         EngineError past the restarts of the server."""
         return self._pool.submit(self._score, problem, response)
 
-    def value(self, token_ids: Sequence[int]) -> float:
-        """The model's value of a prompt and judged response, as it is. EngineError if the server fails."""
-        # Without its activation, which would squash the value into (0, 1).
-        body = {"input": [list(map(int, token_ids))], "task": "classify", "use_activation": False}
-        body["encoding_format"] = "base64"  # JSON has no NaN and no infinity, for which the server would answer 500
-        body["model"] = str(self.config.model)
-        answer = self.engine.client.work("/pooling", body)
-        try:
-            (value,) = np.frombuffer(base64.b64decode(answer["data"][0]["data"]), dtype="<f4")
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise EngineError(f"{self.engine.name}: expected one value, got {answer!r:.300}") from error
-        return float(value)
-
     def _score(self, problem: Problem, response: str) -> float:
         token_ids = self.encoder.encode(problem.messages, response, where=problem.id).tolist()
         # What is longer than the server takes is judged by its end, as the value is the last token's.
@@ -85,14 +56,14 @@ class RewardModelServer:
         with self._restart:  # while it is restarted nothing can be asked, and would be taken for another failure
             starts = self.engine.starts
         try:
-            value = self.value(token_ids)
+            value = self.engine.client.value(token_ids)
         except EngineError:
             with self._restart:
                 if self._closed:
                     raise
                 if self.engine.starts == starts:  # nobody else has restarted it meanwhile
                     self.engine.restart()
-            value = self.value(token_ids)
+            value = self.engine.client.value(token_ids)
         return (value - self.scale["value_mean"]) / self.scale["value_std"]
 
     def close(self) -> None:

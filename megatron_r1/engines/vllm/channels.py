@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from megatron_r1.config import RolloutConfig
+from megatron_r1.engines.base import RequestError
 from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.source import TrackedSource
 from megatron_r1.engines.vllm import host_memory
-from megatron_r1.engines.vllm.client import RequestError
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.gloo_channel import LOOPBACK, GlooMeeting, meet, transfer
 from megatron_r1.engines.vllm.host_memory import HostMemory, slot_bytes_for

@@ -8,9 +8,10 @@ and scheduling over several engines are in collect.py.
 
 from __future__ import annotations
 
+import base64
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ import urllib3
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.config.deadlines import stall_seconds, transfer_seconds
+from megatron_r1.engines.base import Decode, RequestError, check_room
 from megatron_r1.engines.vllm.auth import authorization
 from megatron_r1.engines.vllm.progress import ProgressWatch, Wires, count_tokens
-from megatron_r1.errors import EngineError, UserError
+from megatron_r1.errors import EngineError
 from megatron_r1.types import Completion
 
 HEALTH_TIMEOUT_SECONDS = 5.0
@@ -32,27 +34,25 @@ POOLED_CONNECTIONS = 512
 START_VERSION = "default"
 """What vLLM calls the weights it was started with."""
 
-Decode = Callable[[Sequence[int]], str]
-
-
-class RequestError(UserError, ValueError):
-    """The server refused a request (4xx): the request is at fault, sending it again will not help."""
-
 
 class UnavailableError(EngineError):
     """The server takes no requests now (503)."""
 
 
 class EngineClient:
-    """A connection pool to one server; safe to use from many threads.
+    """A connection pool to one server; safe to use from many threads (engines.base.Client).
 
     Errors: EngineError when the server cannot be reached, answers 5xx or nonsense; RequestError when it
-    refuses the request; ValueError for a prompt or sequence that has no room, before anything is sent.
+    refuses the request (4xx); ValueError for a prompt or sequence that has no room, before anything is sent.
     """
 
-    def __init__(self, base_url: str, *, token: str, config: RolloutConfig, weight_bytes: int = 0) -> None:
-        """`weight_bytes`: of the folder that the server started from; a sync's deadlines follow from it."""
+    def __init__(
+        self, base_url: str, *, token: str, config: RolloutConfig, model: str = "", weight_bytes: int = 0
+    ) -> None:
+        """`model`: the name under which the server knows its model. `weight_bytes`: of the folder that it started
+        from; a sync's deadlines follow from it."""
         self.base_url = base_url
+        self.model = model
         self.config = config
         self.transfer_seconds = transfer_seconds(config, weight_bytes)
         self.headers = {"Content-Type": "application/json", **authorization(token)}
@@ -199,6 +199,19 @@ class EngineClient:
             logprobs[position] = entries[position][str(int(token_ids[position]))]["logprob"]
         return logprobs
 
+    def value(self, token_ids: Sequence[int]) -> float:
+        """A reward model's value after the last token, as it is: without its activation, which would squash it into
+        (0, 1)."""
+        body = {"input": [list(map(int, token_ids))], "task": "classify", "use_activation": False}
+        body["encoding_format"] = "base64"  # JSON has no NaN and no infinity, for which the server would answer 500
+        body["model"] = self.model
+        answer = self.work("/pooling", body)
+        try:
+            (value,) = np.frombuffer(base64.b64decode(answer["data"][0]["data"]), dtype="<f4")
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EngineError(f"{self.base_url}: expected one value, got {answer!r:.300}") from error
+        return float(value)
+
 
 def decoded(answer: bytes) -> Any:
     return json.loads(answer) if answer else None
@@ -221,16 +234,3 @@ def completion(choice: dict[str, Any], decode: Decode | None) -> Completion:
 
 def parse_version(reported: str) -> int:
     return 0 if reported == START_VERSION else int(reported)
-
-
-def check_room(token_ids: Sequence[int], max_model_len: int) -> int:
-    """Tokens that still fit after `token_ids`. Raises ValueError when there are none."""
-    room = max_model_len - len(token_ids)
-    if len(token_ids) == 0:
-        raise ValueError("the prompt is empty; it must hold at least one token (the template's or a BOS token)")
-    if room < 1:
-        raise ValueError(
-            f"rollout.max_model_len: a prompt of {len(token_ids)} tokens leaves no room for an answer in "
-            f"{max_model_len}; raise rollout.max_model_len or drop the problem"
-        )
-    return room

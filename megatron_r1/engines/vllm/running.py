@@ -14,7 +14,8 @@ import numpy as np
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.config.schema import RunningServerConfig
-from megatron_r1.engines.vllm.client import Decode, EngineClient, RequestError, check_room
+from megatron_r1.engines.base import Decode, RequestError, check_room
+from megatron_r1.engines.vllm.client import EngineClient
 from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.types import Completion
@@ -27,8 +28,7 @@ class CompletionsClient(EngineClient):
 
     def __init__(self, server: RunningServerConfig, config: RolloutConfig) -> None:
         token = server.token_file.read_text(encoding="utf-8").strip() if server.token_file else ""
-        super().__init__(server.url.rstrip("/").removesuffix("/v1"), token=token, config=config)
-        self.model = server.model
+        super().__init__(server.url.rstrip("/").removesuffix("/v1"), token=token, config=config, model=server.model)
 
     def weight_version(self) -> int:
         """0: whoever runs the server knows."""

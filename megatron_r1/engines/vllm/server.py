@@ -30,6 +30,7 @@ import psutil
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.deadlines import folder_bytes, start_seconds
+from megatron_r1.engines.base import start_all
 from megatron_r1.engines.vllm.auth import new_token
 from megatron_r1.engines.vllm.client import EngineClient
 from megatron_r1.engines.vllm.command import NodeSpan, server_command, server_environment
@@ -167,8 +168,14 @@ class Engine:
             f"http://{self.host}:{self.port}",
             token=self.token,
             config=self.config,
+            model=str(self.model_path),
             weight_bytes=folder_bytes(self.model_path),
         )
+
+    @property
+    def where(self) -> str:
+        """Its address and its log."""
+        return f"{self.host}:{self.port}, log {self.log_path}"
 
     @property
     def start_seconds(self) -> float:
@@ -308,20 +315,6 @@ def start_engines(
         for index in range(config.num_engines)
     )
     return start_all(engines, progress)
-
-
-def start_all(engines: Sequence[Engine], progress: Callable[[str], None] | None = None) -> tuple[Engine, ...]:
-    """Start these together and wait for all. If one fails, all are stopped and its EngineError is raised."""
-    try:
-        for engine in engines:
-            engine.start()
-        for engine in engines:
-            engine.wait_ready(progress)
-    except BaseException:
-        for engine in engines:
-            engine.stop()
-        raise
-    return tuple(engines)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

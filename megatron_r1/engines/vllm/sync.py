@@ -11,28 +11,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from megatron_r1.config import RolloutConfig
+from megatron_r1.engines import base
+from megatron_r1.engines.base import RequestError, SyncReport
 from megatron_r1.engines.buckets import ParamSpec, num_bytes
 from megatron_r1.engines.source import TrackedSource, WeightSource, check_parameters, read_shapes
 from megatron_r1.engines.vllm.channels import Channel, open_channel
-from megatron_r1.engines.vllm.client import RequestError
 from megatron_r1.engines.vllm.server import Engine, private_directory
 from megatron_r1.errors import EngineError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncReport:
-    """One push: the version served after it, bytes sent, seconds in all and by part (rank 0; others know
-    seconds).
-    """
-
-    version: int
-    num_bytes: int
-    seconds: float
-    parts: dict[str, float] = field(default_factory=dict)
 
 
 class WeightSync:
@@ -63,7 +52,7 @@ class WeightSync:
         self.channel: Channel | None = None
         self.private_dir = private_directory() if rank == 0 else None
 
-    def push(self, version: int, engines: Sequence[Engine] | None = None) -> SyncReport:
+    def push(self, version: int, engines: Sequence[base.Engine] | None = None) -> SyncReport:
         """Make `engines` (default all) serve the source's current weights as `version`. Collective.
 
         Raises ValueError for names or shapes that the model does not have (on every rank, nothing sent) and
@@ -76,7 +65,8 @@ class WeightSync:
         self.source.begin()
         parts: dict[str, float] = {}
         if self.rank == 0:
-            self.drive(version, specs, tuple(engines or self.engines), parts)
+            chosen = cast("Sequence[Engine]", engines or self.engines)  # some of ours
+            self.drive(version, specs, tuple(chosen), parts)
         else:
             self.follow(specs)
         if engines is None or len(engines) == len(self.engines):

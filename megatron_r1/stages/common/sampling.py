@@ -17,7 +17,7 @@ from megatron_r1.data.jsonl import read_problems
 from megatron_r1.data.source import problems_from
 from megatron_r1.data.template import PromptRoom, Template, encode_prompt
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.base import Engine
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.progress import duration
 from megatron_r1.rewards.compose import Scorer

@@ -1,4 +1,4 @@
-"""A stage's vLLM servers, and the GPUs that each sees. Rank 0 starts them on its own host, or attaches to those that
+"""A stage's servers, and the GPUs that each sees. Rank 0 starts them on its own host, or attaches to those that
 the job's other nodes supervise (serve.py)."""
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 
 from megatron_r1.cluster.task import own_address, this_task
 from megatron_r1.config.schema import RolloutConfig
-from megatron_r1.engines.vllm.attached import AttachedEngine
-from megatron_r1.engines.vllm.server import Engine, start_all, start_engines
+from megatron_r1.engines.base import Engine, start_all
+from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.errors import ConfigError
 
 
@@ -52,17 +52,15 @@ def start_rollouts(
     rollout: RolloutConfig, *, model_path: Path, run_dir: Path, seed: int, visible_devices: Sequence[str | None] = ()
 ) -> tuple[Engine, ...]:
     """rollout.num_engines servers of `model_path`, ready: processes of ours, or those of the job's server nodes."""
-    if attached(rollout, model_path, run_dir) is None:
-        return start_engines(
-            rollout, model_path=model_path, run_dir=run_dir, seed=seed, visible_devices=visible_devices
-        )
+    devices = visible_devices or (None,) * rollout.num_engines
     engines = [
-        attached(rollout, model_path, run_dir, index=index, seed=seed + index) for index in range(rollout.num_engines)
+        make_engine(rollout, model_path, run_dir, index=index, seed=seed + index, visible_devices=devices[index])
+        for index in range(rollout.num_engines)
     ]
-    return start_all([engine for engine in engines if engine is not None])
+    return start_all(engines)
 
 
-def attached(
+def make_engine(
     rollout: RolloutConfig,
     model_path: Path,
     run_dir: Path,
@@ -70,13 +68,24 @@ def attached(
     name: str = "",
     index: int = 0,
     seed: int = 0,
+    visible_devices: str | None = None,
     reward_model: bool = False,
-) -> Engine | None:
-    """A server of the job's server nodes; None if this is no such job, or its servers are rank 0's."""
-    task = this_task()
+) -> Engine:
+    """A server, not started: of the job's server nodes, or this process's where there are none (it alone has
+    `visible_devices`: the others' places say which GPUs they see)."""
+    kind, task = engine_kind(rollout), this_task()
     if task is None or not task.has_servers:
-        return None
-    return AttachedEngine(
+        return kind.local(
+            rollout,
+            model_path=model_path,
+            run_dir=run_dir,
+            index=index,
+            seed=seed,
+            name=name,
+            visible_devices=visible_devices,
+            reward_model=reward_model,
+        )
+    return kind.attached(
         rollout,
         model_path=model_path,
         run_dir=run_dir,

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from megatron_r1.data.tokenizer import load_tokenizer
-from megatron_r1.engines.vllm.running import RunningServer
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.base import Engine
+from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.observe.metrics import JsonLines, plain_json, write_json
 from megatron_r1.observe.progress import duration
 from megatron_r1.rewards.compose import Scorer
@@ -115,7 +115,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def _engines(config: EvaluateConfig, folder: Path) -> Iterator[Sequence[Engine]]:
     """Servers of our own for as long as they are needed, or the one that config.server names."""
     if config.server.url:
-        yield (RunningServer(config.server, config.rollout, model_path=folder, run_dir=config.run_dir),)
+        kind = engine_kind(config.rollout)
+        yield (kind.running(config.server, config.rollout, model_path=folder, run_dir=config.run_dir),)
         return
     with running_engines(config.rollout, folder=folder, run_dir=config.run_dir, seed=config.seed) as engines:
         yield engines

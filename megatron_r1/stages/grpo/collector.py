@@ -20,8 +20,7 @@ import torch.distributed as dist
 from megatron_r1.config.schema import DataConfig, RolloutConfig, SamplingConfig
 from megatron_r1.data.template import encode_prompt
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.engines.vllm.server import Engine
-from megatron_r1.engines.vllm.sync import WeightSync
+from megatron_r1.engines.base import Engine, WeightSync
 from megatron_r1.observe.watch import Watch
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.collect import Group, collect

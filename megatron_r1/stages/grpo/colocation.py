@@ -18,10 +18,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.config.schema import RolloutConfig, TrainConfig
+from megatron_r1.engines.base import Client, Engine, RequestError
 from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.source import WeightSource
-from megatron_r1.engines.vllm.client import EngineClient, RequestError
-from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.errors import EngineError
 from megatron_r1.policy.offload import Offload
 from megatron_r1.policy.policy import Policy
@@ -120,7 +119,7 @@ class Colocation:
             dist.barrier()
             on_rank_zero(start)
 
-    def _each(self, call: Callable[[EngineClient], None]) -> None:
+    def _each(self, call: Callable[[Client], None]) -> None:
         """Rank 0 asks every living server at once; all ranks wait. One that fails is stopped: a rollout or the next
         sync starts it again, as one that died."""
 

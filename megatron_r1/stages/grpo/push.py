@@ -1,13 +1,12 @@
 """A push of the policy's weights that outlives its servers: one that has died, or dies of it, is started again.
 
-How weights travel is engines/vllm/sync.py's; who has the memory meanwhile is colocation.py's."""
+How weights travel is the engine's (engines/base.py); who has the memory meanwhile is colocation.py's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_r1.engines.vllm.server import Engine
-from megatron_r1.engines.vllm.sync import SyncReport, WeightSync
+from megatron_r1.engines.base import Engine, SyncReport, WeightSync
 from megatron_r1.errors import EngineError
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.stages.grpo.colocation import Colocation

@@ -23,10 +23,10 @@ from megatron_r1.data.problems import ProblemSplit, load_problems
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.template import PromptRoom
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_r1.engines.base import Engine
+from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.engines.quantised import QuantisedSource
 from megatron_r1.engines.source import WeightSource, read_shapes
-from megatron_r1.engines.vllm.server import Engine
-from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import duration
 from megatron_r1.observe.report import write_report
@@ -67,7 +67,7 @@ def _run(
     watch.before_the_end(lambda: stop_all([*engines, *graders.engines]))
     try:
         on_rank_zero(lambda: graders.start(config, split))
-        say(f"starting {config.rollout.num_engines} vLLM server(s) on {model.path}")
+        say(f"starting {config.rollout.num_engines} {config.rollout.engine} server(s) on {model.path}")
         marked = time.perf_counter()
         with watch.phase("start"):
             policy, engines = _policy_and_engines(config, shape, device, model, say)
@@ -182,7 +182,7 @@ def _wired(
     """What the loop is to call. A collective."""
     colocation = Colocation(config.rollout, config.train, policy, engines, say)
     colocation.started_asleep()
-    sync = WeightSync(
+    sync = engine_kind(config.rollout).weight_sync(
         config.rollout,
         source=ResidentSource(_source(config, policy), colocation.offload),
         engines=engines,
@@ -272,5 +272,5 @@ def _policy_and_engines(
 
         on_rank_zero(wait)
     for engine in ready[0]:
-        say(f"vllm-{engine.index} serves on {engine.host}:{engine.port}, log {engine.log_path}")
+        say(f"{engine.name} serves on {engine.where}")
     return policy, ready[0]

@@ -6,9 +6,9 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.base import Engine
 from megatron_r1.rollout.preference import RewardModelServer
-from megatron_r1.stages.common.servers import attached, own_devices
+from megatron_r1.stages.common.servers import make_engine, own_devices
 from megatron_r1.stages.grpo.config import GRPOConfig
 
 
@@ -28,10 +28,15 @@ def start_reward_models(config: GRPOConfig) -> list[RewardModelServer]:
             beside = dataclasses.replace(
                 config.rollout, tensor_parallel=preference.tensor_parallel, num_engines=1, devices=()
             )
-            engine = attached(
-                beside, preference.model, config.run_dir, name=f"reward-{preference.name}", reward_model=True
+            engine = make_engine(
+                beside,
+                preference.model,
+                config.run_dir,
+                name=f"reward-{preference.name}",
+                visible_devices=preference.devices or None,
+                reward_model=True,
             )
-            server = RewardModelServer(preference, config.rollout, run_dir=config.run_dir, engine=engine)
+            server = RewardModelServer(preference, engine)
             servers.append(server)
             server.engine.start()
     except BaseException:
@@ -54,12 +59,8 @@ def start_teacher(config: GRPOConfig) -> list[Engine]:
         vllm_args=(),
         draft_tokens=0,
     )
-    engine = attached(rollout, teacher.model, config.run_dir, name="teacher") or Engine(
-        rollout,
-        model_path=teacher.model,
-        run_dir=config.run_dir,
-        name="teacher",
-        visible_devices=teacher.devices or None,
+    engine = make_engine(
+        rollout, teacher.model, config.run_dir, name="teacher", visible_devices=teacher.devices or None
     )
     engine.start()
     return [engine]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.base import Engine
 from megatron_r1.types import Completion, RolloutGroup
 
 REQUESTS_AT_ONCE = 64

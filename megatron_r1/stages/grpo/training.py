@@ -16,8 +16,7 @@ from megatron_r1.data.problems import ProblemSplit
 from megatron_r1.data.stream import ProblemStream
 from megatron_r1.data.template import render_prompt
 from megatron_r1.data.tokenizer import Tokenizer
-from megatron_r1.engines.vllm.server import Engine
-from megatron_r1.engines.vllm.sync import WeightSync
+from megatron_r1.engines.base import Engine, WeightSync
 from megatron_r1.errors import EngineError
 from megatron_r1.observe.metrics import JsonLines, keep_steps
 from megatron_r1.observe.progress import Progress

@@ -11,7 +11,8 @@ import pytest
 
 from megatron_r1.config import SamplingConfig
 from megatron_r1.config.schema import RunningServerConfig
-from megatron_r1.engines.vllm.client import EngineClient, RequestError
+from megatron_r1.engines.base import RequestError
+from megatron_r1.engines.vllm.client import EngineClient
 from megatron_r1.engines.vllm.running import RunningServer
 from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.engines.vllm.sync import WeightSync

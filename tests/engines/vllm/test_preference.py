@@ -19,6 +19,7 @@ import urllib3
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig
 from megatron_r1.engines.vllm.command import server_command
+from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.preference import RewardModelServer, read_scale
@@ -49,6 +50,12 @@ def preference(folder: Path) -> PreferenceConfig:
     return PreferenceConfig(name="helpful", model=folder, domains=("general",))
 
 
+def made(preference: PreferenceConfig, config: RolloutConfig, run_dir: Path) -> RewardModelServer:
+    """With a server on this host, not started."""
+    engine = Engine(config, model_path=preference.model, run_dir=run_dir, name="reward-helpful", reward_model=True)
+    return RewardModelServer(preference, engine)
+
+
 def copy_of(folder: Path, target: Path, **files: str | None) -> Path:
     """The folder with the named files replaced (or left out: None); `_` stands for the dot."""
     target.mkdir()
@@ -64,7 +71,7 @@ def copy_of(folder: Path, target: Path, **files: str | None) -> Path:
 
 def refusal(folder: Path, config: RolloutConfig, run_dir: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        RewardModelServer(preference(folder), config, run_dir=run_dir)
+        made(preference(folder), config, run_dir)
     return str(caught.value)
 
 
@@ -101,7 +108,7 @@ def test_a_folder_that_does_not_say_how_it_judges_is_refused(config, judge, tmp_
 
 def test_a_sound_folder_is_taken(config, judge, tmp_path):
     assert read_scale(judge) == SCALE
-    server = RewardModelServer(preference(judge), config, run_dir=tmp_path)
+    server = made(preference(judge), config, tmp_path)
     assert server.engine.name == "reward-helpful" and server.encoder.part == "answer"
     server.close()
     server.close()  # twice does nothing more
@@ -119,11 +126,11 @@ def test_the_server_gives_values_and_takes_no_weights(config, judge):
 @pytest.fixture(scope="module")
 def server(config: RolloutConfig, judge: Path, tmp_path_factory) -> Iterator[RewardModelServer]:
     limited = dataclasses.replace(config, max_model_len=48, max_restarts=2)
-    made = RewardModelServer(preference(judge), limited, run_dir=tmp_path_factory.mktemp("reward-run"))
-    made.engine.start()
-    made.engine.wait_ready()
-    yield made
-    made.close()
+    served = made(preference(judge), limited, tmp_path_factory.mktemp("reward-run"))
+    served.engine.start()
+    served.engine.wait_ready()
+    yield served
+    served.close()
 
 
 class Values:
@@ -151,7 +158,7 @@ def test_a_served_reward_model(server: RewardModelServer, judge: Path) -> None:
     values = [expected(ids) for ids in texts]
     assert np.ptp(values) > 0.5
     before = server.engine.client.count_tokens()
-    np.testing.assert_allclose([server.value(ids) for ids in texts], values, atol=1e-4)
+    np.testing.assert_allclose([server.engine.client.value(ids) for ids in texts], values, atol=1e-4)
     after = server.engine.client.count_tokens()
     assert before is not None and after is not None and after >= before + 97  # 1 + 2 + 17 + 30 + 47 tokens are progress
 
@@ -201,14 +208,14 @@ def test_a_served_reward_model_whose_head_is_broken(config: RolloutConfig, judge
     weights["score.weight"][0, 0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     limited = dataclasses.replace(config, max_model_len=48)
-    server = RewardModelServer(preference(broken), limited, run_dir=tmp_path / "run")
+    server = made(preference(broken), limited, tmp_path / "run")
     problem = Problem(
         id="a", domain="general", grader="exact", answer="w7", messages=({"role": "user", "content": "w5"},)
     )
     try:
         server.engine.start()
         server.engine.wait_ready()
-        assert np.isnan(server.value([5, 9, 12]))
+        assert np.isnan(server.engine.client.value([5, 9, 12]))
         totals = {}
         for weight in (0.0, 1.0):
             server.config = dataclasses.replace(server.config, weight=weight)

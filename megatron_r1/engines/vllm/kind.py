@@ -1,0 +1,135 @@
+"""vLLM as a kind of engine: what rollout.engine `vllm` names."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from megatron_r1.config import RolloutConfig
+from megatron_r1.config.schema import RunningServerConfig
+from megatron_r1.engines import base
+from megatron_r1.engines.source import WeightSource
+from megatron_r1.engines.vllm.attached import AttachedEngine, ServerFiles
+from megatron_r1.engines.vllm.check_arguments import parser_faults
+from megatron_r1.engines.vllm.running import RunningServer
+from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.supervise import follow, supervise
+from megatron_r1.engines.vllm.sync import WeightSync
+
+
+class VLLM(base.EngineKind):
+    """Servers in processes of their own: this one's, those of other nodes, or somebody else's."""
+
+    def local(
+        self,
+        config: RolloutConfig,
+        *,
+        model_path: Path,
+        run_dir: Path,
+        index: int = 0,
+        seed: int = 0,
+        name: str = "",
+        visible_devices: str | None = None,
+        reward_model: bool = False,
+    ) -> Engine:
+        return Engine(
+            config,
+            model_path=model_path,
+            run_dir=run_dir,
+            index=index,
+            seed=seed,
+            name=name,
+            visible_devices=visible_devices,
+            reward_model=reward_model,
+        )
+
+    def weight_sync(
+        self,
+        config: RolloutConfig,
+        *,
+        source: WeightSource,
+        engines: Sequence[base.Engine],
+        model_path: Path,
+        rank: int,
+    ) -> WeightSync:
+        own = cast("Sequence[Engine]", engines)  # made by `local` or `attached`
+        return WeightSync(config, source=source, engines=own, model_path=model_path, rank=rank)
+
+    def attached(
+        self,
+        config: RolloutConfig,
+        *,
+        model_path: Path,
+        run_dir: Path,
+        attempt: str,
+        trainer_host: str,
+        index: int = 0,
+        seed: int = 0,
+        name: str = "",
+        reward_model: bool = False,
+    ) -> AttachedEngine:
+        return AttachedEngine(
+            config,
+            model_path=model_path,
+            run_dir=run_dir,
+            attempt=attempt,
+            trainer_host=trainer_host,
+            index=index,
+            seed=seed,
+            name=name,
+            reward_model=reward_model,
+        )
+
+    def supervisor(
+        self,
+        config: RolloutConfig,
+        *,
+        run_dir: Path,
+        logs: Path,
+        attempt: str,
+        host: str,
+        visible_devices: str | None,
+        index: int,
+        name: str,
+        nodes: int,
+        node: int,
+        reward_model: bool,
+    ) -> Part:
+        engine = Engine(
+            config,
+            model_path=run_dir,  # the trainer says which model, when it asks for the server
+            run_dir=logs,
+            index=index,
+            host=host,
+            visible_devices=visible_devices,
+            name=name if node == 0 else f"{name}-node{node}",
+            reward_model=reward_model,
+        )
+        return Part(engine, ServerFiles(run_dir, name, attempt=attempt), nodes=nodes, node=node)
+
+    def running(
+        self, server: RunningServerConfig, config: RolloutConfig, *, model_path: Path, run_dir: Path
+    ) -> RunningServer:
+        return RunningServer(server, config, model_path=model_path, run_dir=run_dir)
+
+    def faults(self, config: RolloutConfig) -> list[str]:
+        return parser_faults(config)
+
+
+class Part:
+    """A node's part of a server: node 0's answers requests, the others' join it."""
+
+    def __init__(self, engine: Engine, files: ServerFiles, *, nodes: int, node: int) -> None:
+        self._engine, self._files, self._nodes, self._node = engine, files, nodes, node
+        self.name, self.log_path = engine.name, engine.log_path
+
+    def run(self, ended: threading.Event) -> None:
+        if self._node:
+            follow(self._engine, self._files, ended, nodes=self._nodes, node=self._node)
+        else:
+            supervise(self._engine, self._files, ended, nodes=self._nodes)
+
+    def stop(self) -> None:
+        self._engine.stop()

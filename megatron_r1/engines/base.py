@@ -264,7 +264,7 @@ class EngineKind:
         """The other side of `attached`: part `node` of `nodes` of the engine `name`."""
         raise ConfigError(self._refuses("has no servers on nodes of their own: give the job none"))
 
-    def running(self, server: RunningServerConfig, config: RolloutConfig, *, model_path: Path, run_dir: Path) -> Engine:
+    def running(self, server: RunningServerConfig, config: RolloutConfig) -> Engine:
         """A server that somebody else runs (`server.url`). ConfigError if it does not answer or has not the model."""
         raise ConfigError(self._refuses("asks no server of somebody else's: leave server.url empty"))
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
-from megatron_r1.engines.vllm.server import Engine, start_engines
+from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -97,7 +97,7 @@ def tokens(length: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(3, VOCABULARY, length).tolist()
 
 
-def checksums(engine: Engine) -> dict[str, str]:
+def checksums(engine: LocalEngine) -> dict[str, str]:
     """vLLM's own, of each parameter of each worker."""
     return engine.client.request("POST", "/weight_checker", {"action": "checksum"})["checksums"]
 
@@ -122,7 +122,7 @@ def config(device, vllm) -> RolloutConfig:
 
 
 @pytest.fixture(scope="module")
-def engine(config, folders, tmp_path_factory) -> Iterator[Engine]:
+def engine(config, folders, tmp_path_factory) -> Iterator[LocalEngine]:
     (engine,) = start_engines(config, model_path=folders[0], run_dir=tmp_path_factory.mktemp("run"))
     with engine:
         yield engine

@@ -25,7 +25,7 @@ from sync import ROLLOUT, sequences  # noqa: E402
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, SamplingConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack, unpack  # noqa: E402
-from megatron_r1.engines.vllm.server import Engine, start_engines  # noqa: E402
+from megatron_r1.engines.vllm.server import LocalEngine, start_engines  # noqa: E402
 from megatron_r1.engines.vllm.sync import WeightSync  # noqa: E402
 from megatron_r1.errors import EngineError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
@@ -45,7 +45,7 @@ AWAY = {"weights", "gradients", "optimizer"}
 class WatchedEngine:
     """Notes what of the trainer was away whenever the server was started again."""
 
-    def __init__(self, engine: Engine, colocation: Colocation) -> None:
+    def __init__(self, engine: LocalEngine, colocation: Colocation) -> None:
         self.at_restarts: list[set[str]] = []
         restart = engine.restart
 
@@ -59,7 +59,7 @@ class WatchedEngine:
 class Turns:
     """What the cases share."""
 
-    def __init__(self, root: Path, engines: tuple[Engine, ...]) -> None:
+    def __init__(self, root: Path, engines: tuple[LocalEngine, ...]) -> None:
         self.engines, self.said = engines, list[str]()
         self.policy = Policy(
             load_shape(root),

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from megatron_r1.config import RolloutConfig
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.base import Progress
+from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.errors import EngineError
 from megatron_r1.files import write_whole
 from megatron_r1.observe.metrics import write_json
@@ -107,7 +107,7 @@ class ServerFiles:
 
 
 class AttachedEngine(Engine):
-    """An Engine whose process a supervisor on another node starts, watches and ends at our request."""
+    """A vLLM server whose process a supervisor on another node starts, watches and ends at our request."""
 
     def __init__(
         self,
@@ -125,15 +125,20 @@ class AttachedEngine(Engine):
         super().__init__(
             config,
             model_path=model_path,
-            run_dir=run_dir,
+            trainer_host=trainer_host,
             index=index,
             seed=seed,
             name=name,
             reward_model=reward_model,
         )
-        self.trainer_host = trainer_host
         self.files = ServerFiles(run_dir, self.name, attempt=attempt)
         self._running = False
+
+    @property
+    def where(self) -> str:
+        """Its address and its log, once it is ready."""
+        record = self._record()
+        return "no address yet" if record is None else f"{record.host}:{record.port}, log {record.log}"
 
     def start(self) -> None:
         """Ask for the next incarnation; returns at once (see wait_ready)."""
@@ -142,7 +147,7 @@ class AttachedEngine(Engine):
         self._running = True
         self._ask()
 
-    def wait_ready(self, progress: Callable[[str], None] | None = None) -> float:
+    def wait_ready(self, progress: Progress | None = None) -> float:
         """Block until the server answers; returns the seconds waited. EngineError if it cannot start, or if nobody
         starts it within `start_seconds`. The supervisor's wait is as long and begins later: it has the last word."""
         limit = self.start_seconds
@@ -150,9 +155,7 @@ class AttachedEngine(Engine):
         while True:
             record, waited = self._record(), time.monotonic() - begun
             if record is not None and record.state == "ready":
-                self.host, self.port, self.token = record.host, record.port, self.files.read_token()
-                self.log_path = Path(record.log)
-                self.client = self.connect()
+                self.client = self.connect(f"{record.host}:{record.port}", self.files.read_token())
                 if self.client.healthy():
                     return waited
             if record is not None and record.state in ("failed", "dead"):

@@ -19,9 +19,10 @@ from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.source import TrackedSource
 from megatron_r1.engines.vllm import host_memory
 from megatron_r1.engines.vllm.control import ControlPlane
+from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.gloo_channel import LOOPBACK, GlooMeeting, meet, transfer
 from megatron_r1.engines.vllm.host_memory import HostMemory, slot_bytes_for
-from megatron_r1.engines.vllm.server import Engine, free_port
+from megatron_r1.engines.vllm.server import free_port
 from megatron_r1.engines.vllm.trainer_source import vllm_source
 from megatron_r1.errors import EngineError
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from megatron_r1.engines.vllm.client import EngineClient
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.engine import Engine
 
 Result = TypeVar("Result")
 

@@ -13,8 +13,9 @@ from megatron_r1.engines import base
 from megatron_r1.engines.source import WeightSource
 from megatron_r1.engines.vllm.attached import AttachedEngine, ServerFiles
 from megatron_r1.engines.vllm.check_arguments import parser_faults
+from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.running import RunningServer
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.supervise import follow, supervise
 from megatron_r1.engines.vllm.sync import WeightSync
 
@@ -33,8 +34,8 @@ class VLLM(base.EngineKind):
         name: str = "",
         visible_devices: str | None = None,
         reward_model: bool = False,
-    ) -> Engine:
-        return Engine(
+    ) -> LocalEngine:
+        return LocalEngine(
             config,
             model_path=model_path,
             run_dir=run_dir,
@@ -97,7 +98,7 @@ class VLLM(base.EngineKind):
         node: int,
         reward_model: bool,
     ) -> Part:
-        engine = Engine(
+        engine = LocalEngine(
             config,
             model_path=run_dir,  # the trainer says which model, when it asks for the server
             run_dir=logs,
@@ -109,10 +110,8 @@ class VLLM(base.EngineKind):
         )
         return Part(engine, ServerFiles(run_dir, name, attempt=attempt), nodes=nodes, node=node)
 
-    def running(
-        self, server: RunningServerConfig, config: RolloutConfig, *, model_path: Path, run_dir: Path
-    ) -> RunningServer:
-        return RunningServer(server, config, model_path=model_path, run_dir=run_dir)
+    def running(self, server: RunningServerConfig, config: RolloutConfig) -> RunningServer:
+        return RunningServer(server, config)
 
     def faults(self, config: RolloutConfig) -> list[str]:
         return parser_faults(config)
@@ -121,7 +120,7 @@ class VLLM(base.EngineKind):
 class Part:
     """A node's part of a server: node 0's answers requests, the others' join it."""
 
-    def __init__(self, engine: Engine, files: ServerFiles, *, nodes: int, node: int) -> None:
+    def __init__(self, engine: LocalEngine, files: ServerFiles, *, nodes: int, node: int) -> None:
         self._engine, self._files, self._nodes, self._node = engine, files, nodes, node
         self.name, self.log_path = engine.name, engine.log_path
 

@@ -7,16 +7,14 @@ are the same as from servers of ours.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.config.schema import RunningServerConfig
-from megatron_r1.engines.base import Decode, RequestError, check_room
+from megatron_r1.engines.base import Decode, Progress, RequestError, check_room
 from megatron_r1.engines.vllm.client import EngineClient
-from megatron_r1.engines.vllm.server import Engine
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.types import Completion
 
@@ -87,26 +85,48 @@ def _completion(choice: dict, decode: Decode | None) -> Completion:
     )
 
 
-class RunningServer(Engine):
-    """An Engine whose process is somebody else's: it is never started or stopped, and its failure is final."""
+class RunningServer:
+    """An engine (engines.base.Engine) whose process is somebody else's: it is never started or stopped, and its failure
+    is final."""
 
-    def __init__(self, server: RunningServerConfig, rollout: RolloutConfig, *, model_path: Path, run_dir: Path) -> None:
+    index, name = 0, "vllm-0"
+    starts = 1
+
+    def __init__(self, server: RunningServerConfig, rollout: RolloutConfig) -> None:
         """ConfigError if the server does not answer, has not the model, or does not count tokens."""
-        super().__init__(dataclasses.replace(rollout, num_engines=1), model_path=model_path, run_dir=run_dir)
-        client = CompletionsClient(server, rollout)
-        names = client.models()
+        self.config = dataclasses.replace(rollout, num_engines=1)
+        self.client = CompletionsClient(server, rollout)
+        names = self.client.models()
         if server.model not in names:
             raise ConfigError(f"server.model is {server.model!r}; {server.url} has {', '.join(names) or 'none'}")
-        if client.count_tokens(CHECK_SECONDS) is None:
+        if self.client.count_tokens(CHECK_SECONDS) is None:
             raise ConfigError(
-                f"server.url: {client.base_url}/metrics has no counters of tokens, by which a stuck server is told "
+                f"server.url: {self.where}/metrics has no counters of tokens, by which a stuck server is told "
                 "from a slow one; start it without --disable-log-stats"
             )
-        self.client: EngineClient = client
 
-    def restart(self, progress: Callable[[str], None] | None = None) -> None:
+    @property
+    def where(self) -> str:
+        """Its address; its log is not ours."""
+        return self.client.base_url
+
+    def start(self) -> None:
+        """Nothing: it runs."""
+
+    def wait_ready(self, progress: Progress | None = None) -> float:
+        """It was ready when this was made."""
         del progress
-        raise EngineError(f"{self.client.base_url} failed; it is not ours to start again")
+        return 0.0
+
+    def alive(self) -> bool:
+        return self.client.healthy()
+
+    def restart(self, progress: Progress | None = None) -> None:
+        del progress
+        raise EngineError(f"{self.where} failed; it is not ours to start again")
+
+    def forgive(self) -> None:
+        """Nothing: no failure is counted."""
 
     def stop(self) -> None:
         """Nothing: it goes on running."""

@@ -1,9 +1,8 @@
-"""Start, watch, stop and restart vLLM api servers, one process group each.
+"""Start, watch and stop vLLM api servers on this host, one process group each.
 
-An Engine owns one server process and everything below it, its log file, its token and its private folder
-(mode 0700: unix sockets, rendezvous files, temporary files). A server serves the start checkpoint when it
-comes up, also after a restart: pushing newer weights is the caller's business (sync.py). Servers on other hosts
-are attached.py and supervise.py; TLS is not here.
+A LocalEngine owns one server process and everything below it, its log file, its token and its private folder
+(mode 0700: unix sockets, rendezvous files, temporary files). Servers on other hosts are attached.py and supervise.py;
+TLS is not here.
 
 What listens on a running server, and who can reach it: the HTTP port on `host` (token on every route); ZMQ
 sockets between vLLM's processes are unix sockets in the private folder; torch's rendezvous is a file there
@@ -23,17 +22,16 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from megatron_r1.config import RolloutConfig
-from megatron_r1.config.deadlines import folder_bytes, start_seconds
-from megatron_r1.engines.base import start_all
+from megatron_r1.engines.base import Progress, start_all
 from megatron_r1.engines.vllm.auth import new_token
-from megatron_r1.engines.vllm.client import EngineClient
 from megatron_r1.engines.vllm.command import NodeSpan, server_command, server_environment
+from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.errors import EngineError
 
 LOG_TAIL_LINES = 30
@@ -57,15 +55,11 @@ REMEDIES = {
 }
 
 
-class Engine:
-    """One vLLM server under supervision.
+class LocalEngine(Engine):
+    """One vLLM server whose process is this one's child.
 
-    Attributes: `index`; `starts`, how many times its process was started (it names an incarnation: weights
-    and connections made for an older one are gone); `failures`, how many incarnations ended by themselves since
-    the last whole rollout (`forgive`);
-    `client`, for the current incarnation; `log_path`, of all incarnations, and `log_begin`, where the current
-    one's part begins (bytes); `trainer_host`, the address under which the server's workers reach the trainer;
-    `span`, the node's part of a server over several nodes (set before `start`).
+    `log_path`: of all incarnations; `log_begin`, where the current one's part begins (bytes); `span`: the node's part
+    of a server over several nodes (set before `start`).
     """
 
     def __init__(
@@ -81,27 +75,27 @@ class Engine:
         name: str = "",
         reward_model: bool = False,
     ) -> None:
-        """`name`: of its log file, vllm-`index` if empty. `reward_model`: see command.server_command."""
-        self.config = config
-        self.model_path = Path(model_path)
-        self.index = index
-        self.name = name or f"vllm-{index}"
-        self.reward_model = reward_model
-        self.seed = seed
-        self.host = self.trainer_host = host
+        """`name` and `reward_model` as in Engine."""
+        super().__init__(
+            config,
+            model_path=model_path,
+            trainer_host=host,
+            index=index,
+            seed=seed,
+            name=name,
+            reward_model=reward_model,
+        )
+        self.host = host
         self.span: NodeSpan | None = None
         self.visible_devices = visible_devices
         self.log_path = Path(run_dir) / "logs" / f"{self.name}.log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        self.starts = 0
-        self.failures = 0
         self.log_begin = 0
         self.port = 0
         self.token = ""
         self.private_dir: tempfile.TemporaryDirectory[str] | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.exit_code: int | None = None
-        self.client = EngineClient("", token="", config=config)
 
     def start(self) -> None:
         """Start the process; returns at once (see wait_ready). Raises EngineError if it is already
@@ -114,7 +108,7 @@ class Engine:
         self.port = free_port(self.host)
         self.token = new_token()
         self.private_dir = private_directory()
-        self.client = self.connect()
+        self.client = self.connect(f"{self.host}:{self.port}", self.token)
         command = server_command(
             self.config,
             model_path=self.model_path,
@@ -162,27 +156,12 @@ class Engine:
         if failure:
             raise EngineError(f"{self.name} could not be started: {failure[0]}") from failure[0]
 
-    def connect(self) -> EngineClient:
-        """A client of the present incarnation."""
-        return EngineClient(
-            f"http://{self.host}:{self.port}",
-            token=self.token,
-            config=self.config,
-            model=str(self.model_path),
-            weight_bytes=folder_bytes(self.model_path),
-        )
-
     @property
     def where(self) -> str:
         """Its address and its log."""
         return f"{self.host}:{self.port}, log {self.log_path}"
 
-    @property
-    def start_seconds(self) -> float:
-        """How long its start may take."""
-        return start_seconds(self.config, folder_bytes(self.model_path))
-
-    def wait_ready(self, progress: Callable[[str], None] | None = None) -> float:
+    def wait_ready(self, progress: Progress | None = None) -> float:
         """Block until the server answers; returns the seconds waited.
 
         `progress` is called about every 5 s with a sentence. A port taken by another process meanwhile is
@@ -260,31 +239,6 @@ class Engine:
             private_dir.cleanup()
             self.private_dir = None
 
-    def restart(self, progress: Callable[[str], None] | None = None) -> None:
-        """Stop what is left and start anew with the start checkpoint's weights (version 0).
-
-        Raises EngineError past rollout.max_restarts in one rollout, and what `wait_ready` raises.
-        """
-        self.stop()
-        self.failures += 1
-        if self.failures > self.config.max_restarts:
-            raise self.death(
-                f"failed {self.failures} times since the last whole rollout; rollout.max_restarts is "
-                f"{self.config.max_restarts}"
-            )
-        self.start()
-        self.wait_ready(progress)
-
-    def forgive(self) -> None:
-        """A whole rollout has succeeded: what failed before it counts no more."""
-        self.failures = 0
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
 
 def start_engines(
     config: RolloutConfig,
@@ -294,8 +248,8 @@ def start_engines(
     seed: int = 0,
     host: str = "127.0.0.1",
     visible_devices: Sequence[str | None] = (),
-    progress: Callable[[str], None] | None = None,
-) -> tuple[Engine, ...]:
+    progress: Progress | None = None,
+) -> tuple[LocalEngine, ...]:
     """Start rollout.num_engines servers together and wait for all.
 
     `visible_devices[i]` is CUDA_VISIBLE_DEVICES of server i (default: the parent's). If one fails, all are
@@ -303,7 +257,7 @@ def start_engines(
     """
     devices = visible_devices or (None,) * config.num_engines
     engines = tuple(
-        Engine(
+        LocalEngine(
             config,
             model_path=model_path,
             run_dir=run_dir,

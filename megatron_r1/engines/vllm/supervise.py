@@ -12,11 +12,11 @@ from pathlib import Path
 
 from megatron_r1.engines.vllm.attached import POLL_SECONDS, Lost, Record, Request, ServerFiles, State
 from megatron_r1.engines.vllm.command import NodeSpan
-from megatron_r1.engines.vllm.server import Engine, free_port
+from megatron_r1.engines.vllm.server import LocalEngine, free_port
 from megatron_r1.errors import EngineError
 
 
-def supervise(engine: Engine, files: ServerFiles, ended: threading.Event, *, nodes: int = 1) -> None:
+def supervise(engine: LocalEngine, files: ServerFiles, ended: threading.Event, *, nodes: int = 1) -> None:
     """Serve until `ended` is set. `nodes` > 1: other nodes' parts (`follow`) join this one, which answers requests."""
     request: Request | None = None
     state: State = "stopped"
@@ -73,7 +73,7 @@ def supervise(engine: Engine, files: ServerFiles, ended: threading.Event, *, nod
         engine.stop()
 
 
-def follow(worker: Engine, files: ServerFiles, ended: threading.Event, *, nodes: int, node: int) -> None:
+def follow(worker: LocalEngine, files: ServerFiles, ended: threading.Event, *, nodes: int, node: int) -> None:
     """Be node `node` of a server over `nodes` nodes: come and go with the part that answers requests."""
     starts = 0
     try:

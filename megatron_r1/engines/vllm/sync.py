@@ -20,7 +20,8 @@ from megatron_r1.engines.base import RequestError, SyncReport
 from megatron_r1.engines.buckets import ParamSpec, num_bytes
 from megatron_r1.engines.source import TrackedSource, WeightSource, check_parameters, read_shapes
 from megatron_r1.engines.vllm.channels import Channel, open_channel
-from megatron_r1.engines.vllm.server import Engine, private_directory
+from megatron_r1.engines.vllm.engine import Engine
+from megatron_r1.engines.vllm.server import private_directory
 from megatron_r1.errors import EngineError
 
 

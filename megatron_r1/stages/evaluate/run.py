@@ -115,8 +115,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def _engines(config: EvaluateConfig, folder: Path) -> Iterator[Sequence[Engine]]:
     """Servers of our own for as long as they are needed, or the one that config.server names."""
     if config.server.url:
-        kind = engine_kind(config.rollout)
-        yield (kind.running(config.server, config.rollout, model_path=folder, run_dir=config.run_dir),)
+        yield (engine_kind(config.rollout).running(config.server, config.rollout),)
         return
     with running_engines(config.rollout, folder=folder, run_dir=config.run_dir, seed=config.seed) as engines:
         yield engines

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
 from megatron_r1.config import RolloutConfig
-from megatron_r1.engines.vllm.server import Engine, start_engines
+from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
 
 VOCABULARY = 128
@@ -136,7 +136,9 @@ def config() -> RolloutConfig:
 
 
 @pytest.fixture(scope="session")
-def engine(config: RolloutConfig, folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(
+    config: RolloutConfig, folders: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalEngine]:
     """A running server that started from folders[0]."""
     (engine,) = start_engines(config, model_path=folders[0], run_dir=tmp_path_factory.mktemp("run"))
     with engine:
@@ -144,7 +146,7 @@ def engine(config: RolloutConfig, folders: list[Path], tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def fresh_scores(engine: Engine) -> np.ndarray:
+def fresh_scores(engine: LocalEngine) -> np.ndarray:
     """What a server says of `prompt(100, 7)` before any weight was pushed to it (ask for it before
     pushing).
     """
@@ -159,7 +161,7 @@ def weights(folders: list[Path]) -> Weights:
 
 @pytest.fixture(scope="session")
 def sync(
-    config: RolloutConfig, engine: Engine, weights: Weights, folders: list[Path], fresh_scores: np.ndarray
+    config: RolloutConfig, engine: LocalEngine, weights: Weights, folders: list[Path], fresh_scores: np.ndarray
 ) -> Iterator[WeightSync]:
     sync = WeightSync(config, source=weights, engines=(engine,), model_path=folders[0])
     yield sync

@@ -19,7 +19,7 @@ import pytest
 
 from megatron_r1.engines.vllm.attached import AttachedEngine, Record, Request, ServerFiles
 from megatron_r1.engines.vllm.command import NodeSpan, server_command, server_environment
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.supervise import follow, supervise
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
@@ -36,7 +36,7 @@ def supervised(config, run_dir, log_dir, attempt="7.0", nodes=1):
     engines, threads = [], []
     for node in range(nodes):
         name = "vllm-0" if node == 0 else f"vllm-0-node{node}"
-        engine = Engine(config, model_path=run_dir, run_dir=log_dir, name=name)
+        engine = LocalEngine(config, model_path=run_dir, run_dir=log_dir, name=name)
         files = ServerFiles(run_dir, "vllm-0", attempt=attempt)
         work, extra = (supervise, {"nodes": nodes}) if node == 0 else (follow, {"nodes": nodes, "node": node})
         threads.append(threading.Thread(target=work, args=(engine, files, ended), kwargs=extra))
@@ -78,7 +78,9 @@ def test_a_supervised_server_is_used_like_one_of_our_own(config, folders, oracle
         assert not engine.alive()
         engine.start()
         engine.wait_ready()
-        assert engine.alive() and (engine.starts, engine.port) == (1, owned.port)
+        assert engine.alive() and engine.starts == 1
+        assert engine.where.startswith(f"{owned.host}:{owned.port}, log ")
+        assert engine.client.base_url == f"http://{owned.host}:{owned.port}"
         token = run_dir / "servers" / "vllm-0.token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600 and token.read_text() == owned.token
         assert owned.token not in (run_dir / "servers" / "vllm-0.json").read_text()
@@ -215,7 +217,6 @@ def test_nccl_transfers_meet_at_the_trainer_and_not_at_a_server_elsewhere(config
         factory.WeightTransferTrainerFactory, "trainer_init", staticmethod(lambda info, **_: seen.append(info))
     )
     engine = attach(config, folders[0], tmp_path)
-    engine.host = "10.0.0.5"
     nccl = dataclasses.replace(config, sync="nccl")
     open_channel(nccl, key=(), engines=(engine,), source=None, rank=0, private_dir=None)
     assert seen[0].master_address == "127.0.0.1"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import urllib3
 
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.sync import WeightSync
 
 OTHER_USER = 65534
@@ -25,7 +25,7 @@ needs_root = pytest.mark.skipif(
 )
 
 
-def routes(engine: Engine) -> list[tuple[str, str]]:
+def routes(engine: LocalEngine) -> list[tuple[str, str]]:
     """Every (method, path) that the server names: its OpenAPI description and its log of routes."""
     described = engine.client.request("GET", "/openapi.json")["paths"]
     found = {(method.upper(), path) for path, methods in described.items() for method in methods}
@@ -34,7 +34,7 @@ def routes(engine: Engine) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def processes(engine: Engine) -> list[psutil.Process]:
+def processes(engine: LocalEngine) -> list[psutil.Process]:
     leader = psutil.Process(engine.pid)
     return [leader, *leader.children(recursive=True)]
 
@@ -43,7 +43,7 @@ def processes(engine: Engine) -> list[psutil.Process]:
     "header",
     [{}, {"Authorization": "Bearer "}, {"Authorization": "Bearer wrong"}, {"Authorization": "TOKEN"}],
 )
-def test_every_route_is_refused_without_the_token(engine: Engine, header: dict[str, str]) -> None:
+def test_every_route_is_refused_without_the_token(engine: LocalEngine, header: dict[str, str]) -> None:
     header = {name: value.replace("TOKEN", engine.token) for name, value in header.items()}
     every = routes(engine)
     paths = {path for _, path in every}
@@ -55,7 +55,7 @@ def test_every_route_is_refused_without_the_token(engine: Engine, header: dict[s
     assert engine.client.request("GET", "/is_paused") == {"is_paused": False}
 
 
-def test_websockets_are_refused_without_the_token(engine: Engine) -> None:
+def test_websockets_are_refused_without_the_token(engine: LocalEngine) -> None:
     headers = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -68,7 +68,7 @@ def test_websockets_are_refused_without_the_token(engine: Engine) -> None:
     assert answer.status in (401, 403)
 
 
-def test_the_token_is_on_no_command_line_and_in_no_log(engine: Engine) -> None:
+def test_the_token_is_on_no_command_line_and_in_no_log(engine: LocalEngine) -> None:
     # process_iter's attrs: a process that ended meanwhile, or a zombie, gives None instead of an error.
     processes = [process for process in psutil.process_iter(["cmdline"]) if process.pid != os.getpid()]
     seen = [" ".join(process.info["cmdline"] or []) for process in processes]
@@ -78,7 +78,7 @@ def test_the_token_is_on_no_command_line_and_in_no_log(engine: Engine) -> None:
 
 
 @needs_root
-def test_another_user_is_refused_and_cannot_read_the_secrets(engine: Engine, sync: WeightSync) -> None:
+def test_another_user_is_refused_and_cannot_read_the_secrets(engine: LocalEngine, sync: WeightSync) -> None:
     sync.push(sync.version)
     assert engine.private_dir is not None and sync.private_dir is not None
     sockets = [os.path.join(engine.private_dir.name, name) for name in os.listdir(engine.private_dir.name)]
@@ -111,7 +111,7 @@ print("done")
     assert outcome.stdout.split() == ["done"], outcome.stdout + outcome.stderr
 
 
-def test_nothing_listens_beyond_loopback(engine: Engine, sync: WeightSync) -> None:
+def test_nothing_listens_beyond_loopback(engine: LocalEngine, sync: WeightSync) -> None:
     sync.push(sync.version)
     listening = [
         connection

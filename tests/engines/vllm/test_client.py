@@ -14,7 +14,7 @@ from megatron_r1.config.schema import RunningServerConfig
 from megatron_r1.engines.base import RequestError
 from megatron_r1.engines.vllm.client import EngineClient
 from megatron_r1.engines.vllm.running import RunningServer
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import ConfigError, EngineError
 
@@ -27,7 +27,7 @@ def start_weights(sync: WeightSync, weights: Weights, folders) -> None:
     sync.push(sync.version)
 
 
-def test_logprobs_of_samples_agree_with_transformers(engine: Engine, oracles: list[Oracle], sync) -> None:
+def test_logprobs_of_samples_agree_with_transformers(engine: LocalEngine, oracles: list[Oracle], sync) -> None:
     ids = prompt(40, 1)
     group = engine.client.generate(ids, num_completions=4, sampling=SamplingConfig(max_new_tokens=30), seed=5)
     assert len({tuple(completion.token_ids.tolist()) for completion in group}) == 4
@@ -39,14 +39,14 @@ def test_logprobs_of_samples_agree_with_transformers(engine: Engine, oracles: li
         np.testing.assert_allclose(engine.client.score(whole), oracles[0].logprobs(whole), atol=1e-4)
 
 
-def test_logprobs_are_those_of_the_sampling_temperature(engine: Engine, oracles: list[Oracle]) -> None:
+def test_logprobs_are_those_of_the_sampling_temperature(engine: LocalEngine, oracles: list[Oracle]) -> None:
     ids, sampling = prompt(10, 2), SamplingConfig(max_new_tokens=20, temperature=0.7)
     (completion,) = engine.client.generate(ids, num_completions=1, sampling=sampling, seed=5)
     expected = oracles[0].logprobs(ids + completion.token_ids.tolist(), temperature=0.7)[len(ids) :]
     np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
 
 
-def test_same_seed_same_samples_and_neighbours_differ(engine: Engine) -> None:
+def test_same_seed_same_samples_and_neighbours_differ(engine: LocalEngine) -> None:
     ids, sampling = prompt(40, 3), SamplingConfig(max_new_tokens=20)
     first, again, other = (
         [
@@ -59,14 +59,14 @@ def test_same_seed_same_samples_and_neighbours_differ(engine: Engine) -> None:
     assert first[1:] == other[:2] and first[0] != other[2]  # completion i of seed s is completion 0 of seed s + i
 
 
-def test_many_long_seeded_prompts_at_once_do_not_kill_the_engine(engine: Engine) -> None:
+def test_many_long_seeded_prompts_at_once_do_not_kill_the_engine(engine: LocalEngine) -> None:
     """vLLM 0.32 on CPU dies when a seeded prompt is split over steps."""
     ids = prompt(MAX_MODEL_LEN - 10, 4)
     group = engine.client.generate(ids, num_completions=60, sampling=SamplingConfig(max_new_tokens=2), seed=1)
     assert len(group) == 60
 
 
-def test_answers_stop_at_a_stop_token_at_eos_and_at_the_limit(engine: Engine) -> None:
+def test_answers_stop_at_a_stop_token_at_eos_and_at_the_limit(engine: LocalEngine) -> None:
     ids = prompt(20, 5)
     group = engine.client.generate(
         ids,
@@ -82,7 +82,7 @@ def test_answers_stop_at_a_stop_token_at_eos_and_at_the_limit(engine: Engine) ->
         assert (last in (9, 10, 11, EOS)) == (completion.finish_reason == "stop") or len(body) == 59
 
 
-def test_greedy_takes_the_likeliest_token(engine: Engine, oracles: list[Oracle]) -> None:
+def test_greedy_takes_the_likeliest_token(engine: LocalEngine, oracles: list[Oracle]) -> None:
     ids, sampling = prompt(15, 6), SamplingConfig(max_new_tokens=10, temperature=0.0)
     (completion,) = engine.client.generate(ids, num_completions=1, sampling=sampling)
     for position, token in enumerate(completion.token_ids.tolist()):
@@ -90,7 +90,7 @@ def test_greedy_takes_the_likeliest_token(engine: Engine, oracles: list[Oracle])
         assert token == oracles[0].likeliest(before)
 
 
-def test_an_answer_is_cut_to_the_room_that_is_left(engine: Engine) -> None:
+def test_an_answer_is_cut_to_the_room_that_is_left(engine: LocalEngine) -> None:
     ids = prompt(MAX_MODEL_LEN - 3, 8)
     (completion,) = engine.client.generate(ids, num_completions=1, sampling=SamplingConfig(), seed=3)
     assert len(completion.token_ids) <= 3
@@ -105,7 +105,7 @@ def test_a_prompt_without_room_is_refused_before_it_is_sent(config, length: int)
         nowhere.score(prompt(length, 0))
 
 
-def test_refused_requests_and_dead_servers_are_told_apart(engine: Engine, config) -> None:
+def test_refused_requests_and_dead_servers_are_told_apart(engine: LocalEngine, config) -> None:
     with pytest.raises(RequestError, match="temperature"):
         engine.client.generate([5], num_completions=1, sampling=SamplingConfig(temperature=-1.0))
     with pytest.raises(EngineError, match="did not answer"):
@@ -115,7 +115,7 @@ def test_refused_requests_and_dead_servers_are_told_apart(engine: Engine, config
         stranger.weight_version()
 
 
-def test_tokens_are_counted_and_a_real_paused_server_is_not_stuck(engine: Engine, config) -> None:
+def test_tokens_are_counted_and_a_real_paused_server_is_not_stuck(engine: LocalEngine, config) -> None:
     before = engine.client.count_tokens()
     group = engine.client.generate(prompt(20, 11), num_completions=3, sampling=SamplingConfig(max_new_tokens=9), seed=1)
     sampled = sum(len(completion.token_ids) for completion in group)
@@ -144,7 +144,7 @@ def test_tokens_are_counted_and_a_real_paused_server_is_not_stuck(engine: Engine
     assert len(answers) == 1
 
 
-def test_text_is_what_decode_makes_of_the_ids(engine: Engine) -> None:
+def test_text_is_what_decode_makes_of_the_ids(engine: LocalEngine) -> None:
     (completion,) = engine.client.generate(
         [5, 6],
         num_completions=1,
@@ -155,15 +155,15 @@ def test_text_is_what_decode_makes_of_the_ids(engine: Engine) -> None:
 
 
 @pytest.fixture
-def running(engine: Engine, folders, tmp_path) -> RunningServerConfig:
+def running(engine: LocalEngine, folders, tmp_path) -> RunningServerConfig:
     """The shared server, as somebody else would name it."""
     token = tmp_path / "token"
     token.write_text(engine.token + "\n")
     return RunningServerConfig(url=f"http://{engine.host}:{engine.port}/v1", model=str(folders[0]), token_file=token)
 
 
-def test_a_server_that_already_runs_gives_the_same_samples(engine: Engine, config, running, tmp_path, folders) -> None:
-    theirs = RunningServer(running, config, model_path=folders[0], run_dir=tmp_path)
+def test_a_server_that_already_runs_gives_the_same_samples(engine: LocalEngine, config, running) -> None:
+    theirs = RunningServer(running, config)
     ids, sampling = prompt(20, 9), SamplingConfig(max_new_tokens=12, temperature=0.8, stop_token_ids=(EOS,))
     ours = engine.client.generate(ids, num_completions=3, sampling=sampling, seed=4)
     found = theirs.client.generate(ids, num_completions=3, sampling=sampling, seed=4, decode=lambda ids: f"{len(ids)}")
@@ -184,6 +184,6 @@ def test_a_server_that_already_runs_gives_the_same_samples(engine: Engine, confi
         ({"url": "http://127.0.0.1:9"}, "does not answer as a vLLM server does"),
     ],
 )
-def test_a_wrong_name_token_or_address_is_said_at_once(config, running, tmp_path, folders, change, said) -> None:
+def test_a_wrong_name_token_or_address_is_said_at_once(config, running, change, said) -> None:
     with pytest.raises(ConfigError, match=said):
-        RunningServer(dataclasses.replace(running, **change), config, model_path=folders[0], run_dir=tmp_path)
+        RunningServer(dataclasses.replace(running, **change), config)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from megatron_r1.config import SamplingConfig
-from megatron_r1.engines.vllm.server import Engine, start_engines
+from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.collect import collect
@@ -20,7 +20,7 @@ from .conftest import MAX_MODEL_LEN, Oracle, Weights, prompt
 
 
 def test_groups_come_back_in_order_and_are_handed_over_as_they_arrive(
-    engine: Engine, sync: WeightSync, weights: Weights, folders, oracles: list[Oracle]
+    engine: LocalEngine, sync: WeightSync, weights: Weights, folders, oracles: list[Oracle]
 ) -> None:
     weights.show(folders[1])
     sync.push(sync.version + 1)
@@ -49,7 +49,7 @@ def test_groups_come_back_in_order_and_are_handed_over_as_they_arrive(
     assert [one.token_ids.tolist() for one in alone] == [one.token_ids.tolist() for one in collected.groups[4]]
 
 
-def test_a_prompt_without_room_stops_everything_before_it_begins(engine: Engine) -> None:
+def test_a_prompt_without_room_stops_everything_before_it_begins(engine: LocalEngine) -> None:
     arrived = []
     with pytest.raises(ValueError, match="leaves no room"):
         collect(
@@ -64,7 +64,7 @@ def test_a_prompt_without_room_stops_everything_before_it_begins(engine: Engine)
 
 @pytest.mark.slow  # two server starts; `make test` kills the server of a whole run (pipeline/test_run.py)
 def test_a_server_killed_in_the_middle_is_replaced_and_nothing_is_lost(
-    engine: Engine, sync: WeightSync, weights: Weights, folders, oracles: list[Oracle]
+    engine: LocalEngine, sync: WeightSync, weights: Weights, folders, oracles: list[Oracle]
 ) -> None:
     weights.show(folders[2])
     sync.push(sync.version + 1)
@@ -79,7 +79,7 @@ def test_a_server_killed_in_the_middle_is_replaced_and_nothing_is_lost(
         if len(arrived) == 4:
             os.kill(engine.pid, signal.SIGKILL)
 
-    def resync(restarted: Engine) -> None:
+    def resync(restarted: LocalEngine) -> None:
         assert restarted.client.weight_version() == 0
         pushed.append(sync.push(sync.version, (restarted,)).version)
 
@@ -135,7 +135,7 @@ def test_a_server_that_hangs_is_replaced_and_failures_of_an_earlier_rollout_are_
 
 def test_a_server_past_its_restarts_ends_the_run_with_its_log(config, folders, tmp_path) -> None:
     never = dataclasses.replace(config, max_restarts=0)
-    engine = Engine(never, model_path=folders[0], run_dir=tmp_path)
+    engine = LocalEngine(never, model_path=folders[0], run_dir=tmp_path)
     with engine:
         engine.start()
         os.kill(engine.pid, signal.SIGKILL)

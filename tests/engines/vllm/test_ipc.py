@@ -20,7 +20,7 @@ from megatron_r1.engines.source import TrackedSource
 from megatron_r1.engines.vllm.channels import IPCChannel
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.host_memory import HostMemory, slot_bytes_for, transfer
-from megatron_r1.engines.vllm.server import Engine, start_engines
+from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
 
@@ -28,7 +28,7 @@ from .conftest import Weights, prompt
 
 
 @pytest.fixture(scope="module")
-def pair(config: RolloutConfig, folders: list[Path], tmp_path_factory) -> Iterator[Engine]:
+def pair(config: RolloutConfig, folders: list[Path], tmp_path_factory) -> Iterator[LocalEngine]:
     """A server of two workers that started from folders[0]."""
     shared = dataclasses.replace(config, sync="ipc", tensor_parallel=2, threads=1)
     (engine,) = start_engines(shared, model_path=folders[0], run_dir=tmp_path_factory.mktemp("run"))
@@ -41,7 +41,7 @@ def source(folders: list[Path]) -> Weights:
     return Weights(folders[0])
 
 
-def mapped_by(engine: Engine) -> list[str]:
+def mapped_by(engine: LocalEngine) -> list[str]:
     """The trainer's memory files that processes of the server have mapped."""
     import psutil
 

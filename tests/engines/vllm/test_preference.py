@@ -19,7 +19,7 @@ import urllib3
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig
 from megatron_r1.engines.vllm.command import server_command
-from megatron_r1.engines.vllm.server import Engine
+from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.preference import RewardModelServer, read_scale
@@ -52,7 +52,7 @@ def preference(folder: Path) -> PreferenceConfig:
 
 def made(preference: PreferenceConfig, config: RolloutConfig, run_dir: Path) -> RewardModelServer:
     """With a server on this host, not started."""
-    engine = Engine(config, model_path=preference.model, run_dir=run_dir, name="reward-helpful", reward_model=True)
+    engine = LocalEngine(config, model_path=preference.model, run_dir=run_dir, name="reward-helpful", reward_model=True)
     return RewardModelServer(preference, engine)
 
 

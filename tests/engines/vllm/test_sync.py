@@ -20,14 +20,14 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
-from megatron_r1.engines.vllm.server import Engine, start_engines
+from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
 
 from .conftest import VOCABULARY, Oracle, Weights, prompt, save_model
 
 
 def test_three_pushes_in_a_row_each_serve_what_was_pushed(
-    engine: Engine,
+    engine: LocalEngine,
     sync: WeightSync,
     weights: Weights,
     folders: list[Path],
@@ -52,7 +52,7 @@ def test_three_pushes_in_a_row_each_serve_what_was_pushed(
     np.testing.assert_allclose(engine.client.score(ids), fresh_scores, atol=1e-6)
 
 
-def test_many_pushes_keep_memory_and_stay_quick(engine: Engine, sync: WeightSync) -> None:
+def test_many_pushes_keep_memory_and_stay_quick(engine: LocalEngine, sync: WeightSync) -> None:
     core = [child for child in psutil.Process(engine.pid).children() if "EngineCore" in child.name()]
     watched = [psutil.Process(), *core]
     assert len(watched) == 2
@@ -77,7 +77,7 @@ def test_many_pushes_keep_memory_and_stay_quick(engine: Engine, sync: WeightSync
     ],
 )
 def test_parameters_that_do_not_fit_are_refused_and_the_server_keeps_serving(
-    engine: Engine, sync: WeightSync, weights: Weights, name: str, shape: tuple[int, ...], message: str
+    engine: LocalEngine, sync: WeightSync, weights: Weights, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     ids, version = prompt(30, 3), sync.version
     before, kept = engine.client.score(ids), dict(weights.tensors)
@@ -92,7 +92,7 @@ def test_parameters_that_do_not_fit_are_refused_and_the_server_keeps_serving(
 
 
 def test_a_refusal_by_the_server_itself_leaves_it_able_to_serve(
-    engine: Engine,
+    engine: LocalEngine,
     weights: Weights,
     sync: WeightSync,
     config: RolloutConfig,
@@ -117,7 +117,7 @@ def test_a_refusal_by_the_server_itself_leaves_it_able_to_serve(
 
 
 def test_a_push_of_some_layers_leaves_the_others_as_they_were(
-    engine: Engine, sync: WeightSync, weights: Weights, folders: list[Path], tmp_path: Path
+    engine: LocalEngine, sync: WeightSync, weights: Weights, folders: list[Path], tmp_path: Path
 ) -> None:
     """Frozen layers are left out of a push; experts among them stay in their kernel's layout."""
     weights.show(folders[0])
@@ -167,7 +167,7 @@ def test_a_tied_head_follows_its_embedding(config: RolloutConfig, folders: list[
     np.testing.assert_allclose(pushed[1:], expected, atol=1e-4)
 
 
-def test_a_part_of_a_layer_is_refused(engine: Engine, sync: WeightSync, weights: Weights) -> None:
+def test_a_part_of_a_layer_is_refused(engine: LocalEngine, sync: WeightSync, weights: Weights) -> None:
     kept, version = dict(weights.tensors), sync.version
     del weights.tensors["model.layers.1.self_attn.o_proj.weight"]
     try:
@@ -190,7 +190,7 @@ class Liar(Weights):
 
 
 def test_a_source_that_breaks_its_word_is_named_and_still_drained(
-    engine: Engine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles: list[Oracle]
+    engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles: list[Oracle]
 ) -> None:
     liar = Liar(folders[2])
     broken = WeightSync(config, source=liar, engines=(engine,), model_path=folders[0])
@@ -224,7 +224,7 @@ def second_rank(store: str, config: RolloutConfig, folder: Path, pushes: int) ->
 
 @pytest.mark.slow
 def test_two_trainer_ranks_gather_and_one_sends(
-    engine: Engine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles, tmp_path: Path
+    engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles, tmp_path: Path
 ) -> None:
     other = multiprocessing.get_context("spawn").Process(
         target=second_rank, args=(str(tmp_path / "store"), config, folders[2], 2)

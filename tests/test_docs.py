@@ -17,15 +17,16 @@ from megatron_r1.pipeline.kinds import KINDS
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_written_pages_are_what_the_code_says():
+@pytest.mark.parametrize("tool", ["make_docs.py", "draw_architecture.py"])
+def test_the_written_pages_and_the_picture_are_what_the_code_says(tool):
     done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "make_docs.py", "--check"],
+        [sys.executable, ROOT / "tools" / tool, "--check"],
         capture_output=True,
         text=True,
         timeout=60,
         env={"PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode == 0, f"{done.stderr}\nrun: python tools/make_docs.py"
+    assert done.returncode == 0, f"{done.stderr}\nrun: make docs"
 
 
 @pytest.mark.parametrize("kind", [kind.config for kind in KINDS], ids=lambda kind: kind.__name__)

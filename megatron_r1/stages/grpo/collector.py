@@ -112,17 +112,24 @@ class Collector:
             yield
 
     def _follow(self) -> list[Any]:
-        """What rank 0 calls for, until it is done; returns its last message."""
+        """What rank 0 calls for, until it is done; returns its last message. An error of this rank's is raised then: it
+        is rank 0's too as a rule, which says so to those who still listen."""
+        failed: Exception | None = None
         with contextlib.ExitStack() as phase:
             while True:
                 message = self._broadcast([None, None])
                 if message[0] == "push":
                     self._sync.push(self._sync.version)
                 elif message[0] == "before":
-                    self._before()
+                    try:
+                        self._before()
+                    except Exception as error:
+                        failed = error
                 elif message[0] == "phase":
                     phase.close()
                     phase.enter_context(self.phase(message[1]))
+                elif message[0] == "done" and failed is not None:
+                    raise failed
                 else:
                     return message
 

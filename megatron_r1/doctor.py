@@ -346,7 +346,7 @@ def _memory_need(asked: Needs, shape: ModelShape, machine: Machine) -> Need:
         smallest = min((gpu.memory_bytes for gpu in machine.gpus), default=0)
         return Need(
             what="memory",
-            needed=f"a GPU over {_gib(max(rank, weights))} ({_gib(rank)} a rank, {_gib(weights)} for vLLM)",
+            needed=f"a GPU over {_gib(max(rank, weights))} ({_gib(rank)} per rank, {_gib(weights)} for vLLM)",
             here=_gib(smallest),
             met=smallest > max(rank, weights),
             remedy="more --parallel.pipeline-parallel, --parallel.expert or --rollout.tensor-parallel",
@@ -360,7 +360,7 @@ def _memory_need(asked: Needs, shape: ModelShape, machine: Machine) -> Need:
         total += rollout.num_engines * server
     return Need(
         what="memory",
-        needed=f"{_gib(total)} ({_gib(rank)} a rank, {_gib(server)} a server)",
+        needed=f"{_gib(total)} ({_gib(rank)} per rank, {_gib(server)} per server)",
         here=f"{_gib(machine.available_bytes)} free",
         met=machine.available_bytes >= total,
         remedy="stop other programs, or lower --parallel.world-size or --rollout.kv-cache-gib",

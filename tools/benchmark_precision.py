@@ -172,7 +172,7 @@ def walks(chance: Any, vocab: int, tokens: int) -> Any:
 def show(result: dict[str, Any]) -> None:
     rows = result["dtypes"]
     base = rows[next(iter(rows))]["losses"]
-    print(f"{result['parameters'] / 1e6:,.1f}M parameters, {result['active_parameters'] / 1e6:,.1f}M active a token")
+    print(f"{result['parameters'] / 1e6:,.1f}M parameters, {result['active_parameters'] / 1e6:,.1f}M active per token")
     print("| precision | first loss | last loss | farthest from the first row | tokens/s | TFLOP/s | peak GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for dtype, row in rows.items():

@@ -361,7 +361,7 @@ def as_table(result: dict[str, Any]) -> str:
     seconds, cpu = result["seconds"], result["cpu_seconds"]
     lines = [
         f"recipe {result['recipe']}: {result['samples_per_step']} samples, {result['completion_tokens']:,.0f} sampled, "
-        f"{result['trained_tokens']:,.0f} trained tokens a step; medians of {result['repeats']}",
+        f"{result['trained_tokens']:,.0f} trained tokens per step; medians of {result['repeats']}",
         "",
         "| phase | seconds | CPU-seconds | bare seconds | bare / ours |",
         "| --- | --- | --- | --- | --- |",

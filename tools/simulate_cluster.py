@@ -250,7 +250,7 @@ def check(timeline: Path) -> int:
     rows = json.loads(timeline.read_text())
     seen, unseen = split(rows)
     cost = calibrate(seen)
-    print(f"calibrated on {len(seen)} rollouts: {cost.step * 1e3:.2f} ms a step, {cost.token * 1e3:.3f} ms a token")
+    print(f"calibrated on {len(seen)} rollouts: {cost.step * 1e3:.2f} ms per step, {cost.token * 1e3:.3f} ms per token")
     for seats in sorted({row["seats"] for row in rows}):
         errors = [predicted(row, cost).seconds / row["seconds"] - 1 for row in unseen if row["seats"] == seats]
         print(

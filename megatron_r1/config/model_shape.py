@@ -66,7 +66,7 @@ class ModelShape:
     fp8_block: int | None = None
     """Side of the square blocks that share a scale, if the folder's linear weights are FP8 (e4m3); else None."""
     reward_head: bool = False
-    """One value a token instead of a distribution over the vocabulary (transformers' ...ForSequenceClassification)."""
+    """One value per token, not a distribution over the vocabulary (transformers' ...ForSequenceClassification)."""
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether decoder layer `layer` (from 0; MTP layers follow the decoder's) has routed experts."""

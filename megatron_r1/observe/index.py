@@ -38,7 +38,7 @@ CHARTS = (
     ("Loss of pairs", "reward models", "pair_loss", ""),
     ("Pairs ranked right", "reward models", "pair_accuracy", "percent"),
     ("Gradient norm", "before clipping", "grad_norm", ""),
-    ("Speed", "tokens a second", "tokens_per_second", ""),
+    ("Speed", "tokens per second", "tokens_per_second", ""),
 )
 """Title, note, metric, how it is shown. A chart that no run has recorded is left out."""
 

@@ -33,13 +33,13 @@ class Passes:
 
 
 def flops_per_token(shape: ModelShape, context: float) -> float:
-    """Forward FLOPs a token, the whole model without MTP: 2 * active parameters (no embedding) + attention."""
+    """Forward FLOPs per token, the whole model without MTP: 2 * active parameters (no embedding) + attention."""
     active = count_parameters(shape).active - shape.vocab_size * shape.hidden_size * (0 if shape.tie_embeddings else 1)
     return 2 * active + shape.num_layers * attention_flops(shape, context)
 
 
 def attention_flops(shape: ModelShape, context: float) -> float:
-    """Forward FLOPs a token of one layer's softmax(q k) v in a sequence of `context` tokens."""
+    """Forward FLOPs per token of one layer's softmax(q k) v in a sequence of `context` tokens."""
     value = shape.mla.v_dim if shape.mla else shape.head_dim
     return context * shape.num_heads * (shape.head_dim + value)
 

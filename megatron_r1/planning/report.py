@@ -97,7 +97,7 @@ def _remark(plan: Plan, phase: str) -> str:
     if phase == "rollout" and rollout:
         return (
             f" (tail {rollout.tail:,.1f}; floor of the longest answer at full memory bandwidth {rollout.floor:,.1f}; "
-            f"{rollout.preemptions:,} preemptions a server)"
+            f"{rollout.preemptions:,} preemptions per server)"
         )
     if phase == "sync" and sync:
         return f" ({sync.bytes_sent / 1e9:,.0f} GB through rank 0; {sync.floor:.2f} if every link worked)"

@@ -17,7 +17,9 @@ def describe_model(name: str, shape: ModelShape) -> str:
     """A model in one line."""
     count = count_parameters(shape)
     mtp = f", {_short(count.mtp)} more in MTP layers" if count.mtp else ""
-    return f"{name}: {shape.architecture}, {_short(count.total)} parameters, {_short(count.active)} active a token{mtp}"
+    return (
+        f"{name}: {shape.architecture}, {_short(count.total)} parameters, {_short(count.active)} active per token{mtp}"
+    )
 
 
 def describe_trainer(needs: Needs, shape: ModelShape) -> list[str]:

@@ -130,7 +130,7 @@ def test_the_default_is_deepseeks():
 @pytest.mark.parametrize(
     ("recipe", "tokens", "said"),
     [
-        (FP8Config(), 4100, "train.tokens_per_microbatch is 4100; FP8 needs a multiple of 32 tokens a rank"),
+        (FP8Config(), 4100, "train.tokens_per_microbatch is 4100; FP8 needs a multiple of 32 tokens per rank"),
         (FP8Config(recipe="delayed", last_layers_bf16=1), 4096, "keeps no layers in bf16"),
         (FP8Config(first_layers_bf16=99), 4096, "at most the number of layers"),
         (FP8Config(parameters=True), 4096, "train.fp8.parameters is True; Megatron-Core takes the fp32 master weights"),

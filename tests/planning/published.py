@@ -34,7 +34,7 @@ class Published:
 
     @property
     def factor(self) -> float:
-        """Above 1: the planner is slower (it says more seconds, or fewer tokens a second)."""
+        """Above 1: the planner is slower (it says more seconds, or fewer tokens per second)."""
         ratio = self.estimate() / self.value
         return 1 / ratio if self.unit == "tokens/s/GPU" else ratio
 

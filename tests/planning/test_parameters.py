@@ -167,4 +167,4 @@ def test_the_summary_the_doctor_and_the_planner_print_one_figure():
     state = fullest_state(DEEPSEEK_V3, setup)
     assert trainer_memory(DEEPSEEK_V3, setup, needs.work, Assumptions()).state == state
     assert f"; {state.total / 2**30:.3g} GiB for weights" in describe_trainer(needs, DEEPSEEK_V3)[-1]
-    assert f"({state.total / 2**30:.1f} GiB a rank" in _memory_need(needs, DEEPSEEK_V3, look()).needed
+    assert f"({state.total / 2**30:.1f} GiB per rank" in _memory_need(needs, DEEPSEEK_V3, look()).needed

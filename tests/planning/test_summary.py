@@ -12,7 +12,9 @@ from megatron_r1.stages.grpo.stage import STAGE as GRPO
 def test_the_671b_recipe_in_numbers():
     config = RECIPES["grpo_671b"]()
     lines = GRPO.describe(config, GRPO.needs(config), load_shape(Path(__file__).parent / "deepseek_v3.json"))
-    assert lines[0] == ("grpo_671b: deepseek_v3, 671.03B parameters, 37.55B active a token, 11.61B more in MTP layers")
+    assert lines[0] == (
+        "grpo_671b: deepseek_v3, 671.03B parameters, 37.55B active per token, 11.61B more in MTP layers"
+    )
     assert lines[1].startswith("trainer: 512 rank(s), PP16 EP32, data parallel 32, bf16; 29.2 GiB for weights")
     assert lines[2].startswith("rollout: 8 ") and lines[2].endswith("TP32, bf16, cuda")
     # 512 questions x 16 answers = the paper's 8,192 outputs a rollout, in 16 minibatches.

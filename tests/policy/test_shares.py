@@ -35,7 +35,7 @@ def test_every_sequence_is_held_by_one_data_parallel_rank(found, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bytes_are_those_of_the_own_rows(found, layout):
-    """A sequence has 13 bytes a token (id, mask, weight, logprob) for 8 of the group (id, logprob) and its text."""
+    """A sequence has 13 bytes per token (id, mask, weight, logprob) for 8 of the group (id, logprob) and its text."""
     for rank in found:
         got = rank[layout]
         tokens = got["groups_bytes"] / 9  # nearly

@@ -1,4 +1,4 @@
-"""Which problems a step samples, in how many rounds, and what is kept of them."""
+"""Which problems per step samples, in how many rounds, and what is kept of them."""
 
 from __future__ import annotations
 

@@ -133,8 +133,13 @@ def _run(words: list[str]) -> int:
     if PARENT_VARIABLE not in os.environ:
         become_rank()
     config = parse(words)
-    if "RANK" in os.environ and PARENT_VARIABLE not in os.environ and (faults := moving_faults(words, config.run_dir)):
-        raise ConfigError(faults)
+    if "RANK" in os.environ and PARENT_VARIABLE not in os.environ:
+        # Of a pipeline, which keeps its own folder, each stage's may move.
+        folder = (
+            config.run_dir / options.only if isinstance(config, PipelineConfig) and options.only else config.run_dir
+        )
+        if faults := moving_faults(words, folder):
+            raise ConfigError(faults)
     if isinstance(config, PipelineConfig):
         return run_pipeline(config, words, options, recipe=recipe_word(words))
     options.only_for_pipelines()

@@ -82,10 +82,10 @@ def read_config_file(path: Path) -> ConfigFile:
         raise ConfigError(f"{CONFIG} {path}: the name must end in .toml or .json")
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text, object_pairs_hook=_once)
     except OSError as error:
         raise ConfigError(f"{CONFIG} {path}: {error.strerror or error}") from error
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise ConfigError(f"{CONFIG} {path} is not {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{CONFIG} {path}: expected a table of fields at the top")
@@ -100,8 +100,19 @@ def read_config_file(path: Path) -> ConfigFile:
                 f"{CONFIG} {path} was written by an earlier version, which did not say what it is of; say the recipe "
                 f"before {CONFIG}, or add its kind beside its config: one of {', '.join(k.name for k in KINDS)}"
             )
+        if others := sorted(content.keys() - {"name", "inputs", "config"}):
+            raise ConfigError(f"{CONFIG} {path}: {', '.join(others)} stands beside config; fields belong inside it")
         content = content["config"]
     return ConfigFile(path, **names, values=content)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON's last word of several would win silently. ValueError for a key that stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one table")
+    return found
 
 
 def kind_name(config: StageConfig | PipelineConfig) -> str:

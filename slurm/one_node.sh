@@ -16,4 +16,7 @@
 [ $# -ge 1 ] || { echo "one_node.sh: name a recipe: sbatch slurm/one_node.sh grpo_qwen_7b" >&2; exit 2; }
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
-exec bash slurm/launch.sh "$1" --if-exists resume "${@:2}"
+case "$1" in
+    -*) exec bash slurm/launch.sh --if-exists resume "$@" ;; # --config FILE, which names the recipe
+    *) exec bash slurm/launch.sh "$1" --if-exists resume "${@:2}" ;;
+esac

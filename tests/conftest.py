@@ -6,7 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("ours", deadline=None)  # of one example: a busy machine's pause is no fault
+hypothesis.settings.load_profile("ours")
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))

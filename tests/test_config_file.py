@@ -147,6 +147,8 @@ def test_an_algorithm_of_the_users_own_file_is_found_again_from_any_folder(tmp_p
         ('recipe = "quickstart"', "it is for recipe quickstart, the command says tiny; leave one out"),
         ("recipe = 3", "recipe is 3; it must be a name in quotes"),
         ("steps = ", "is not TOML: "),
+        ('run-dir = "a"\nrun_dir = "b"', "run-dir stands twice, with - and with _"),
+        ("optimizer.learning_rat = 1.0", "optimizer.learning_rat: there is no such field in optimizer"),
     ],
 )
 def test_a_fault_names_the_file_and_the_field(tmp_path, text, fault):
@@ -178,6 +180,9 @@ def test_all_faults_of_a_file_are_said_at_once(tmp_path):
         (["--config", "strange.json"], "kind is 'PPO'; it must be one of GRPO, SFT"),
         (["--config", "bare.toml"], "it names neither recipe nor kind"),
         (["--config", "latin.toml"], "latin.toml is not TOML"),
+        (["--config", "twice.json"], "'seed' stands twice in one table"),
+        (["--config", "deep.json"], "deep.json is not JSON"),
+        (["--config", "beside.json"], "run_dir stands beside config; fields belong inside it"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_status_2(tmp_path, monkeypatch, capsys, words, fault):
@@ -189,6 +194,9 @@ def test_a_file_that_cannot_be_used_is_status_2(tmp_path, monkeypatch, capsys, w
     for name, text in (("runs/run", "{}"), ("list", "[]"), ("torn", '{"kind": '), ("old", '{"config": {}}')):
         file_of(tmp_path, text, f"{name}.json")
     file_of(tmp_path, '{"kind": "PPO", "config": {}}', "strange.json")
+    file_of(tmp_path, '{"kind": "GRPO", "seed": 1, "seed": 2}', "twice.json")
+    file_of(tmp_path, "[" * 100_000, "deep.json")
+    file_of(tmp_path, '{"kind": "GRPO", "config": {"steps": 1}, "run_dir": "x"}', "beside.json")
     (tmp_path / "latin.toml").write_bytes('name = "ü"'.encode("latin-1"))
     assert main(["run", *words]) == 2
     assert fault in capsys.readouterr().err
@@ -217,6 +225,20 @@ def test_a_file_in_the_folder_that_is_moved_aside_is_found_there():
     moved = words_after_move(words, Path("runs/mine"), Path("runs/mine.1"))
     assert moved == ["--steps", "3", "--config", "runs/mine.1/run.json"]
     assert words_after_move(words, Path("runs/other"), Path("runs/other.1")) == words
+    around = ["--config", "runs/other/../mine/run.json"]
+    assert words_after_move(around, Path("runs/mine"), Path("runs/mine.1")) == ["--config", "runs/mine.1/run.json"]
+
+
+def test_what_a_users_class_refuses_names_its_field(tmp_path, monkeypatch):
+    (tmp_path / "picky.py").write_text(
+        "from dataclasses import dataclass\nfrom megatron_r1.algorithms.grpo import GRPO\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Picky(GRPO):\n    scale: float = 1.0\n"
+        "    def __post_init__(self):\n        if self.scale > 2:\n            raise ValueError('scale too big')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    file = file_of(tmp_path, 'algorithm = {name = "picky.py:Picky", scale = 9.0}')
+    with pytest.raises(ConfigError, match=r"mine.toml: algorithm at .*picky.py:8: ValueError: scale too big"):
+        parse(["tiny", "--config", file])
 
 
 def test_where_several_nodes_read_it_the_file_must_not_be_moved_aside(capsys, monkeypatch, tmp_path):

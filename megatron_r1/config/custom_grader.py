@@ -24,6 +24,8 @@ def custom_grader(path: str) -> CustomGrader:
     if not is_import_path(path):
         raise ConfigError(f"rewards.graders: {path} is no import path; write module:function or file.py:function")
     function = imported(path, "rewards.graders")
+    if inspect.isclass(function):
+        raise ConfigError(f"rewards.graders: {path} is a class; it {EXPECTED}")
     try:
         signature = inspect.signature(function)
         signature.bind("", None)

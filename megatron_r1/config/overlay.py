@@ -16,8 +16,10 @@ from typing import Any
 
 from megatron_r1.algorithms import Algorithm, algorithm_named
 from megatron_r1.config.describe import Field, defaults_of, fields_of, hints_of, leaves_of, type_text
+from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.renamed import REMEDIES
 from megatron_r1.errors import ConfigError
+from megatron_r1.plugins import told
 
 
 def overlaid(kind: type, given: Any, values: Mapping[str, Any], *, missing: Any) -> Any:
@@ -39,6 +41,8 @@ class _Overlay:
 
     def part(self, kind: type, given: Any, values: Mapping[str, Any], within: tuple[str, ...]) -> Any:
         named = {name.replace("-", "_"): value for name, value in values.items()}
+        twice = [name for name in values if "-" in name and name.replace("-", "_") in values]
+        self.faults += [f"{_text((*within, name))} stands twice, with - and with _; leave one out" for name in twice]
         fields = {field.path[-1]: field for field in fields_of(kind, given)}
         self.faults += [self._unknown((*within, name), list(fields)) for name in named if name not in fields]
         hints, defaults = hints_of(kind), defaults_of(kind)
@@ -52,7 +56,15 @@ class _Overlay:
                 self.faults.append(f"{_text(path)} is missing; it has no default")
             else:
                 made[name] = self.missing if old is dataclasses.MISSING else old
-        return None if self.faults else kind(**made)
+        if self.faults:
+            return None
+        try:
+            return kind(**made)
+        except ConfigError as error:
+            self.faults += error.faults
+        except Exception as error:  # a user's class refuses what it is given
+            self.faults.append(f"{_text(within)}{told(error)}")
+        return None
 
     def _value(self, field: Field, hint: Any, old: Any, value: Any, path: tuple[str, ...]) -> Any:
         kind = field.part
@@ -104,12 +116,12 @@ class _Overlay:
         return f"{text}: there is no such field {where}; {remedy}"
 
     def _elsewhere(self, path: tuple[str, ...]) -> list[str]:
-        """Fields of that name, or one like it, in other parts: those of the same stage first."""
+        """Fields of that name, or one like it, in other parts of the same stage."""
         leaves = [field.path for field in leaves_of(self.kind, self.given)]
-        names = difflib.get_close_matches(path[-1], {leaf[-1] for leaf in leaves}, n=2)
-        found = [leaf for leaf in leaves if leaf[-1] in names]
-        own = [leaf for leaf in found if leaf[0] == path[0]]
-        return [_text(leaf) for leaf in own or found][:3]
+        if issubclass(self.kind, PipelineConfig) and path[1:]:
+            leaves = [leaf for leaf in leaves if leaf[0] == path[0]]
+        names = difflib.get_close_matches(path[-1], {leaf[-1] for leaf in leaves}, n=2, cutoff=0.75)
+        return [_text(leaf) for leaf in leaves if leaf[-1] in names][:3]
 
 
 @functools.cache

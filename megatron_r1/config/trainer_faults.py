@@ -187,7 +187,7 @@ def _fp8_faults(train: TrainConfig, parallel: ParallelConfig, shape: ModelShape 
     if train.tokens_per_microbatch % rows:
         faults.append(
             f"train.tokens_per_microbatch is {train.tokens_per_microbatch}; FP8 needs a multiple of {FP8_ROWS} tokens "
-            f"a rank: use a multiple of {rows}"
+            f"per rank: use a multiple of {rows}"
         )
     return faults
 

@@ -20,7 +20,7 @@ from megatron_r1.errors import DataError
 
 IDS = ("id", "unique_id", "task_id", "question_id", "Record ID", "ID", "key")
 """Where an id may stand."""
-KEPT = ("grader", "domain", "language", "tests", "instruction_id_list", "kwargs")
+KEPT = ("grader", "domain", "language", "tests", "instruction_id_list", "kwargs", "metadata")
 """Keys of ours that a row of another form may have too."""
 
 

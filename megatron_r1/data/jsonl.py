@@ -29,9 +29,6 @@ LEFT_OUT = ("reasoning_content", "reasoning", "thinking", "id", "timestamp")
 
 TURN_FIELDS = frozenset(["role", "content", *LEFT_OUT])
 
-INSTEAD = frozenset(["tests", "instruction_id_list"])
-"""Columns that stand instead of an answer; one beside them is a solution, which is not read."""
-
 ROLES = ("system", "user", "assistant")
 
 
@@ -69,11 +66,13 @@ def placed_problems(
 
 def _read_row(row: Mapping[str, Any], *, where: str, default_id: str) -> Problem:
     named = {"grader": read_text(row, "grader", where)} if "grader" in row else {}
-    metadata = _read_metadata(named["grader"], row, where) if named else {}
-    if named and (not row.keys().isdisjoint(INSTEAD) or "answer" not in row):
-        answer = None
+    grader = named.get("grader", "")
+    if grader in INSTEAD:
+        answer, metadata = None, INSTEAD[grader](row, where)
     else:
-        answer = _read_answer(row, where)
+        own = is_import_path(grader)
+        answer = None if own and "answer" not in row else _read_answer(row, where)
+        metadata = _read_metadata(row, where) if own else {}
     return Problem(
         id=_read_id(row, where, default_id),
         domain=read_text(row, "domain", where, default="math"),
@@ -122,17 +121,12 @@ def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
 
 
-def _read_metadata(grader: str, row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a line that names its grader has for it beside the answer."""
-    metadata = row.get("metadata", {}) if is_import_path(grader) else {}
+def _read_metadata(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a user's grader is told beside the answer."""
+    metadata = row.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise DataError(f"{where}: metadata is {metadata!r:.80}; expected an object for grader {grader}")
-    found = {**metadata}
-    if "tests" in row:
-        found["tests"] = _read_tests(row, where)
-    if "instruction_id_list" in row:
-        found["instructions"] = _read_instructions(row, where)
-    return found
+        raise DataError(f"{where}: metadata is {metadata!r:.80}; expected an object for grader {row['grader']}")
+    return metadata
 
 
 def _read_instructions(row: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
@@ -154,6 +148,15 @@ def _read_tests(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(tests, dict) or not tests:
         raise DataError(f"{where}: tests is {tests!r:.80}; expected an object, see docs/code_rewards.md")
     return tests
+
+
+INSTEAD: Mapping[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
+    "code": lambda row, where: {"tests": _read_tests(row, where)},
+    "instructions": lambda row, where: {"instructions": _read_instructions(row, where)},
+    "preference": lambda row, where: {},
+}
+"""By grader: our columns that stand in place of an answer, as metadata. An answer beside them is a solution, which is
+not read. Any other grader has the answer, and a user's own the column metadata."""
 
 
 def _read_answer(row: Mapping[str, Any], where: str) -> str:

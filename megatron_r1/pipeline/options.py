@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +73,19 @@ def split_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
 def words_after_move(words: Sequence[str], folder: Path, moved: Path) -> list[str]:
     """The same command once `folder` is called `moved`: the file that it names may have gone with it."""
     left, file = split_config(words)
-    if file is None or not file.absolute().is_relative_to(folder.absolute()):
+    if file is None or not _lies_in(file, folder):
         return list(words)
-    return [*left, CONFIG, str(moved / file.absolute().relative_to(folder.absolute()))]
+    return [*left, CONFIG, str(moved / os.path.relpath(os.path.realpath(file), os.path.realpath(folder)))]
 
 
 def moving_faults(words: Sequence[str], run_dir: Path) -> list[str]:
     """What forbids the command's file where several nodes read it: it lies in the run's folder, which the first one
     may rename before the others have read it."""
     _, file = split_config(words)
-    if file is None or not file.absolute().is_relative_to(run_dir.absolute()):
+    if file is None or not _lies_in(file, run_dir):
         return []
     return [f"{CONFIG}: {file} lies in run_dir {run_dir}, which may be moved aside; copy the file elsewhere first"]
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))

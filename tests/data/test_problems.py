@@ -253,3 +253,30 @@ def test_state_of_other_data_is_refused():
         ProblemStream(split, seed=5).load_state_dict(state)
     with pytest.raises(DataError, match="size is 13, this run has 12"):
         ProblemStream(split_problems([named(12)], holdout=3, seed=1), seed=4).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer", "metadata"),
+    [
+        ({"question": "q?", "answer": "4", "grader": "math", "tests": {"a": 1}}, "4", {}),
+        ({"question": "q?", "answer": "4", "grader": "exact", "instruction_id_list": ["x"]}, "4", {}),
+        ({"question": "q?", "answer": "a #### ", "grader": "preference"}, None, {}),
+        ({"question": "q?", "answer": {"text": "x"}, "grader": "preference"}, None, {}),
+        ({"question": "q?", "answer": "print(1)", "grader": "code", "tests": {"a": 1}}, None, {"tests": {"a": 1}}),
+        ({"question": "q?", "grader": "mine.py:grade", "metadata": {"k": 1}}, None, {"k": 1}),
+        ({"question": "q?", "grader": "mine.py:grade", "answer": 4, "metadata": {"tests": 1}}, "4", {"tests": 1}),
+        ({"prompt": "q?", "answer": "42", "grader": "mine.py:grade", "metadata": {"k": 1}}, "42", {"k": 1}),
+        ({"problem": "q?", "answer": "42", "grader": "mine.py:grade", "metadata": {"k": 1}}, "42", {"k": 1}),
+    ],
+)
+def test_what_a_grader_is_told_follows_from_the_grader_not_from_other_columns(tmp_path, line, answer, metadata):
+    (tmp_path / "set.jsonl").write_text(json.dumps(line) + "\n")
+    (problem,) = read_problems([tmp_path / "set.jsonl"])
+    assert (problem.answer, problem.metadata) == (answer, metadata)
+
+
+@pytest.mark.parametrize("grader", ["math", "exact"])
+def test_a_line_that_names_its_grader_needs_its_answer_too(tmp_path, grader):
+    (tmp_path / "set.jsonl").write_text(json.dumps({"question": "q?", "anwser": "4", "grader": grader}) + "\n")
+    with pytest.raises(DataError, match=r"set.jsonl, line 1: answer is missing \(did you mean answer by 'anwser'"):
+        read_problems([tmp_path / "set.jsonl"])

@@ -78,7 +78,7 @@ PAPER = Workload(samples=8192, group_size=16, optimizer_steps=16, scoring_passes
 PUBLISHED = (
     Published(
         name="NeMo-RL 0.6, V3 bf16, 256 H100, on-policy",
-        unit="s a step",
+        unit="s per step",
         value=134.0,
         estimate=lambda: step_seconds(
             "h100",
@@ -91,7 +91,7 @@ PUBLISHED = (
     ),
     Published(
         name="NeMo-RL 0.6, V3 bf16, 512 H100, one step off",
-        unit="s a step",
+        unit="s per step",
         value=64.1,
         estimate=lambda: step_seconds(
             "h100",
@@ -104,7 +104,7 @@ PUBLISHED = (
     ),
     Published(
         name="verl, V3, 96 H20, TP8 PP12 EP8",
-        unit="s a step",
+        unit="s per step",
         value=1700.0,
         estimate=lambda: step_seconds(
             "h20",
@@ -113,7 +113,7 @@ PUBLISHED = (
             Workload(samples=512, prompt_tokens=256, mean_response=1960, max_response=8192, scoring_passes=2),
             ahead=False,
         ),
-        note="assumed: 512 samples a step (not known), rows of 4,096, servers of TP32; its full offload left out",
+        note="assumed: 512 samples per step (not known), rows of 4,096, servers of TP32; its full offload left out",
     ),
     Published(
         name="DeepSeek-R1-Zero, 512 H800, 198 h of 10,400 steps",

@@ -21,6 +21,7 @@ from megatron_r1.config.schema import DataConfig, RolloutConfig, SamplingConfig
 from megatron_r1.data.template import encode_prompt
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.engines.base import Engine, WeightSync
+from megatron_r1.errors import UserError
 from megatron_r1.observe.watch import Watch
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.collect import Group, collect
@@ -112,18 +113,16 @@ class Collector:
             yield
 
     def _follow(self) -> list[Any]:
-        """What rank 0 calls for, until it is done; returns its last message. An error of this rank's is raised then: it
-        is rank 0's too as a rule, which says so to those who still listen."""
+        """What rank 0 calls for, until it is done; returns its last message. Errors of servers and of what is sent to
+        them are raised on every rank, and rank 0 will say so to those who listen; any other ends this rank at once."""
         failed: Exception | None = None
         with contextlib.ExitStack() as phase:
             while True:
                 message = self._broadcast([None, None])
-                if message[0] == "push":
-                    self._sync.push(self._sync.version)
-                elif message[0] == "before":
+                if message[0] in ("push", "before"):
                     try:
-                        self._before()
-                    except Exception as error:
+                        self._sync.push(self._sync.version) if message[0] == "push" else self._before()
+                    except (UserError, ValueError) as error:
                         failed = error
                 elif message[0] == "phase":
                     phase.close()
@@ -178,7 +177,7 @@ class Collector:
                 known=known,
             )
         begun = time.perf_counter()
-        with contextlib.nullcontext() if self._watch is None else self._watch.phase("reward"):
+        with self.phase("reward"):
             groups = [
                 RolloutGroup(
                     problem=problem,

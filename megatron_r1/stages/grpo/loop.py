@@ -176,14 +176,15 @@ class TrainingLoop:
 
     def prepare(self, step: int, sampled: Sampled | None) -> Prepared:
         """Advantages, minibatches, rows and their logprobs; first of all the check that trainer and engines agree."""
-        algorithm, longest, trained = self.algorithm, self.max_new_tokens, None
+        algorithm, longest = self.algorithm, self.max_new_tokens
+        trained: Trained | None = None
         with self.timer.phase("packing"):
             self.loop.to_trainer(False)
-            if sampled is not None:
-                trained = Trained.of(sampled.kept, algorithm, longest)
 
             def work() -> list[list[Share]]:
-                assert trained is not None
+                nonlocal trained
+                assert sampled is not None
+                trained = Trained.of(sampled.kept, algorithm, longest)
                 parts = trained.parts(self.config.minibatches)
                 return shares_of(parts, algorithm, self.layout, longest, data_parallel()[1])
 

@@ -32,12 +32,12 @@ def count_parameters(shape: ModelShape) -> ParameterCount:
     for layer in range(shape.num_layers):
         numbers = numbers_of_layer(shape, shape.is_moe_layer(layer))
         dense, routed = dense + numbers.fixed, routed + numbers.routed
-    of_experts = shape.moe.top_k / shape.moe.num_experts if shape.moe is not None else 0
+    used = routed * shape.moe.top_k // shape.moe.num_experts if shape.moe is not None else 0
     return ParameterCount(
         dense=dense,
         routed=routed,
         mtp=sum(_mtp_numbers(shape, index) for index in range(shape.num_mtp_layers)),
-        active=dense + round(routed * of_experts),
+        active=dense + used,
     )
 
 

@@ -19,6 +19,7 @@ FLOORS = (
     ("plugins", "bounds", "files", "parent", "gpus"),
     ("algorithms",),
     ("config",),
+    ("resharding",),
     ("observe", "planning"),
     ("data", "rewards"),
     ("model", "weights"),
@@ -38,8 +39,9 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in name
 NARROWER = {"recipes": {"algorithms", "config", "errors", "plugins", "stages", "toy"}}
 """Folders that may use less than their floor allows: the command line imports every recipe before torch."""
 
-TABLE = "weights/table.py"
-"""The one file of its folder that planning reads too: it has the sizes. It uses config alone."""
+TABLES = ("weights/table.py", "weights/placement.py", "weights/regions.py")
+"""The files of their folder that planning reads too: they have the sizes. They use config and resharding's boxes alone."""
+TABLE_MODULES = tuple(f"megatron_r1.{file.removesuffix('.py').replace('/', '.')}." for file in TABLES)
 
 BORDERS = {"megatron": {"model", "weights", "policy"}, "vllm": {"engines/vllm"}}
 KINDS_OF_ENGINE = {path.parent.name for path in PACKAGE.glob("engines/*/__init__.py")}
@@ -57,6 +59,7 @@ WITHOUT_TORCH = {
     "config",
     "observe",
     "planning",
+    "resharding",
     "data",
     "rewards",
     "recipes",
@@ -91,10 +94,10 @@ def faults(source: str, file: str) -> list[str]:
         top, _, rest = name.partition(".")
         if top == "megatron_r1":
             other = rest.split(".")[0]
-            if own == "planning" and name.startswith("megatron_r1.weights.table."):
+            if (own == "planning" or file in TABLES) and name.startswith(TABLE_MODULES):
                 continue
             engine = re.match(r"engines\.(\w+)", rest)
-            if file == TABLE and other != "config":
+            if file in TABLES and other not in ("config", "resharding"):
                 found.append(f"{where}: the table uses config only")
             elif engine and engine[1] in KINDS_OF_ENGINE and not file.startswith(f"engines/{engine[1]}/"):
                 found.append(f"{where}: an engine is known by its protocol, engines.base, and found by engines.chosen")
@@ -108,7 +111,7 @@ def faults(source: str, file: str) -> list[str]:
                 found.append(f"{where}: {own} uses {', '.join(sorted(NARROWER[own]))} only")
         elif top in BORDERS and not any(file.startswith(f"{folder}/") for folder in BORDERS[top]):
             found.append(f"{where}: only {', '.join(sorted(BORDERS[top]))} may")
-        elif top == "torch" and (own in WITHOUT_TORCH or file == TABLE) and not says_torch:
+        elif top == "torch" and (own in WITHOUT_TORCH or file in TABLES) and not says_torch:
             found.append(f"{where}: {own} does without torch")
     return found
 

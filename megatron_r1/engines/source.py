@@ -7,7 +7,6 @@ started from, so a mismatch is found before a server pauses. Gathering the tenso
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ import torch
 
 from megatron_r1.config.safetensors import read_header
 from megatron_r1.engines.buckets import ParamSpec
+from megatron_r1.resharding.layers import group_of_tensor
 
 FAULTS_SHOWN = 5
-DECODER_LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
 
 
 class WeightSource(Protocol):
@@ -68,16 +67,6 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for path in sorted(Path(folder).glob("*.safetensors")):
         shapes |= {name: tuple(entry["shape"]) for name, entry in read_header(path)[0].items()}
     return shapes
-
-
-def group_of_tensor(name: str) -> str:
-    """The decoder layer that a tensor belongs to ("model.layers.3"), else its module ("model.norm")."""
-    return group_of_module(name.rpartition(".")[0])
-
-
-def group_of_module(name: str) -> str:
-    match = DECODER_LAYER.match(name)
-    return match[0] if match else name
 
 
 def check_parameters(specs: Sequence[ParamSpec], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -33,7 +33,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.model_executor.model_loader.reload.meta import SKIP_TENSORS, materialize_layer, restore_layer_on_meta
 from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers
 
-from megatron_r1.engines.source import group_of_module, group_of_tensor
+from megatron_r1.resharding.layers import group_of_module, group_of_tensor
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only its own
 

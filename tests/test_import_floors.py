@@ -40,7 +40,8 @@ NARROWER = {"recipes": {"algorithms", "config", "errors", "plugins", "stages", "
 """Folders that may use less than their floor allows: the command line imports every recipe before torch."""
 
 TABLES = ("weights/table.py", "weights/placement.py", "weights/regions.py")
-"""The files of their folder that planning reads too: they have the sizes. They use config and resharding's boxes alone."""
+"""The files of their folder that planning reads too: they have the sizes. They use config and resharding's boxes
+alone."""
 TABLE_MODULES = tuple(f"megatron_r1.{file.removesuffix('.py').replace('/', '.')}." for file in TABLES)
 
 BORDERS = {"megatron": {"model", "weights", "policy"}, "vllm": {"engines/vllm"}}

@@ -16,7 +16,9 @@ import torch
 
 from megatron_r1.config.safetensors import read_header
 from megatron_r1.engines.buckets import ParamSpec
+from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.layers import group_of_tensor
+from megatron_r1.resharding.plan import Shard
 
 FAULTS_SHOWN = 5
 
@@ -32,6 +34,19 @@ class WeightSource(Protocol):
         ...
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
+class ShardedSource(WeightSource, Protocol):
+    """Weights that each rank can read its own shards of, without the others. Tensors are numbered as in `metadata`."""
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """Which ranks hold which boxes of which tensors; the same on every rank."""
+        ...
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        """This rank's present numbers, [rows, columns], of a box that lies in one of its shards; of any dtype."""
+        ...
 
 
 class TrackedSource:

@@ -30,7 +30,8 @@ def sent_entries(shape: ModelShape) -> list[Entry]:
 
 
 def wire_tensors(entries: Sequence[Entry], itemsize: int = 2) -> list[Tensor]:
-    """The Hugging Face tensors of `entries`, in their order, each number in `itemsize` bytes (fp32 where it stays so)."""
+    """The Hugging Face tensors of `entries`, in their order, each number in `itemsize` bytes (fp32 where it stays
+    so)."""
     found = []
     for entry in entries:
         for name, full in zip(entry.hf, entry.hf_shapes, strict=True):

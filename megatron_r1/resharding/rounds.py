@@ -1,11 +1,11 @@
 """The order of what is sent: numbered rounds, in each of which a rank or a worker has at most so many bytes on the way.
 
 Every rank and worker goes through the rounds it has a part in, in their order, two at a time at most. That cannot
-stop: of all that is not done, the round with the lowest number has both sides at it. Nobody waits for a round that he has
-no part in.
+stop: of all that is not done, the round with the lowest number has both sides at it. Nobody waits for a round that he
+has no part in.
 
-A server takes a layer at a time, so that it holds little beside the model. Layers of different pipeline stages are held by
-different ranks: each server begins with another stage, and takes from as many stages at once as it needs for all to
+A server takes a layer at a time, so that it holds little beside the model. Layers of different pipeline stages are held
+by different ranks: each server begins with another stage, and takes from as many stages at once as it needs for all to
 have somebody to send to.
 """
 
@@ -41,7 +41,8 @@ def layer_order(layers: Mapping[Name, Hashable], server: int, servers: int) -> l
 
 
 class Rounds:
-    """Gives each transfer its round: never before the last one of its sender or its worker, and where both have room."""
+    """Gives each transfer its round: never before the last one of its sender or its worker, and where both have
+    room."""
 
     def __init__(self, limit: int) -> None:
         """`limit`: bytes of a round at a rank or worker."""

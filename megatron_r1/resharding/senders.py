@@ -1,8 +1,8 @@
 """Which of the ranks that hold the same part sends it: so that the busiest sends as little as it can.
 
 Demand that any of several ranks can serve is poured like water: the ranks that send least take it first, until all
-have the same (or the demand ends). A demand is a line of parts in a fixed order, cut where one rank's share ends and the
-next one's begins, so a rank's share goes to few workers, and several servers are fed by different replicas.
+have the same (or the demand ends). A demand is a line of parts in a fixed order, cut where one rank's share ends and
+the next one's begins, so a rank's share goes to few workers, and several servers are fed by different replicas.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ GRAIN_BYTES = 64 << 10
 
 
 class Part(NamedTuple):
-    """What lies in the way from holders to a worker: `box` of `tensor`, wanted by `worker` as its want number `want`."""
+    """What lies in the way from holders to a worker: `box` of `tensor`, wanted by `worker` as its want number
+    `want`."""
 
     worker: int
     want: int

@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,10 @@ from safetensors.torch import save_file
 from megatron_r1.config.model_folder import without_mtp
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import CheckpointError
+from megatron_r1.resharding.boxes import Box
+from megatron_r1.resharding.plan import Shard
 from megatron_r1.weights.local import LocalTensor
+from megatron_r1.weights.regions import Region, regions
 from megatron_r1.weights.table import Entry, shard_shape
 from megatron_r1.weights.transforms import unshard
 
@@ -66,11 +70,15 @@ class WeightStream:
         self._entries = [entry for entry in table if include_mtp or not entry.name.startswith("mtp.")]
         self._include_aliases = include_mtp
         self.has_mtp = any(entry.name.startswith("mtp.") for entry in self._entries)
-        pieces = self._plan()
+        self._holders = self._gather()
+        pieces = {
+            name: [_Piece(entry, index, len(found), found[index][0]) for index in sorted(found)]
+            for entry, (name, found) in zip(self._entries, self._holders.items(), strict=True)
+        }
         self._buckets = _buckets(self._entries, pieces, bucket_bytes, dtype.itemsize)
 
-    def _plan(self) -> dict[str, list[_Piece]]:
-        """Who sends what: for each shard the lowest rank that holds it."""
+    def _gather(self) -> dict[str, dict[int, list[int]]]:
+        """Of each entry, which ranks hold which shard: lists in their order."""
         names = [entry.name for entry in self._entries]
         mine = [
             (number, local.index, local.count)
@@ -79,24 +87,67 @@ class WeightStream:
         ]
         everyone: list[list[tuple[int, int, int]]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, mine)
-        pieces: dict[str, dict[int, _Piece]] = {name: {} for name in names}
+        found: dict[str, dict[int, list[int]]] = {name: {} for name in names}
+        counts = dict.fromkeys(names, 1)
         for rank, held in enumerate(everyone):
             for number, index, count in held:
-                entry = self._entries[number]
-                pieces[entry.name].setdefault(index, _Piece(entry, index, count, rank))
-        for name, found in pieces.items():
-            if not found or len(found) != next(iter(found.values())).count:
+                found[names[number]].setdefault(index, []).append(rank)
+                counts[names[number]] = count
+        for name, indices in found.items():
+            if len(indices) != counts[name]:
                 raise ValueError(f"no rank holds all shards of {name}")
-        return {name: [found[index] for index in sorted(found)] for name, found in pieces.items()}
+        return found
+
+    def _rows(self) -> Iterator[tuple[str, Entry, int]]:
+        """(Hugging Face name, entry, which of its tensors), in the order of iteration."""
+        for entry in self._entries:
+            yield from ((name, entry, part) for part, name in enumerate(entry.hf))
+            if self._include_aliases:
+                yield from ((alias, entry, 0) for alias in entry.aliases)
 
     def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        rows = []
+        return [
+            (name, torch.float32 if entry.float32 else self._dtype, entry.hf_shapes[part])
+            for name, entry, part in self._rows()
+        ]
+
+    # ---- shard to shard (resharding/): tensors are numbered as in metadata()
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """What lies on which ranks; the same on all."""
+        numbers: dict[tuple[str, int], list[int]] = {}
+        for number, (_, entry, part) in enumerate(self._rows()):
+            numbers.setdefault((entry.name, part), []).append(number)
+        return [
+            Shard(number, region.box, tuple(ranks))
+            for entry in self._entries
+            for index, ranks in self._holders[entry.name].items()
+            for region in regions(entry, self._shape, index, len(self._holders[entry.name]))
+            for number in numbers[entry.name, region.part]
+        ]
+
+    @cached_property
+    def _held(self) -> list[list[tuple[Region, torch.Tensor]]]:
+        """By tensor, this rank's regions of it and the parameter [rows, columns] where they lie."""
+        found: dict[str, list[list[tuple[Region, torch.Tensor]]]] = {}
         for entry in self._entries:
-            dtype = torch.float32 if entry.float32 else self._dtype
-            rows += [(name, dtype, full) for name, full in zip(entry.hf, entry.hf_shapes, strict=True)]
-            if self._include_aliases:
-                rows += [(alias, dtype, entry.hf_shapes[0]) for alias in entry.aliases]
-        return rows
+            found[entry.name] = [[] for _ in entry.hf]
+            if (local := self._tensors.get(entry.name)) is not None:
+                rows = local.tensor.detach()
+                rows = rows.view(len(rows), -1)
+                for region in regions(entry, self._shape, local.index, local.count):
+                    found[entry.name][region.part].append((region, rows))
+        return [found[entry.name][part] for _, entry, part in self._rows()]
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        """This rank's present numbers of a box that lies in one of its shards: [rows, columns], a view of the
+        parameter. KeyError if it holds no such."""
+        for region, rows in self._held[tensor]:
+            if region.box.meet(box) == box:
+                row, column = region.row + box.top - region.box.top, region.column + box.left - region.box.left
+                return rows[row : row + box.rows, column : column + box.columns]
+        raise KeyError(f"rank {self._rank} holds no shard with {box} of {self.metadata()[tensor][0]}")
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for bucket in self._buckets:

@@ -1,17 +1,15 @@
-"""An open connection for weights between the trainer and a set of servers, one class per way of opening it.
+"""An open connection for weights that rank 0 gathers: from it to a set of servers, one class per way of opening it.
 
-gloo and ipc are ours and need no vLLM in the trainer; nccl is vLLM's own trainer engine, built by its factory and
-driven through our control plane. A channel belongs to incarnations of
-servers: when one restarts, the channel is dropped and a new one opened.
+ipc is ours and needs no vLLM in the trainer; nccl is vLLM's own trainer engine, built by its factory and driven through
+our control plane. A channel belongs to incarnations of servers: when one restarts, the channel is dropped and a new one
+opened. Over gloo nothing is gathered: shard_channel.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines.base import RequestError
@@ -20,16 +18,14 @@ from megatron_r1.engines.source import TrackedSource
 from megatron_r1.engines.vllm import host_memory
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
-from megatron_r1.engines.vllm.gloo_channel import LOOPBACK, GlooMeeting, meet, transfer
 from megatron_r1.engines.vllm.host_memory import HostMemory, slot_bytes_for
+from megatron_r1.engines.vllm.peers import LOOPBACK
 from megatron_r1.engines.vllm.server import free_port
 from megatron_r1.engines.vllm.trainer_source import vllm_source
 from megatron_r1.errors import EngineError
 
 ChannelKey = tuple[tuple[int, int], ...]
 """(index, starts) of each server."""
-
-MEETING_SECONDS = 300.0
 
 
 class Channel(Protocol):
@@ -41,26 +37,6 @@ class Channel(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class GlooChannel:
-    """Rank 0's channel over gloo; the other ranks have none."""
-
-    def __init__(self, key: ChannelKey, control: ControlPlane, source: TrackedSource, meeting: GlooMeeting) -> None:
-        self.key = key
-        self.control = control
-        self.source = source
-        self.meeting = meeting
-        control.weight_versions()  # a dead server is found here; at the meeting one would wait for it
-        self.link = meet(control, meeting)
-
-    def send(self, specs: Sequence[ParamSpec]) -> None:
-        transfer(self.control, self.link, specs, self.source, self.meeting.bucket_bytes)
-
-    def close(self) -> None:
-        self.link.close()
-        self.control.close()
-        Path(self.meeting.store_path).unlink(missing_ok=True)
 
 
 class IPCChannel:
@@ -114,7 +90,6 @@ def open_channel(
     engines: Sequence[Engine],
     source: TrackedSource,
     rank: int,
-    private_dir: Path | None,
 ) -> Channel:
     """Connect to `engines` (empty on ranks other than 0). Raises EngineError when they do not come to the
     meeting.
@@ -122,15 +97,6 @@ def open_channel(
     control = ControlPlane(engines)
     num_workers = len(engines) * config.tensor_parallel
     bucket_bytes = config.sync_bucket_mib * 2**20
-    if config.sync == "gloo":
-        assert private_dir is not None
-        meeting = GlooMeeting(
-            store_path=str(private_dir / uuid4().hex),
-            world_size=1 + num_workers,
-            bucket_bytes=bucket_bytes,
-            timeout_seconds=MEETING_SECONDS,
-        )
-        return GlooChannel(key, control, source, meeting)
     if config.sync == "ipc":
         return IPCChannel(key, control, source, bucket_bytes)
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory

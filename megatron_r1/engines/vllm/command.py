@@ -41,7 +41,7 @@ CPU_CUSTOM_OPS = ["all", "-rotary_embedding"]
 DeepSeek-V3 gives them (logprobs off by 1); its plain PyTorch version agrees with transformers to 1e-6.
 """
 
-BACKENDS = {"gloo": "gloo", "ipc": "host_ipc", "nccl": "layerwise_nccl"}
+BACKENDS = {"gloo": "shards", "ipc": "host_ipc", "nccl": "layerwise_nccl"}
 """rollout.sync -> the weight-transfer engine in vLLM's workers (plugin.py)."""
 
 VLLM_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}

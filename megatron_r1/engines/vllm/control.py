@@ -36,8 +36,8 @@ class ControlPlane:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         def init(position: int, client: EngineClient) -> None:
             info = dict(init_info)
-            if "rank_offset" in info:
-                info["rank_offset"] += position * self.workers_per_engine
+            for offset in info.keys() & {"rank_offset", "first_worker"}:  # vLLM's engines' word, and ours
+                info[offset] += position * self.workers_per_engine
             client.request("POST", "/init_weight_transfer_engine", {"init_info": info}, timeout=MEETING_SECONDS)
 
         self.each(init)

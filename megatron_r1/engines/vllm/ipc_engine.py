@@ -8,6 +8,7 @@ inside vLLM (see plugin.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vllm.distributed.weight_transfer.base import (
 from megatron_r1.engines.buckets import view
 from megatron_r1.engines.vllm.host_memory import map_memory, slot, unpin
 from megatron_r1.engines.vllm.reload import Reload
+from megatron_r1.resharding.layers import group_of_tensor
 
 
 @dataclass
@@ -79,7 +81,9 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
             if self.buffer is None:
                 raise RuntimeError("ipc weight transfer: update_weights came before init_weight_transfer_engine")
             if update_info.all_names:
-                self.reload = Reload(self.model, self.model_config, update_info.all_names)
+                self.reload = Reload(
+                    self.model, self.model_config, Counter(map(group_of_tensor, update_info.all_names))
+                )
             if self.reload is None:
                 raise RuntimeError("ipc weight transfer: the first update_weights must name all parameters")
             self.reload.add(self.tensors(update_info, self.buffer))

@@ -6,11 +6,14 @@ layerwise reload, which keeps a layer's tensors unsharded until the layer is com
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_consumer
 
 from megatron_r1.engines.vllm.reload import Reload
+from megatron_r1.resharding.layers import group_of_tensor
 
 
 class LayerwiseNCCLWeightTransferEngine(NCCLWeightTransferEngine):
@@ -33,7 +36,7 @@ class LayerwiseNCCLWeightTransferEngine(NCCLWeightTransferEngine):
         if info is None or not self.packed:
             raise RuntimeError("nccl weight transfer: the trainer must name the parameters and send them packed")
         self.last = info
-        reload = Reload(self.model, self.model_config, info.names)
+        reload = Reload(self.model, self.model_config, Counter(map(group_of_tensor, info.names)))
         try:
             packed_nccl_broadcast_consumer(
                 iterator=(

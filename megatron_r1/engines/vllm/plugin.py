@@ -7,7 +7,7 @@ once in a process.
 from __future__ import annotations
 
 ENGINES = {
-    "gloo": ("megatron_r1.engines.vllm.gloo_engine", "GlooWeightTransferEngine"),
+    "shards": ("megatron_r1.engines.vllm.shard_engine", "ShardWeightTransferEngine"),
     "host_ipc": ("megatron_r1.engines.vllm.ipc_engine", "SharedMemoryWeightTransferEngine"),
     "layerwise_nccl": ("megatron_r1.engines.vllm.nccl_engine", "LayerwiseNCCLWeightTransferEngine"),
 }

@@ -18,7 +18,7 @@ import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from vllm.config import ModelConfig
@@ -33,23 +33,34 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.model_executor.model_loader.reload.meta import SKIP_TENSORS, materialize_layer, restore_layer_on_meta
 from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers
 
+from megatron_r1.engines.vllm.destination import Destination
+from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.layers import group_of_module, group_of_tensor
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only its own
 
 
 class Reload:
-    """One update of `model`: give `add` all tensors of `names`, in any order, some at a time.
+    """One update of `model`: give `add` whole tensors, or `place` boxes of them, in any order, until all has come.
 
     Held beside the model are this worker's shards of the decoder layers that have begun and are not complete (one, if
     the stream goes layer by layer), and while a layer is completed its processed form. `close` ends an update that
     broke off: the model can serve, with the weights of some layers possibly new. `peak_bytes`: the most that was held.
     """
 
-    def __init__(self, model: torch.nn.Module, model_config: ModelConfig, names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        model_config: ModelConfig,
+        missing: Mapping[str, int],
+        filled: Collection[tuple[str, str]] = (),
+    ) -> None:
+        """`missing`: how many parts of each layer will come. `filled`: parameters (module name, name) that are 0 where
+        nothing comes."""
         self.model = model
         self.model_config = model_config
-        self.missing = Counter(group_of_tensor(name) for name in names)
+        self.missing = Counter(missing)
+        self.filled = filled
         self.begun: dict[str, set[str]] = {}
         """Modules that a loader has filled, by the group that they belong to, of groups that have begun."""
         self.held_bytes = self.peak_bytes = 0
@@ -89,11 +100,28 @@ class Reload:
         if self.missing[group] <= 0:
             self.complete(group)
 
+    def place(self, group: str, destination: Destination, box: Box, values: torch.Tensor) -> None:
+        """Put the numbers of `box`, [rows, columns], where they go, and complete their layer if they are its last.
+        They may be freed after the call; streams as in `add`."""
+        with self.in_order():
+            if group not in self.modules:
+                raise RuntimeError(f"weight update: vLLM's model has no module {group!r}")
+            if group not in self.begun:
+                self.begin(group)
+            destination.view(box).copy_(values)
+            if destination.parameter not in SKIP_TENSORS and self.group_of.get(destination.module_name) == group:
+                self.begun[group].add(destination.module_name)
+            self.missing[group] -= 1
+            if self.missing[group] <= 0:
+                self.complete(group)
+
     def begin(self, group: str) -> None:
         """Give the group's modules empty tensors in the checkpoint's shapes."""
         self.begun[group] = set()
-        for _, module in self.modules[group]:
+        for name, module in self.modules[group]:
             make_loadable(module)
+            for parameter in (own for path, own in self.filled if path == name):
+                getattr(module, parameter).data.zero_()
         self.held_bytes += group_bytes(self.modules[group])
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
@@ -174,13 +202,17 @@ def group_bytes(modules: Iterable[tuple[str, torch.nn.Module]]) -> int:
     )
 
 
-def make_loadable(module: torch.nn.Module) -> None:
-    """Give the module empty tensors in the checkpoint's shapes, keeping those that it runs with in vLLM's
-    record of it.
-    """
+def keep_what_it_runs_with(module: torch.nn.Module) -> None:
+    """Note the tensors that the module runs with in vLLM's record of it."""
     info = get_layerwise_info(module)
     info.kernel_tensors = get_layer_params_buffers(module)
     info.kernel_non_persistent_buffers = set(module._non_persistent_buffers_set)
+
+
+def make_loadable(module: torch.nn.Module) -> None:
+    """Give the module empty tensors in the checkpoint's shapes; put_back undoes it."""
+    keep_what_it_runs_with(module)
+    info = get_layerwise_info(module)
     restore_layer_on_meta(module, info)
     materialize_layer(module, info)
 

@@ -1,9 +1,9 @@
 """Push the trainer's weights into the servers, through vLLM's own weight-transfer interfaces.
 
-`push` is called on every trainer rank. Iterating the weight source is a collective over those ranks; rank 0
-alone talks to the servers. Pause, receive, load, finish and resume are vLLM's; prefix caches are dropped,
-because they hold the old weights' keys and values. How Megatron shards become full tensors is the source's
-business (weights/).
+`push` is called on every trainer rank. Over gloo each rank sends its own shards (shard_channel.py); over ipc and nccl
+iterating the weight source is a collective that brings all to rank 0. Rank 0 alone asks the servers. Pause, receive,
+load, finish and resume are vLLM's; prefix caches are dropped, because they hold the old weights' keys and values. How
+Megatron shards become Hugging Face tensors is the source's business (weights/).
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import cast
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines import base
+from megatron_r1.engines.agreement import from_rank_zero, together
 from megatron_r1.engines.base import RequestError, SyncReport
 from megatron_r1.engines.buckets import ParamSpec, num_bytes
-from megatron_r1.engines.source import TrackedSource, WeightSource, check_parameters, read_shapes
+from megatron_r1.engines.source import ShardedSource, TrackedSource, WeightSource, check_parameters, read_shapes
 from megatron_r1.engines.vllm.channels import Channel, open_channel
+from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.server import private_directory
+from megatron_r1.engines.vllm.shard_channel import ShardChannel
 from megatron_r1.errors import EngineError
 
 
@@ -51,6 +54,9 @@ class WeightSync:
         self.version = 0
         self.expected = read_shapes(model_path)
         self.channel: Channel | None = None
+        self.shards: ShardChannel | None = None
+        self.connected: object = None
+        """What `shards` is open to, on rank 0: incarnations of servers, and the weights."""
         self.private_dir = private_directory() if rank == 0 else None
 
     def push(self, version: int, engines: Sequence[base.Engine] | None = None) -> SyncReport:
@@ -65,8 +71,10 @@ class WeightSync:
         check_parameters(specs, self.expected)
         self.source.begin()
         parts: dict[str, float] = {}
-        if self.rank == 0:
-            chosen = cast("Sequence[Engine]", engines or self.engines)  # some of ours
+        chosen = cast("Sequence[Engine]", engines or self.engines)  # some of ours
+        if self.config.sync == "gloo":
+            self.push_shards(version, specs, tuple(chosen), parts)
+        elif self.rank == 0:
             self.drive(version, specs, tuple(chosen), parts)
         else:
             self.follow(specs)
@@ -75,6 +83,52 @@ class WeightSync:
         total = sum(num_bytes(spec) for spec in specs)
         seconds = time.perf_counter() - begun
         return SyncReport(version=version, num_bytes=total, seconds=seconds, parts=parts)
+
+    def push_shards(
+        self, version: int, specs: list[ParamSpec], engines: tuple[Engine, ...], parts: dict[str, float]
+    ) -> None:
+        """Every rank's side of a push shard to shard; fills `parts` with seconds by name. A failure is raised on rank
+        0; the others know that nothing is open any more."""
+        control: ControlPlane | None = None
+        try:
+            with timed(parts, "connect"):
+                channel = self.ensure_shards(specs, engines)
+            control = channel.control
+            if control is not None:
+                control.version = version
+            with timed(parts, "pause"):
+                together(lambda: control and control.pause())
+            with timed(parts, "transfer"):
+                channel.send()
+            with timed(parts, "resume"):
+                together(lambda: control and control.resume())
+            with timed(parts, "verify"):
+                together(lambda: control and check_versions(control.weight_versions(), version))
+        except BaseException as error:
+            try:
+                if control is not None:
+                    control.resume()
+            except (EngineError, RequestError) as second:
+                error.add_note(f"and the servers did not resume: {second}")
+            self.disconnect()
+            if self.rank == 0 or not isinstance(error, EngineError):
+                raise
+
+    def ensure_shards(self, specs: list[ParamSpec], engines: tuple[Engine, ...]) -> ShardChannel:
+        """The open channel for exactly these weights to exactly these incarnations of these servers."""
+        wanted = (tuple((engine.index, engine.starts) for engine in engines), tuple(specs))
+        if from_rank_zero(lambda: self.shards is None or self.connected != wanted, self.rank) or self.shards is None:
+            self.disconnect()
+            self.shards = ShardChannel(
+                engines,
+                cast("ShardedSource", self.source.source),
+                specs,
+                rank=self.rank,
+                bucket_bytes=self.config.sync_bucket_mib << 20,
+                private_dir=None if self.private_dir is None else Path(self.private_dir.name),
+            )
+            self.connected = wanted
+        return self.shards
 
     def follow(self, specs: list[ParamSpec]) -> None:
         """The other ranks' side of a push: take part in the gather."""
@@ -106,8 +160,7 @@ class WeightSync:
             self.disconnect()
             self.source.finish()
             raise
-        if any(got != version for got in served):
-            raise EngineError(f"weight sync: pushed version {version}, the vLLM servers report {served}")
+        check_versions(served, version)
 
     def ensure_channel(self, engines: tuple[Engine, ...]) -> Channel:
         """The open channel to exactly these incarnations of these servers."""
@@ -120,7 +173,6 @@ class WeightSync:
                 engines=engines,
                 source=self.source,
                 rank=self.rank,
-                private_dir=None if self.private_dir is None else Path(self.private_dir.name),
             )
         return self.channel
 
@@ -131,6 +183,9 @@ class WeightSync:
         if self.channel is not None:
             self.channel.close()
             self.channel = None
+        if self.shards is not None:
+            self.shards.close()
+            self.shards = None
 
     def close(self) -> None:
         """Leave the transfer group and remove the rendezvous folder."""
@@ -138,6 +193,11 @@ class WeightSync:
         if self.private_dir is not None:
             self.private_dir.cleanup()
             self.private_dir = None
+
+
+def check_versions(served: Sequence[int], version: int) -> None:
+    if any(got != version for got in served):
+        raise EngineError(f"weight sync: pushed version {version}, the vLLM servers report {list(served)}")
 
 
 @contextlib.contextmanager

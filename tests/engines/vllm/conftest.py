@@ -16,6 +16,8 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedToke
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
+from megatron_r1.resharding.boxes import Box, whole
+from megatron_r1.resharding.plan import Shard
 
 VOCABULARY = 128
 MAX_MODEL_LEN = 384
@@ -36,6 +38,15 @@ class Weights:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         return iter(self.tensors.items())
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All on one rank."""
+        return [Shard(number, whole(shape), (0,)) for number, (_, _, shape) in enumerate(self.metadata())]
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        rows = list(self.tensors.values())[tensor]
+        return rows.view(len(rows), -1)[box.top : box.bottom, box.left : box.right]
 
 
 class Oracle:

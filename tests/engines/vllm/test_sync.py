@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
+from megatron_r1.resharding.boxes import Box, whole
+from megatron_r1.resharding.plan import Shard
 
 from .conftest import VOCABULARY, Oracle, Weights, prompt, save_model
 
@@ -91,7 +92,7 @@ def test_parameters_that_do_not_fit_are_refused_and_the_server_keeps_serving(
     np.testing.assert_array_equal(engine.client.score(ids), before)
 
 
-def test_a_refusal_by_the_server_itself_leaves_it_able_to_serve(
+def test_a_shape_that_the_server_cannot_load_is_refused_before_it_is_paused(
     engine: LocalEngine,
     weights: Weights,
     sync: WeightSync,
@@ -100,16 +101,18 @@ def test_a_refusal_by_the_server_itself_leaves_it_able_to_serve(
     folders,
     tmp_path: Path,
 ) -> None:
-    """Without a checkpoint to check against, the wrong shape is found by vLLM in the middle of the update."""
+    """Without a checkpoint to check against, the wrong shape is found when vLLM says what it wants."""
     unchecked = WeightSync(config, source=weights, engines=(engine,), model_path=tmp_path)
     weights.show(folders[1])
     kept, name = dict(weights.tensors), "model.layers.2.self_attn.o_proj.weight"
     weights.tensors[name] = torch.zeros(64, 127)
-    with pytest.raises(Exception, match="update_weights"):
+    version = engine.client.weight_version()
+    with pytest.raises(Exception, match=r"vLLM cannot load model.layers.2.self_attn.o_proj.weight \[64, 127\]"):
         unchecked.push(sync.version + 1)
     unchecked.close()
     sync.disconnect()
     weights.tensors = kept
+    assert engine.client.weight_version() == version
     engine.client.generate(prompt(5, 1), num_completions=1, sampling=SamplingConfig(max_new_tokens=2))
     sync.push(sync.version + 1)
     ids = prompt(100, 7)
@@ -179,51 +182,53 @@ def test_a_part_of_a_layer_is_refused(engine: LocalEngine, sync: WeightSync, wei
 
 
 class Liar(Weights):
-    """A source whose iteration disagrees with its metadata."""
+    """A source that reads other shapes than it has announced."""
 
-    completed = False
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self.tensors.items():
-            yield name, tensor[:1] if name == "model.norm.weight" else tensor
-        self.completed = True
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        rows = super().read(tensor, box)
+        return rows[:1] if list(self.tensors)[tensor] == "model.norm.weight" else rows
 
 
-def test_a_source_that_breaks_its_word_is_named_and_still_drained(
+def test_a_source_that_breaks_its_word_is_named(
     engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles: list[Oracle]
 ) -> None:
-    liar = Liar(folders[2])
-    broken = WeightSync(config, source=liar, engines=(engine,), model_path=folders[0])
-    with pytest.raises(ValueError, match=r"announced 'model.norm.weight'.*\(64,\).*yielded.*\(1,\)"):
+    broken = WeightSync(config, source=Liar(folders[2]), engines=(engine,), model_path=folders[0])
+    with pytest.raises(ValueError, match=r"announced 64 x 1 numbers of model.norm.weight and read \[1, 1\]"):
         broken.push(sync.version + 1)
-    assert liar.completed  # the other ranks' collectives are all met
     broken.close()
     sync.disconnect()
     sync.push(sync.version + 1)
     assert engine.client.weight_version() == sync.version
 
 
-class Gathered(Weights):
-    """A source whose every tensor is a collective of two ranks: each holds half of the sum."""
+class Halves(Weights):
+    """Of each tensor, rank 0 holds the upper rows and rank 1 the others; what a rank does not hold is not a number."""
 
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self.tensors.items():
-            half = tensor / 2
-            torch.distributed.all_reduce(half)
-            yield name, half
+    def __init__(self, folder: Path, rank: int) -> None:
+        super().__init__(folder)
+        self.rank = rank
+
+    @property
+    def shards(self) -> list[Shard]:
+        boxes = [whole(shape) for _, _, shape in self.metadata()]
+        halves = [box.cut(-(-box.rows // 2)) for box in boxes]
+        return [Shard(n, box, (rank,)) for n, pair in enumerate(halves) for rank, box in enumerate(pair) if box.size]
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        held = any(own.box.meet(box) == box for own in self.shards if own.tensor == tensor and self.rank in own.ranks)
+        rows = super().read(tensor, box)
+        return rows if held else torch.full_like(rows, torch.nan)
 
 
 def second_rank(store: str, config: RolloutConfig, folder: Path, pushes: int) -> None:
-    """The other trainer rank: no engines, only its part of each gather."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=1, world_size=2)
-    sync = WeightSync(config, source=Gathered(folder), engines=(), model_path=folder, rank=1)
+    sync = WeightSync(config, source=Halves(folder, 1), engines=(), model_path=folder, rank=1)
     for version in range(1, pushes + 1):
         sync.push(version)
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-def test_two_trainer_ranks_gather_and_one_sends(
+def test_each_trainer_rank_sends_what_it_holds(
     engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles, tmp_path: Path
 ) -> None:
     other = multiprocessing.get_context("spawn").Process(
@@ -232,7 +237,7 @@ def test_two_trainer_ranks_gather_and_one_sends(
     other.start()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=2)
     try:
-        both = WeightSync(config, source=Gathered(folders[2]), engines=(engine,), model_path=folders[2])
+        both = WeightSync(config, source=Halves(folders[2], 0), engines=(engine,), model_path=folders[2])
         both.push(sync.version + 1)
         both.push(sync.version + 2)
         both.close()

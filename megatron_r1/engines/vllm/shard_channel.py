@@ -1,0 +1,197 @@
+"""Weights shard to shard: the trainer's side, on every rank of it.
+
+Opening a channel: rank 0 asks every worker what it wants of the weights (recorded.py), all ranks and workers meet in
+one group, every rank makes the plan (resharding/plan.py), rank 0 tells each worker its messages. An update: every rank
+sends what the plan says, rank 0 asks the servers to receive. What fails on one rank fails on all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+
+from megatron_r1.engines.agreement import from_rank_zero, together, trainers
+from megatron_r1.engines.buckets import ParamSpec
+from megatron_r1.engines.source import ShardedSource
+from megatron_r1.engines.vllm.control import ControlPlane
+from megatron_r1.engines.vllm.engine import Engine
+from megatron_r1.engines.vllm.messages import messages_as_numbers, send_all, wants_of, wire_tensors
+from megatron_r1.engines.vllm.peers import Meeting, Peers
+from megatron_r1.errors import EngineError
+from megatron_r1.resharding.plan import Message, Piece, Plan, make_plan
+
+MEETING_SECONDS = 300.0
+SETTLE_SECONDS = 5.0
+
+
+class ShardChannel:
+    """An open channel for weights `specs` to `engines` (empty but on rank 0). Constructing it, sending and nothing else
+    are collectives over the trainer's ranks; EngineError or RequestError, on all of them, if a server fails."""
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        source: ShardedSource,
+        specs: Sequence[ParamSpec],
+        *,
+        rank: int,
+        bucket_bytes: int,
+        private_dir: Path | None,
+    ) -> None:
+        self.specs, self.source, self.rank = list(specs), source, rank
+        self.tensors = wire_tensors(specs)
+        self.control = ControlPlane(engines) if rank == 0 else None
+        self.peers: Peers | None = None
+        self.store_path: str | None = None
+        try:
+            self.store_path = from_rank_zero(lambda: self.announce(private_dir), rank)
+            self.plan = self.meet(len(engines), bucket_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    def announce(self, private_dir: Path | None) -> str:
+        """Rank 0: tell the workers what will be sent; they find out what they want of it. Returns where to meet."""
+        assert self.control is not None and private_dir is not None
+        self.control.weight_versions()  # a dead server is found here; at the meeting one would wait for it
+        announced = {
+            "names": [name for name, _, _ in self.specs],
+            "dtype_names": [str(dtype).removeprefix("torch.") for _, dtype, _ in self.specs],
+            "shapes": [list(shape) for _, _, shape in self.specs],
+        }
+        self.control.init_weight_transfer_engine(announced)
+        return str(private_dir / uuid4().hex)
+
+    def meet(self, num_engines: int, bucket_bytes: int) -> Plan:
+        """Enter the group with all workers, hear what they want, plan, and tell them their messages."""
+        assert self.store_path is not None
+        per_engine = from_rank_zero(lambda: [self.control.workers_per_engine] * num_engines, self.rank)  # type: ignore[union-attr]
+        meeting = Meeting(
+            store_path=self.store_path,
+            trainers=trainers(),
+            workers=sum(per_engine),
+            timeout_seconds=MEETING_SECONDS,
+        )
+        workers = None
+        if self.control is not None:
+            info = {"meeting": meeting.as_info(), "first_worker": 0}
+            workers = in_background(lambda: self.control.init_weight_transfer_engine(info))  # type: ignore[union-attr]
+        self.peers = together(lambda: entered(meeting, self.rank, workers))
+        wanted = from_rank_zero(lambda: self.hear(meeting, workers), self.rank)
+        servers, first = [], 0
+        for count in per_engine:
+            servers.append([wants_of(torch.from_numpy(own)) for own in wanted[first : first + count]])
+            first += count
+        plan = together(lambda: make_plan(self.tensors, self.source.shards, servers, bucket_bytes))
+        together(lambda: self.tell(plan, meeting, workers))
+        return plan
+
+    def hear(self, meeting: Meeting, workers: Future[None] | None):
+        """Rank 0: what each worker wants, as numbers."""
+        with explained(workers):
+            return [self.joined.receive_numbers(of=meeting.trainers + i).numpy() for i in range(meeting.workers)]
+
+    def tell(self, plan: Plan, meeting: Meeting, workers: Future[None] | None) -> None:
+        if workers is None:
+            return
+        with explained(workers):
+            for worker in range(meeting.workers):
+                numbers = messages_as_numbers(plan.received.get(worker, []))
+                self.joined.send_numbers(numbers, to=meeting.trainers + worker)
+        workers.result()
+
+    @property
+    def joined(self) -> Peers:
+        if self.peers is None:
+            raise EngineError("weight sync: this rank has left the group")
+        return self.peers
+
+    @property
+    def own_messages(self) -> list[Message]:
+        return self.plan.sent.get(self.rank, [])
+
+    def send(self) -> None:
+        """One whole update."""
+        together(lambda: self.control.start_weight_update() if self.control else None)
+        try:
+            together(self.transfer)
+        except BaseException:
+            self.leave()
+            raise
+        together(lambda: self.control.finish_weight_update() if self.control else None)
+
+    def transfer(self) -> None:
+        control = self.control
+        received = in_background(lambda: control.update_weights({})) if control is not None else None
+        try:
+            with explained(received):
+                send_all(self.joined, self.own_messages, self.specs, self.tensors, self.fill)
+        except BaseException:
+            self.leave()
+            raise
+        if received is not None:
+            received.result()
+
+    def fill(self, piece: Piece, place: torch.Tensor) -> None:
+        """Raises ValueError where the source reads another shape than it has announced."""
+        values = self.source.read(piece.tensor, piece.box)
+        if values.shape != place.shape:
+            name, (rows, columns) = self.specs[piece.tensor][0], place.shape
+            raise ValueError(
+                f"the weight source announced {rows} x {columns} numbers of {name} and read {list(values.shape)}"
+            )
+        place.copy_(values)
+
+    def leave(self) -> None:
+        """End this rank's connections, which releases who waits for it."""
+        if self.peers is not None:
+            self.peers.close()
+            self.peers = None
+
+    def close(self) -> None:
+        """Leave the group. Safe to call twice."""
+        self.leave()
+        if self.control is not None:
+            self.control.close()
+            if self.store_path is not None:
+                Path(self.store_path).unlink(missing_ok=True)
+
+
+def in_background(request: Callable[[], None]) -> Future[None]:
+    """A request that servers answer when this thread has done its part."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="weight-sync")
+    future = pool.submit(request)
+    pool.shutdown(wait=False)
+    return future
+
+
+def entered(meeting: Meeting, rank: int, workers: Future[None] | None) -> Peers:
+    with explained(workers):
+        return Peers(meeting, rank)
+
+
+@contextlib.contextmanager
+def explained(answer: Future[None] | None) -> Iterator[None]:
+    """gloo's errors as what the servers say of them, if they say anything within a few seconds."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, EngineError):
+            raise
+        cause = settled_error(answer) if answer is not None else None
+        if cause is not None:
+            raise cause from None
+        raise EngineError(f"weight sync: a trainer rank or vLLM worker left in the middle of it ({error})") from error
+
+
+def settled_error(answer: Future[None]) -> BaseException | None:
+    """The receivers' error if they report one within a few seconds of the sender's."""
+    try:
+        return answer.exception(timeout=SETTLE_SECONDS)
+    except TimeoutError:
+        return None

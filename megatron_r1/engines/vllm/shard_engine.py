@@ -1,0 +1,112 @@
+"""vLLM weight transfer shard to shard: the worker's half. It runs inside vLLM (see plugin.py).
+
+First the worker says what it wants (recorded.py), then every update brings just that, from the trainer's ranks that
+hold it, layer by layer (reload.py). A failed update leaves the model able to serve, with the weights of some layers
+possibly new: the trainer must push again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+from megatron_r1.engines.buckets import ParamSpec
+from megatron_r1.engines.vllm.messages import messages_of, pieces_by_layer, receive_all, wants_as_numbers, wire_tensors
+from megatron_r1.engines.vllm.peers import Meeting, Peers
+from megatron_r1.engines.vllm.recorded import Recording, record
+from megatron_r1.engines.vllm.reload import Reload
+from megatron_r1.resharding.plan import Message, Piece, Tensor, Want
+
+
+@dataclass
+class ShardInitInfo(WeightTransferInitInfo):
+    """One of two calls. With `names`, `dtype_names` and `shapes`: the weights that will be sent; the worker finds out
+    what it wants of them. With `meeting` and `first_worker`: the worker enters the group, as the number of its server's
+    first worker and its own say, tells rank 0 what it wants and hears which messages it will get."""
+
+    names: list[str] = field(default_factory=list)
+    dtype_names: list[str] = field(default_factory=list)
+    shapes: list[list[int]] = field(default_factory=list)
+    meeting: dict | None = None
+    first_worker: int = 0
+
+
+@dataclass
+class ShardUpdateInfo(WeightTransferUpdateInfo):
+    """Everything is known beforehand."""
+
+
+class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateInfo]):
+    """Receives this worker's shards from the trainer's ranks and puts them into the model."""
+
+    init_info_cls = ShardInitInfo
+    update_info_cls = ShardUpdateInfo
+    recording: Recording | None = None
+    specs: list[ParamSpec]
+    tensors: list[Tensor]
+    messages: list[Message]
+    peers: Peers | None = None
+
+    def init_transfer_engine(self, init_info: ShardInitInfo) -> None:
+        if init_info.meeting is None:
+            self.shutdown()
+            dtypes = [getattr(torch, name) for name in init_info.dtype_names]
+            shapes = [tuple(shape) for shape in init_info.shapes]
+            self.specs = list(zip(init_info.names, dtypes, shapes, strict=True))
+            self.tensors = wire_tensors(self.specs)
+            self.recording = record(self.model, self.specs)
+        else:
+            self.meet(Meeting(**init_info.meeting), init_info.first_worker)
+
+    def meet(self, meeting: Meeting, first_worker: int) -> None:
+        if self.recording is None:
+            raise RuntimeError("weight sync: the worker was asked to meet before it heard what will be sent")
+        parallel = self.parallel_config
+        worker = first_worker + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        self.peers = Peers(meeting, meeting.trainers + worker)
+        try:
+            wants = [Want(place.tensor, place.box) for place in self.recording.destinations]
+            self.peers.send_numbers(wants_as_numbers(wants), to=0)
+            self.messages = messages_of(self.peers.receive_numbers(of=0), worker, self.tensors)
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def start_weight_update(self) -> None:
+        """Nothing to prepare: a layer is touched when its first piece has come."""
+
+    def update_weights(self, update_info: dict) -> None:
+        """As vLLM's, without its accelerator synchronisation: the reload has a stream of its own."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: ShardUpdateInfo) -> None:
+        """Receive and place all pieces. On any error leave the group, so that the senders fail too."""
+        if self.peers is None or self.recording is None:
+            raise RuntimeError("weight sync: update_weights came before the meeting with the trainer's ranks")
+        recording = self.recording
+        reload = Reload(self.model, self.model_config, pieces_by_layer(self.messages, self.tensors), recording.filled)
+
+        def take(piece: Piece, values: torch.Tensor) -> None:
+            reload.place(self.tensors[piece.tensor].layer, recording.destinations[piece.want], piece.box, values)
+
+        try:
+            receive_all(self.peers, self.messages, self.specs, self.tensors, take)
+            reload.finish()
+        except BaseException:
+            reload.close()
+            self.shutdown()
+            raise
+
+    def finish_weight_update(self) -> None:
+        """Nothing is left to do: every layer was finished when its last piece came."""
+
+    def shutdown(self) -> None:
+        if self.peers is not None:
+            self.peers.close()
+            self.peers = None

@@ -1,0 +1,184 @@
+"""Measure a push of weights shard to shard beside one through rank 0, and an export, of one model in one run.
+
+usage: python tools/benchmark_sync.py [--megabytes 500] [--layout tensor=2,pipeline_parallel=2] [--ranks 4]
+           [--tensor 2] [--dtype bf16] [--repeats 5] [--json OUT]
+
+Two servers of the same random DeepSeek-V3 (--tensor workers each) stand side by side: into one every rank sends what
+the plan says (rollout.sync gloo), into the other rank 0 what it has gathered, through the host's memory (ipc). Pushes
+take turns. Medians of seconds, processor seconds of all ranks together, and by how much rank 0's memory grew at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, RolloutConfig, TrainConfig
+from megatron_r1.config.shape import load_shape, shape_from_config
+from megatron_r1.policy.platform import configure_process
+from megatron_r1.weights.table import build_table
+
+TINY = Path(__file__).resolve().parent.parent / "megatron_r1" / "recipes" / "tiny_v3"
+WAYS = {"shard to shard": "gloo", "through rank 0": "ipc"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=500, help="of the weights on the wire")
+    parser.add_argument("--layout", default="tensor=2,pipeline_parallel=2", help="fields of `parallel` of the trainer")
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--tensor", type=int, default=2, help="workers of each server")
+    parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the table as JSON too")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.folder:
+        measure(arguments)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        make_folder(folder, arguments.megabytes << 20, 2 if arguments.dtype == "bf16" else 4)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
+        words = [*launch, __file__, *sys.argv[1:], "--folder", str(folder)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        subprocess.run(words, check=True, env=environment)
+        result = json.loads((folder.parent / "result.json").read_text())
+    print(as_table(result))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def make_folder(folder: Path, num_bytes: int, itemsize: int) -> None:
+    """A config.json of about `num_bytes` of weights: layers of 8.6 million numbers are added until it has them."""
+    fields = json.loads((TINY / "config.json").read_text())
+    fields |= {
+        "hidden_size": 512, "moe_intermediate_size": 256, "intermediate_size": 1024, "n_routed_experts": 16,
+        "num_hidden_layers": 2, "num_nextn_predict_layers": 0,
+    }  # fmt: skip
+    while size(fields) * itemsize < num_bytes:
+        fields["num_hidden_layers"] += 2
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(fields))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((TINY / name).read_bytes())
+
+
+def size(fields: dict[str, Any]) -> int:
+    return sum(entry.size for entry in build_table(shape_from_config(fields)))
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """On each rank."""
+    configure_process(threads=1, cpu=True)
+    import torch
+    import torch.distributed as dist
+
+    from megatron_r1.engines.vllm.server import start_engines
+    from megatron_r1.engines.vllm.sync import WeightSync
+    from megatron_r1.policy import topology
+    from megatron_r1.policy.policy import Policy
+    from megatron_r1.weights.export import save_hf_folder
+
+    layout = {name: int(value) for name, value in (word.split("=") for word in arguments.layout.split(",") if word)}
+    parallel = ParallelConfig(world_size=arguments.ranks, sequence=layout.get("tensor", 1) > 1, **layout)
+    topology.initialise(parallel, seed=1, cpu=True)
+    dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+    policy = Policy(
+        load_shape(arguments.folder),
+        parallel=parallel,
+        train=TrainConfig(dtype=arguments.dtype),
+        model=ModelConfig(path=arguments.folder, initialise="random"),
+        optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-3),
+        total_steps=1,
+        device=torch.device("cpu"),
+    )
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*WAYS, "export")}
+    base = arguments.folder.parent / "base"
+    for repeat in range(arguments.repeats):
+        target = base if repeat == 0 else arguments.folder.parent / f"export-{repeat}"
+        rows["export"].append(timed(lambda: save_hf_folder(policy.weights(dtype=dtype), arguments.folder, target)))  # noqa: B023
+    rollout = RolloutConfig(
+        device="cpu", dtype=arguments.dtype, tensor_parallel=arguments.tensor, max_model_len=64, max_num_seqs=4,
+        memory_fraction=0.3, kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=64, start_timeout_seconds=400,
+    )  # fmt: skip
+    syncs = {}
+    for name, sync in WAYS.items():
+        own = dataclasses.replace(rollout, sync=sync)
+        run_dir = base.parent / sync
+        engines = start_engines(own, model_path=base, run_dir=run_dir) if dist.get_rank() == 0 else ()
+        dist.barrier()
+        source = policy.weights(dtype=dtype, bucket_bytes=rollout.sync_bucket_mib << 20)
+        syncs[name] = WeightSync(own, source=source, engines=engines, model_path=base, rank=dist.get_rank())
+        syncs[name].push(1)  # meets, and plans
+    num_bytes = 0
+    for repeat in range(arguments.repeats):
+        for name, sync in syncs.items():
+            rows[name].append(timed(lambda: sync.push(repeat + 2)))  # noqa: B023
+            num_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in policy.weights(dtype=dtype))
+    if dist.get_rank() == 0:
+        found = {"megabytes": num_bytes >> 20, "ranks": arguments.ranks, "layout": arguments.layout, "rows": rows}
+        (arguments.folder.parent / "result.json").write_text(json.dumps(found))
+    for sync in syncs.values():
+        sync.close()
+        for engine in sync.engines:
+            engine.stop()
+    topology.finalise()
+
+
+def timed(work: Any) -> dict[str, float]:
+    """Seconds of the slowest rank, processor seconds of all, and by how many MB rank 0 grew at most meanwhile."""
+    import torch
+    import torch.distributed as dist
+
+    dist.barrier()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmRSS")
+    begun, processor = time.perf_counter(), cpu_seconds()
+    work()
+    found = torch.tensor([time.perf_counter() - begun, cpu_seconds() - processor], dtype=torch.float64)
+    slowest, total = found.clone(), found.clone()
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    dist.all_reduce(total)
+    return {"seconds": float(slowest[0]), "cpu": float(total[1]), "grew": (status("VmHWM") - before) / 1024}
+
+
+def status(field: str) -> int:
+    """kB of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def as_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['megabytes']} MB, {result['ranks']} ranks ({result['layout']})",
+        "| | seconds, median | least | most | CPU seconds of the ranks | rank 0 grew, MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, rows in result["rows"].items():
+        seconds = [row["seconds"] for row in rows]
+        middle = [statistics.median(row[field] for row in rows) for field in ("cpu", "grew")]
+        lines.append(
+            f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} | {max(seconds):.2f} | "
+            f"{middle[0]:.2f} | {middle[1]:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

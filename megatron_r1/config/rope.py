@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ ROPE_FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """By rope type: (numbers it must have, numbers and switches it may have)."""
 
 _WITHOUT_EFFECT = ("finetuned",)
+_NEVER_NULL = ("rope_type", "rope_theta", "partial_rotary_factor", "truncate")
+"""What transformers takes for a null, where it takes one at all, is not what it takes for an absent field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,9 @@ def read_rope(read: Reader) -> RopeShape:
     if not isinstance(given, dict):
         read.refuse(f"rope_parameters or rope_scaling is {short(given)}; it must be an object")
     nulls = {key for key, value in given.items() if value is None}
+    for key in _NEVER_NULL:
+        if key in nulls:
+            read.refuse(f"{key} is null in the rope scaling; leave it out, or write its value")
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
     if not isinstance(kind, str) or kind not in ROPE_FIELDS:
@@ -82,8 +88,21 @@ def _factors(read: Reader, given: Mapping[str, object], kind: str) -> dict[str, 
             if value != 1.0:
                 read.refuse(f"partial_rotary_factor is {short(value)}; only 1.0 is supported")
         elif key not in ("rope_type", "type", "rope_theta", *_WITHOUT_EFFECT) and not _ignored(kind, value):
-            read.refuse(f"{key} is {short(value)} in the rope scaling; type {kind} is built without it: remove it")
+            read.refuse(f"{key} is {short(value)} in the rope scaling; {_remedy(read, key, kind, given)}")
     return factors
+
+
+def _remedy(read: Reader, key: str, kind: str, given: Mapping[str, object]) -> str:
+    """What to do about a number that a scaling is built without. DeepSeek-R1-0528-Qwen3-8B's attn_factor multiplies
+    YaRN's own factor (0.1 ln(factor) + 1) in code that reads it; transformers 5 and vLLM 0.32 pass over it."""
+    if kind != "yarn" or key != "attn_factor":
+        return f"type {kind} is built without it: remove it"
+    factor = max(1.0, read.finite("factor", given["factor"]))
+    meant = read.finite(key, given[key]) * (0.1 * math.log(factor) + 1)
+    return (
+        "transformers and vLLM do not read it: remove it for the model that they make of this file, or write "
+        f"attention_factor {meant:.6} in its place for the one that code makes which reads it"
+    )
 
 
 def _ignored(kind: str, value: object) -> bool:

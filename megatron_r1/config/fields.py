@@ -27,6 +27,8 @@ _LIMITED: dict[str, tuple[tuple[Any, ...], str]] = {
     "layer_types": ((_FULL,), "attention is to all that came before; each entry of the list is held to it"),
     "partial_rotary_factor": ((1.0,), "all of a head is rotated"),
     "is_causal": ((True,), "attention is to all that came before"),
+    "sliding_window": ((None,), "vLLM alone reads it, and attends to that many"),
+    "compression_config": ((None,), "vLLM alone reads it, for a quantisation"),
     "transformers_weights": (
         ("model.safetensors", "model.safetensors.index.json"),
         "transformers alone would load another file",
@@ -38,7 +40,7 @@ WITHOUT_EFFECT = {
     "pad_token_id": "of tokenization", "bos_token_id": "of tokenization", "eos_token_id": "of tokenization",
     "pretraining_tp": "not read by transformers 5",
     "output_router_logits": "of transformers' training", "router_aux_loss_coef": "of transformers' training",
-    "sliding_window": "while use_sliding_window is false", "max_window_layers": "while use_sliding_window is false",
+    "max_window_layers": "while use_sliding_window is false",
     "transformers_version": "a note", "dtype": "train.dtype decides", "torch_dtype": "train.dtype decides",
     "output_hidden_states": "of transformers' output", "return_dict": "of transformers' output",
     "label2id": "names", "problem_type": "of transformers' training",

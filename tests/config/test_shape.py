@@ -219,6 +219,11 @@ def test_llama3_rope_keeps_its_four_numbers():
             ["llama3", "needs low_freq_factor"],
         ),
         (LLAMA | {"rope_scaling": YARN | {"type": "yarn", "attn_factor": 1.5}}, ["attn_factor is 1.5", "remove it"]),
+        (
+            # DeepSeek-R1-0528-Qwen3-8B's: 0.878249 * (0.1 * ln(4) + 1) = 1
+            LLAMA | {"rope_scaling": {"attn_factor": 0.8782488562869419, **YARN, "type": "yarn", "factor": 4.0}},
+            ["attn_factor is 0.878", "do not read it: remove it", "write attention_factor 1.0 in its place"],
+        ),
         (LLAMA | {"rope_scaling": YARN | {"type": "yarn", "factor": 0}}, ["factor is 0.0", "yarn", "at least 1"]),
         (
             LLAMA | {"rope_scaling": YARN | {"type": "yarn"}, "original_max_position_embeddings": 64},
@@ -230,6 +235,9 @@ def test_llama3_rope_keeps_its_four_numbers():
         (DEEPSEEK | {"attention_bias": True}, ["attention_bias is True"]),
         (QWEN3_MOE | {"attention_bias": True}, ["attention_bias is True"]),
         (LLAMA | {"attention_bias": 1}, ["attention_bias is 1"]),
+        (LLAMA | {"attention_bias": True, "qkv_bias": False}, ["qkv_bias is given beside attention_bias"]),
+        (LLAMA | {"qkv_bias": True}, ["qkv_bias is True"]),
+        (LLAMA | {"sliding_window": 64}, ["sliding_window is 64", "vLLM alone reads it"]),
         (DEEPSEEK | {"rope_interleave": False}, ["rope_interleave is False"]),
         (DEEPSEEK | {"rope_interleave": None}, ["rope_interleave is null"]),
         (DEEPSEEK | {"num_key_value_heads": 1}, ["num_key_value_heads is 1", "num_attention_heads, 4"]),

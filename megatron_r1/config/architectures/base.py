@@ -23,6 +23,7 @@ DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 
 CHUNKS: Limits = {"dual_chunk_attention_config": ((None,), "vLLM alone reads it, and attends otherwise")}
+WINDOW: Mapping[str, str] = {"sliding_window": "while use_sliding_window is false"}
 PAIRS = turns_in_pairs("head_dim")
 
 

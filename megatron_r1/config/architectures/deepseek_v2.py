@@ -7,6 +7,8 @@ from typing import Any
 from megatron_r1.config.architectures.base import Architecture, plain
 from megatron_r1.config.architectures.latent import (
     HONOURED,
+    LIMITED,
+    WITHOUT_EFFECT,
     read_attention,
     read_experts,
     refuse_groups,
@@ -52,11 +54,11 @@ ARCHITECTURE = Architecture(
     },
     honoured=(*HONOURED, "num_experts", "topk_method"),
     limited={
+        **LIMITED,
         "scoring_func": (("softmax",), "DeepSeek-V2's router"),
         "norm_topk_prob": ((False,), "vLLM alone reads it"),
-        "moe_layer_freq": ((1,), "every layer after the dense ones has experts"),
     },
-    without_effect={"head_dim": "set from qk_rope_head_dim"},
+    without_effect={**WITHOUT_EFFECT, "head_dim": "set from qk_rope_head_dim"},
     aliases={"num_experts": "n_routed_experts"},
     laws=(whole_heads(), turns_in_pairs("qk_rope_head_dim")),
     refuse=refuse,

@@ -8,6 +8,8 @@ from typing import Any
 from megatron_r1.config.architectures.base import Architecture, plain
 from megatron_r1.config.architectures.latent import (
     HONOURED,
+    LIMITED,
+    WITHOUT_EFFECT,
     read_attention,
     read_experts,
     refuse_groups,
@@ -55,12 +57,12 @@ ARCHITECTURE = Architecture(
     },
     honoured=(*HONOURED, "num_local_experts", "norm_topk_prob", "num_nextn_predict_layers", "num_mtp_layers"),
     limited={
-        "index_topk": ((None,), "the sparse attention of DeepSeek-V3.2"),
+        **LIMITED,
         "rope_interleave": ((True,), "Megatron-Core and vLLM pair neighbours"),
         "scoring_func": (("sigmoid",), "DeepSeek-V3's router"),
         "topk_method": (("noaux_tc",), "DeepSeek-V3's router"),
-        "moe_layer_freq": ((1,), "every layer after the dense ones has experts"),
     },
+    without_effect=WITHOUT_EFFECT,
     aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     laws=(
         turns_in_pairs("qk_rope_head_dim"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_r1.config.architectures.base import Limits
 from megatron_r1.config.model_shape import MLAShape, MoEShape
 from megatron_r1.config.reader import Reader
 
@@ -10,6 +11,12 @@ HONOURED = (
     "first_k_dense_replace", "routed_scaling_factor", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
     "qk_rope_head_dim", "v_head_dim",
 )  # fmt: skip
+LIMITED: Limits = {
+    "index_topk": ((None,), "the sparse attention of DeepSeek-V3.2"),
+    "llama_4_scaling": ((None,), "vLLM alone reads it, and scales queries by their position"),
+    "moe_layer_freq": ((1,), "every layer after the dense ones has experts"),
+}
+WITHOUT_EFFECT = {"moe_router_dtype": "vLLM alone reads it: the precision in which it routes"}
 
 
 def read_attention(read: Reader) -> MLAShape:

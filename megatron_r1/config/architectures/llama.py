@@ -14,6 +14,11 @@ def read(given: Reader) -> dict[str, Any]:
     return plain(given, qkv_bias=biases, output_bias=biases)
 
 
+def refuse(given: Reader) -> None:
+    if "qkv_bias" in given.raw and given.raw.get("attention_bias"):
+        given.refuse("qkv_bias is given beside attention_bias, and vLLM alone reads it: remove it")
+
+
 ARCHITECTURE = Architecture(
     name="llama",
     classifier="LlamaForSequenceClassification",
@@ -22,7 +27,9 @@ ARCHITECTURE = Architecture(
     honoured=("head_dim", "attention_bias"),
     limited={
         "bias": ((False,), "vLLM alone reads it: use attention_bias"),
+        "qkv_bias": ((False,), "vLLM alone reads it: use attention_bias"),
         "logit_scale": ((1.0,), "vLLM alone reads it"),
     },
     laws=(Law("initializer_range", lambda value, _: value <= 1, "be at most 1"), whole_heads(), PAIRS),
+    refuse=refuse,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_r1.config.architectures.base import CHUNKS, PAIRS, Architecture, plain
+from megatron_r1.config.architectures.base import CHUNKS, PAIRS, WINDOW, Architecture, plain
 
 ARCHITECTURE = Architecture(
     name="qwen2",
@@ -11,7 +11,7 @@ ARCHITECTURE = Architecture(
     defaults={"num_key_value_heads": 32},
     honoured=("head_dim",),
     limited={**CHUNKS, "qk_norm": ((False,), "vLLM alone reads it")},
-    without_effect={"attention_bias": "not read: queries, keys and values have biases, whatever it says"},
+    without_effect={**WINDOW, "attention_bias": "not read: queries, keys and values have biases, whatever it says"},
     laws=(PAIRS,),
     serves_head_dim=False,
 )

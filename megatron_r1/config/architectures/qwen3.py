@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_r1.config.architectures.base import CHUNKS, PAIRS, Architecture, plain
+from megatron_r1.config.architectures.base import CHUNKS, PAIRS, WINDOW, Architecture, plain
 
 ARCHITECTURE = Architecture(
     name="qwen3",
@@ -11,5 +11,6 @@ ARCHITECTURE = Architecture(
     defaults={"num_key_value_heads": 32, "head_dim": 128},
     honoured=("head_dim",),
     limited=CHUNKS,
+    without_effect=WINDOW,
     laws=(PAIRS,),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_r1.config.architectures.base import CHUNKS, PAIRS, Architecture, plain
+from megatron_r1.config.architectures.base import CHUNKS, PAIRS, WINDOW, Architecture, plain
 from megatron_r1.config.model_shape import MoEShape
 from megatron_r1.config.reader import Reader, short
 
@@ -47,6 +47,7 @@ ARCHITECTURE = Architecture(
         "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers",
     ),
     limited={**CHUNKS, "shared_expert_intermediate_size": ((0,), "vLLM alone reads it")},
+    without_effect=WINDOW,
     aliases={"num_local_experts": "num_experts"},
     laws=(PAIRS,),
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """config.json of published models: the fields that change the computation, and the sizes.
 
 Typed by hand, without the published files at hand: compare with your folder's own where it matters.
-`tiny` narrows a model: its widths, depth and number of experts, and the lengths that its rope is scaled over; every
-switch, rope type, epsilon and routing rule stays as published.
+`tiny` narrows a model: its widths, depth and number of experts, the lengths that its rope is scaled over, and a
+window that is switched off; every switch, rope type, epsilon and routing rule stays as published.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
     "Qwen3-1.7B, -4B": _qwen3(2560, 32, 36, 9728, tie_word_embeddings=True),
     "Qwen3-8B, -14B, -32B": _qwen3(4096, 32, 36, 12288),
     "Qwen3-8B with YaRN, as its card says": _qwen3(4096, 32, 36, 12288) | _LONG,
+    "R1-0528-Qwen3-8B, its attn_factor written as attention_factor": _qwen3(4096, 32, 36, 12288)
+    | {"max_position_embeddings": 131072, "rope_scaling": _LONG["rope_scaling"] | {"attention_factor": 1.0}},
     "Qwen3-30B-A3B": _qwen3_moe(2048, 32, 48),
     "Qwen3-235B-A22B": _qwen3_moe(4096, 64, 94, moe_intermediate_size=1536),
     "Llama-2-7b": _llama(4096, 32, 32, 32, 11008) | _LLAMA2,
@@ -155,6 +157,8 @@ def tiny(config: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     if config.get("head_dim") is not None:
         found["head_dim"] = 32 if config["head_dim"] * heads == config["hidden_size"] else 64
+    if config.get("sliding_window") is not None:
+        found["sliding_window"] = 8
     if config.get("max_window_layers") is not None:
         found["max_window_layers"] = found["num_hidden_layers"]
     if isinstance(config.get("rope_scaling"), dict):

@@ -77,18 +77,26 @@ def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> Mo
         init_std=read.number("initializer_range"),
         rope=read_rope(read),
         fp8_block=_fp8_block(read),
-        reward_head=_has_reward_head(read),
+        reward_head=_has_reward_head(read, architecture),
         **architecture.read(read),
     )
     hold_field_laws(read, architecture.laws)
     return shape
 
 
-def _has_reward_head(read: Reader) -> bool:
-    """Whether the folder is a reward model's: a classifier with one label."""
+def _has_reward_head(read: Reader, architecture: Architecture) -> bool:
+    """Whether the folder is a reward model's: a classifier with one label. The trainer goes by model_type, and vLLM by
+    the class that `architectures` names first: where that is another one they would be two models."""
     architectures = read.raw.get("architectures")
-    if not isinstance(architectures, list) or not str(architectures[:1]).endswith("ForSequenceClassification']"):
+    classifier = architecture.classifier
+    causal = classifier.replace("ForSequenceClassification", "ForCausalLM")
+    if not architectures or architectures == [causal]:
         return False
+    if architectures != [classifier]:
+        read.refuse(
+            f"architectures is {short(architectures)}, which vLLM goes by; beside model_type {architecture.name} only "
+            f"[{causal!r}] and, for a reward model, [{classifier!r}] are supported"
+        )
     names = read.raw.get("id2label")
     # transformers writes num_labels only as the names of the labels, and nothing at all for two.
     labels = read.raw.get("num_labels", len(names) if isinstance(names, dict) else 2)

@@ -237,6 +237,9 @@ def test_llama3_rope_keeps_its_four_numbers():
         (LLAMA | {"attention_bias": 1}, ["attention_bias is 1"]),
         (LLAMA | {"attention_bias": True, "qkv_bias": False}, ["qkv_bias is given beside attention_bias"]),
         (LLAMA | {"qkv_bias": True}, ["qkv_bias is True"]),
+        # Qwen2.5-Math-PRM's and another model_type's: vLLM would take those classes
+        (LLAMA | {"architectures": ["LlamaForProcessRewardModel"]}, ["architectures is", "['LlamaForCausalLM']"]),
+        (DEEPSEEK | {"architectures": ["LlamaForCausalLM"]}, ["architectures is", "['DeepseekV3ForCausalLM']"]),
         (LLAMA | {"sliding_window": 64}, ["sliding_window is 64", "vLLM alone reads it"]),
         (DEEPSEEK | {"rope_interleave": False}, ["rope_interleave is False"]),
         (DEEPSEEK | {"rope_interleave": None}, ["rope_interleave is null"]),

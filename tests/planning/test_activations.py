@@ -19,7 +19,7 @@ from megatron_r1.planning.activations import (
 from megatron_r1.recipes import RECIPES
 
 TINY_V3 = json.loads((Path(RECIPES["tiny"]().model.path) / "config.json").read_text())
-GQA = {"num_key_value_heads": 2, "num_hidden_layers": 2}
+GQA = {"num_key_value_heads": 2, "num_hidden_layers": 2, "architectures": None}
 CONFIGS = {
     "deepseek_v3": TINY_V3,
     "more experts": TINY_V3 | {"n_routed_experts": 16, "num_experts_per_tok": 2, "first_k_dense_replace": 0},

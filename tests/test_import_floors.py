@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 FLOORS = (
     ("types", "errors", "boxed", "syntax"),
-    ("plugins", "bounds", "files", "parent", "gpus"),
+    ("plugins", "bounds", "files", "parent", "gpus", "agreement"),
     ("algorithms",),
     ("config",),
     ("resharding",),

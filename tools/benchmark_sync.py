@@ -88,9 +88,11 @@ def measure(arguments: argparse.Namespace) -> None:
     from megatron_r1.engines.vllm.sync import WeightSync
     from megatron_r1.policy import topology
     from megatron_r1.policy.policy import Policy
-    from megatron_r1.weights.export import save_hf_folder
+    from megatron_r1.weights.save import save_hf_folder
 
-    layout = {name: int(value) for name, value in (word.split("=") for word in arguments.layout.split(",") if word)}
+    layout: dict[str, Any] = {
+        name: int(value) for name, value in (word.split("=") for word in arguments.layout.split(",") if word)
+    }
     parallel = ParallelConfig(world_size=arguments.ranks, sequence=layout.get("tensor", 1) > 1, **layout)
     topology.initialise(parallel, seed=1, cpu=True)
     dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
@@ -123,15 +125,15 @@ def measure(arguments: argparse.Namespace) -> None:
         syncs[name].push(1)  # meets, and plans
     num_bytes = 0
     for repeat in range(arguments.repeats):
-        for name, sync in syncs.items():
-            rows[name].append(timed(lambda: sync.push(repeat + 2)))  # noqa: B023
+        for name, opened in syncs.items():
+            rows[name].append(timed(lambda: opened.push(repeat + 2)))  # noqa: B023
             num_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in policy.weights(dtype=dtype))
     if dist.get_rank() == 0:
         found = {"megabytes": num_bytes >> 20, "ranks": arguments.ranks, "layout": arguments.layout, "rows": rows}
         (arguments.folder.parent / "result.json").write_text(json.dumps(found))
-    for sync in syncs.values():
-        sync.close()
-        for engine in sync.engines:
+    for opened in syncs.values():
+        opened.close()
+        for engine in opened.engines:
             engine.stop()
     topology.finalise()
 

@@ -145,7 +145,7 @@ def measure(config: GRPOConfig, repeats: int, scratch: Path) -> dict[str, Any]:
     from megatron_r1.rewards.wiring import scorer_for
     from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, row_layout
     from megatron_r1.stages.grpo.collector import Collector
-    from megatron_r1.weights.export import save_hf_folder
+    from megatron_r1.weights.save import save_hf_folder
 
     cpu = config.rollout.device == "cpu"
     topology.initialise(config.parallel, seed=0, cpu=cpu)

@@ -7,31 +7,21 @@ shards of a bucket to rank 0 in one message, rank 0 puts them together and yield
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from megatron_r1.config.model_folder import without_mtp
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.errors import CheckpointError
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Shard
 from megatron_r1.weights.local import LocalTensor
 from megatron_r1.weights.regions import Region, regions
 from megatron_r1.weights.table import Entry, shard_shape
 from megatron_r1.weights.transforms import unshard
-
-_NOT_COPIED = ("model", "pytorch_model", "megatron_r1", "config.json")
-_PROGRAMS_AND_WEIGHTS = (".py", ".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack", ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +59,7 @@ class WeightStream:
         self._rank = dist.get_rank()
         self._entries = [entry for entry in table if include_mtp or not entry.name.startswith("mtp.")]
         self._include_aliases = include_mtp
+        self.bucket_bytes = bucket_bytes
         self.has_mtp = any(entry.name.startswith("mtp.") for entry in self._entries)
         self._holders = self._gather()
         pieces = {
@@ -177,7 +168,7 @@ class WeightStream:
                 flat = torch.cat([self._local(piece, dtype).flatten() for piece in pieces])
                 requests.append(dist.P2POp(dist.isend, flat, 0))
             elif self._rank == 0:
-                flat = torch.empty(sum(piece.numel for piece in pieces), dtype=dtype, device=self._device())
+                flat = torch.empty(sum(piece.numel for piece in pieces), dtype=dtype, device=self.device)
                 requests.append(dist.P2POp(dist.irecv, flat, rank))
                 buffers.append((flat, pieces))
         if requests:
@@ -192,7 +183,8 @@ class WeightStream:
     def _local(self, piece: _Piece, dtype: torch.dtype) -> torch.Tensor:
         return self._tensors[piece.entry.name].tensor.detach().to(dtype)
 
-    def _device(self) -> torch.device:
+    @property
+    def device(self) -> torch.device:
         return next(iter(self._tensors.values())).tensor.device
 
 
@@ -210,82 +202,3 @@ def _buckets(
         buckets[-1].append(pieces[entry.name])
         size += entry_bytes
     return buckets
-
-
-def save_hf_folder(
-    stream: WeightStream,
-    source: Path,
-    target: Path,
-    *,
-    shard_bytes: int = 4 << 30,
-    extra: Mapping[str, object] | None = None,
-    config_changes: Mapping[str, object] | None = None,
-) -> None:
-    """Write the stream as a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
-
-    Everything but weights and programs (config.json, tokenizer, chat template, generation config) is copied from
-    `source`; config.json loses auto_map, and its MTP layers if the stream has none. The
-    folder appears under its name only when it is whole: it is written beside it and renamed. `extra` goes to
-    megatron_r1.json inside the folder (step, lineage); `config_changes` replace fields of config.json. Raises
-    FileExistsError if the target exists and is not empty, CheckpointError if it cannot be written (then nothing is
-    left of it).
-    """
-    partial = target.with_name(target.name + ".partial")
-    if dist.get_rank() == 0 and target.exists() and any(target.iterdir()):
-        raise FileExistsError(f"{target} exists and is not empty; choose another folder or remove it")
-    try:
-        _save(stream, source, target, partial, shard_bytes, extra or {}, config_changes or {})
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"{target}: cannot be written: {error}; make room, or choose another disk") from error
-
-
-def _save(
-    stream: WeightStream,
-    source: Path,
-    target: Path,
-    partial: Path,
-    shard_bytes: int,
-    extra: Mapping[str, object],
-    config_changes: Mapping[str, object],
-) -> None:
-    is_writer = dist.get_rank() == 0
-    if is_writer:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    weight_map: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-    size, number = 0, 1
-    for name, tensor in stream:
-        tensor_bytes = tensor.numel() * tensor.element_size()
-        if shard and size + tensor_bytes > shard_bytes:
-            _write_shard(partial, number, shard, weight_map)
-            shard, size, number = {}, 0, number + 1
-        shard[name] = tensor.contiguous().cpu().clone()
-        size += tensor_bytes
-    if not is_writer:
-        return
-    _write_shard(partial, number, shard, weight_map)
-    total = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
-    _write_json(partial / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-    for file in source.iterdir():
-        if file.is_file() and not file.name.startswith(_NOT_COPIED) and file.suffix not in _PROGRAMS_AND_WEIGHTS:
-            shutil.copy2(file, partial / file.name)
-    fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    fields.pop("auto_map", None)  # names programs, which are left behind
-    fields = fields if stream.has_mtp else without_mtp(fields)
-    _write_json(partial / "config.json", fields | dict(config_changes))
-    _write_json(partial / "megatron_r1.json", dict(extra))
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
-
-
-def _write_shard(folder: Path, number: int, tensors: dict[str, torch.Tensor], weight_map: dict[str, str]) -> None:
-    file = f"model-{number:05d}.safetensors"
-    save_file(tensors, folder / file, metadata={"format": "pt"})
-    weight_map |= dict.fromkeys(tensors, file)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

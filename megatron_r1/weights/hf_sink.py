@@ -73,15 +73,19 @@ class HFSink:
     def total_bytes(self) -> int:
         return sum(self._sizes.values())
 
-    def prepare(self) -> None:
-        """Write the headers and reserve the tensors' place on the disk. What is there stays."""
-        for file, header in self._headers.items():
+    def prepare(self, *files: str) -> None:
+        """Write the headers of `files` (none: all) and reserve the tensors' place on the disk. What is there stays."""
+        for file in files or self._headers:
             handle = os.open(self.folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 reserve(handle, self._sizes[file])
-                write_all(handle, 0, memoryview(header))
+                write_all(handle, 0, memoryview(self._headers[file]))
             finally:
                 os.close(handle)
+
+    def place(self, name: str) -> tuple[str, int]:
+        """A tensor's file, and its first byte there."""
+        return self._places[name]
 
     def files(self) -> set[str]:
         """The names of all files that a finished conversion has from here."""

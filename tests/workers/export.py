@@ -20,7 +20,7 @@ from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.errors import CheckpointError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
-from megatron_r1.weights.export import save_hf_folder  # noqa: E402
+from megatron_r1.weights.save import save_hf_folder  # noqa: E402
 
 
 def main(store: str, root: Path) -> None:

@@ -35,7 +35,7 @@ from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
 from megatron_r1.types import TrainingSequence  # noqa: E402
-from megatron_r1.weights.export import save_hf_folder  # noqa: E402
+from megatron_r1.weights.save import save_hf_folder  # noqa: E402
 
 LAYOUTS = {
     "one": {},

@@ -5,30 +5,18 @@ vLLM is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.vllm.peers import Peers
-from megatron_r1.resharding.boxes import Box, whole
-from megatron_r1.resharding.layers import group_of_tensor
-from megatron_r1.resharding.plan import Message, Piece, Tensor, Want, aligned, rounds_of
-
-Fill = Callable[[Piece, torch.Tensor], None]
-"""Puts a piece's numbers into [rows, columns] of its wire dtype."""
+from megatron_r1.resharding.boxes import Box
+from megatron_r1.resharding.plan import Message, Piece, Tensor, Want, message_bytes, rounds_of
+from megatron_r1.weights.wire import PieceWork, views
 
 IN_FLIGHT = 2
 """Rounds that a rank or worker has on the way: one is packed (or unpacked) while the other travels."""
-
-
-def wire_tensors(specs: Sequence[ParamSpec]) -> list[Tensor]:
-    """Announced weights as the planner's tensors."""
-    found = []
-    for name, dtype, shape in specs:
-        box = whole(shape)
-        found.append(Tensor(name, box.rows, box.columns, dtype.itemsize, group_of_tensor(name)))
-    return found
 
 
 def wants_as_numbers(wants: Sequence[Want]) -> torch.Tensor:
@@ -56,25 +44,9 @@ def messages_of(numbers: torch.Tensor, worker: int, tensors: Sequence[Tensor]) -
     for number, sender, want, tensor, *box in numbers.tolist():
         pieces.setdefault((number, sender), []).append(Piece(want, tensor, Box(*box)))
     return [
-        Message(number, sender, worker, tuple(own), sum(bytes_of(piece, tensors) for piece in own))
+        Message(number, sender, worker, tuple(own), message_bytes(own, tensors))
         for (number, sender), own in pieces.items()
     ]
-
-
-def bytes_of(piece: Piece, tensors: Sequence[Tensor]) -> int:
-    return aligned(piece.box.size * tensors[piece.tensor].itemsize)
-
-
-def views(
-    message: Message, buffer: torch.Tensor, specs: Sequence[ParamSpec], tensors: Sequence[Tensor]
-) -> Iterator[tuple[Piece, torch.Tensor]]:
-    """Each piece with its place in the message's bytes: [rows, columns] of its wire dtype."""
-    begin = 0
-    for piece in message.pieces:
-        _, dtype, _ = specs[piece.tensor]
-        end = begin + piece.box.size * dtype.itemsize
-        yield piece, buffer[begin:end].view(dtype).view(piece.box.rows, piece.box.columns)
-        begin += bytes_of(piece, tensors)
 
 
 def buffers_for(messages: Sequence[Message]) -> list[torch.Tensor]:
@@ -84,7 +56,7 @@ def buffers_for(messages: Sequence[Message]) -> list[torch.Tensor]:
 
 
 def send_all(
-    peers: Peers, messages: Sequence[Message], specs: Sequence[ParamSpec], tensors: Sequence[Tensor], fill: Fill
+    peers: Peers, messages: Sequence[Message], specs: Sequence[ParamSpec], tensors: Sequence[Tensor], fill: PieceWork
 ) -> None:
     """A trainer rank's part of an update: round by round, packing one while the last is on its way."""
     buffers = buffers_for(messages)
@@ -108,7 +80,7 @@ def receive_all(
     messages: Sequence[Message],
     specs: Sequence[ParamSpec],
     tensors: Sequence[Tensor],
-    take: Callable[[Piece, torch.Tensor], None],
+    take: PieceWork,
 ) -> None:
     """A worker's part of an update: `take` has each piece while the next round is on its way."""
     buffers = buffers_for(messages)

@@ -15,15 +15,16 @@ from uuid import uuid4
 
 import torch
 
-from megatron_r1.engines.agreement import from_rank_zero, together, trainers
+from megatron_r1.agreement import from_rank_zero, together, trainers
 from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
-from megatron_r1.engines.vllm.messages import messages_as_numbers, send_all, wants_of, wire_tensors
+from megatron_r1.engines.vllm.messages import messages_as_numbers, send_all, wants_of
 from megatron_r1.engines.vllm.peers import Meeting, Peers
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.plan import Message, Piece, Plan, make_plan
+from megatron_r1.weights.wire import wire_tensors
 
 MEETING_SECONDS = 300.0
 SETTLE_SECONDS = 5.0

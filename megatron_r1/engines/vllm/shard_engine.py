@@ -17,11 +17,12 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from megatron_r1.engines.buckets import ParamSpec
-from megatron_r1.engines.vllm.messages import messages_of, pieces_by_layer, receive_all, wants_as_numbers, wire_tensors
+from megatron_r1.engines.vllm.messages import messages_of, pieces_by_layer, receive_all, wants_as_numbers
 from megatron_r1.engines.vllm.peers import Meeting, Peers
 from megatron_r1.engines.vllm.recorded import Recording, record
 from megatron_r1.engines.vllm.reload import Reload
 from megatron_r1.resharding.plan import Message, Piece, Tensor, Want
+from megatron_r1.weights.wire import wire_tensors
 
 
 @dataclass

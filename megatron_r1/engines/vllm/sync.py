@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
+from megatron_r1.agreement import from_rank_zero, together
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines import base
-from megatron_r1.engines.agreement import from_rank_zero, together
 from megatron_r1.engines.base import RequestError, SyncReport
 from megatron_r1.engines.buckets import ParamSpec, num_bytes
 from megatron_r1.engines.source import ShardedSource, TrackedSource, WeightSource, check_parameters, read_shapes
@@ -111,7 +111,7 @@ class WeightSync:
             except (EngineError, RequestError) as second:
                 error.add_note(f"and the servers did not resume: {second}")
             self.disconnect()
-            if self.rank == 0 or not isinstance(error, EngineError):
+            if self.rank == 0 or not isinstance(error, (EngineError, RequestError)):
                 raise
 
     def ensure_shards(self, specs: list[ParamSpec], engines: tuple[Engine, ...]) -> ShardChannel:

@@ -17,7 +17,7 @@ from megatron_r1.config.trainer_faults import FP8_ROWS
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
-from megatron_r1.weights.export import save_hf_folder
+from megatron_r1.weights.save import save_hf_folder
 
 EXPORT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -30,7 +30,7 @@ from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, printe
 from megatron_r1.stages.reward_model.config import RewardModelConfig
 from megatron_r1.stages.reward_model.loss import ranked_right, train_pairs, values_of
 from megatron_r1.types import TrainingSequence
-from megatron_r1.weights.export import save_hf_folder
+from megatron_r1.weights.save import save_hf_folder
 
 LINES_SHOWN = 40
 

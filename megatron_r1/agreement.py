@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from megatron_r1.errors import EngineError
+from megatron_r1.errors import UserError
 
 Result = TypeVar("Result")
 
@@ -18,8 +18,8 @@ def trainers() -> int:
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """This rank's result. A collective: raises this rank's error, or EngineError with that of the lowest rank that had
-    one."""
+    """This rank's result. A collective: raises this rank's error, or that of the lowest rank that had one (as a
+    RuntimeError with its words, if it is none that users see)."""
     error: Exception | None = None
     result: Any = None
     try:
@@ -28,10 +28,12 @@ def together(work: Callable[[], Result]) -> Result:
         error = caught
     if trainers() > 1:
         said: list[Any] = [None] * trainers()
-        dist.all_gather_object(said, None if error is None else f"{error or type(error).__name__}")
-        if error is None and (others := [(rank, text) for rank, text in enumerate(said) if text is not None]):
-            rank, text = others[0]
-            raise EngineError(f"trainer rank {rank}: {text}" if rank else text)
+        known = error
+        if error is not None and not isinstance(error, (UserError, OSError)):
+            known = RuntimeError(f"{type(error).__name__}: {error}")
+        dist.all_gather_object(said, known)
+        if error is None and (others := [other for other in said if other is not None]):
+            raise others[0]
     if error is not None:
         raise error
     return result

@@ -1,0 +1,62 @@
+"""A plan's messages as bytes: where each piece lies in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+
+from megatron_r1.resharding.boxes import whole
+from megatron_r1.resharding.layers import group_of_tensor
+from megatron_r1.resharding.plan import Message, Piece, Plan, Tensor, offsets, rounds_of
+
+Spec = tuple[str, torch.dtype, tuple[int, ...]]
+"""(Hugging Face name, dtype on the wire, full shape)."""
+
+PieceWork = Callable[[Piece, torch.Tensor], None]
+"""Fills, or takes, a piece's numbers: [rows, columns] of its wire dtype."""
+
+
+def wire_tensors(specs: Sequence[Spec]) -> list[Tensor]:
+    """Announced weights as the planner's tensors."""
+    found = []
+    for name, dtype, shape in specs:
+        box = whole(shape)
+        found.append(Tensor(name, box.rows, box.columns, dtype.itemsize, group_of_tensor(name)))
+    return found
+
+
+def views(
+    message: Message, buffer: torch.Tensor, specs: Sequence[Spec], tensors: Sequence[Tensor]
+) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Each piece with its place in the message's bytes: [rows, columns] of its wire dtype."""
+    for piece, begin in zip(message.pieces, offsets(message.pieces, tensors), strict=False):
+        _, dtype, _ = specs[piece.tensor]
+        end = begin + piece.box.size * dtype.itemsize
+        yield piece, buffer[begin:end].view(dtype).view(piece.box.rows, piece.box.columns)
+
+
+def exchange(
+    plan: Plan, specs: Sequence[Spec], tensors: Sequence[Tensor], device: torch.device, fill: PieceWork, take: PieceWork
+) -> None:
+    """Send and receive what `plan` says among the trainer's ranks, whose numbers are its workers' too. A collective."""
+    rank = dist.get_rank()
+    sent = {group[0].round: group for group in rounds_of(plan.sent.get(rank, []))}
+    received = {group[0].round: group for group in rounds_of(plan.received.get(rank, []))}
+    for number in sorted({*sent, *received}):
+        works, coming = [], []
+        for message in sent.get(number, []):
+            buffer = torch.empty(message.num_bytes, dtype=torch.uint8, device=device)
+            for piece, place in views(message, buffer, specs, tensors):
+                fill(piece, place)
+            works.append(dist.P2POp(dist.isend, buffer, message.worker))
+        for message in received.get(number, []):
+            buffer = torch.empty(message.num_bytes, dtype=torch.uint8, device=device)
+            works.append(dist.P2POp(dist.irecv, buffer, message.sender))
+            coming.append((message, buffer))
+        for work in dist.batch_isend_irecv(works):
+            work.wait()
+        for message, buffer in coming:
+            for piece, place in views(message, buffer, specs, tensors):
+                take(piece, place)

@@ -1,0 +1,51 @@
+"""Worker: save a model folder again from each layout, in several files.
+
+usage: save.py STORE ROOT NAMES; ROOT/model is the folder, ROOT/NAME what layout NAME saves.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from megatron_r1.policy.platform import configure_process
+
+configure_process(threads=1, cpu=True)
+
+import torch  # noqa: E402
+
+from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.policy import topology  # noqa: E402
+from megatron_r1.policy.policy import Policy  # noqa: E402
+from megatron_r1.weights.save import save_hf_folder  # noqa: E402
+
+LAYOUTS = {
+    "tp2pp2": {"tensor": 2, "pipeline_parallel": 2, "sequence": True},
+    "ep2tp2etp2": {"tensor": 2, "expert": 2, "expert_tensor": 2, "sequence": True},
+    "ep4": {"expert": 4},
+    "cp2tp2": {"tensor": 2, "context": 2, "sequence": True},
+}
+
+
+def main(store: str, root: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[name])
+        topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
+        policy = Policy(
+            load_shape(root / "model"),
+            parallel=parallel,
+            train=TrainConfig(dtype="fp32"),
+            model=ModelConfig(path=root / "model"),
+            optimizer=OptimizerConfig(),
+            total_steps=1,
+            device=torch.device("cpu"),
+        )
+        stream = policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 14)
+        save_hf_folder(stream, root / "model", root / name, file_bytes=1 << 17)
+        topology.finalise()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(","))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +43,15 @@ class ShardedSource(WeightSource, Protocol):
     @property
     def shards(self) -> Sequence[Shard]:
         """Which ranks hold which boxes of which tensors; the same on every rank."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is read lies."""
+        ...
+
+    def reading(self) -> AbstractContextManager[object]:
+        """`read` may be called while it lasts, and the weights stay as they are. Entered by all ranks."""
         ...
 
     def read(self, tensor: int, box: Box) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,9 +105,13 @@ class WeightStream:
 
     # ---- shard to shard (resharding/): tensors are numbered as in metadata()
 
-    @cached_property
-    def shards(self) -> list[Shard]:
+    @property
+    def shards(self) -> Sequence[Shard]:
         """What lies on which ranks; the same on all."""
+        return self._shards
+
+    @cached_property
+    def _shards(self) -> list[Shard]:
         numbers: dict[tuple[str, int], list[int]] = {}
         for number, (_, entry, part) in enumerate(self._rows()):
             numbers.setdefault((entry.name, part), []).append(number)
@@ -119,23 +124,27 @@ class WeightStream:
         ]
 
     @cached_property
-    def _held(self) -> list[list[tuple[Region, torch.Tensor]]]:
-        """By tensor, this rank's regions of it and the parameter [rows, columns] where they lie."""
-        found: dict[str, list[list[tuple[Region, torch.Tensor]]]] = {}
+    def _held(self) -> list[list[tuple[Region, LocalTensor]]]:
+        """By tensor, this rank's regions of it and the parameter where they lie."""
+        found: dict[str, list[list[tuple[Region, LocalTensor]]]] = {}
         for entry in self._entries:
             found[entry.name] = [[] for _ in entry.hf]
             if (local := self._tensors.get(entry.name)) is not None:
-                rows = local.tensor.detach()
-                rows = rows.view(len(rows), -1)
                 for region in regions(entry, self._shape, local.index, local.count):
-                    found[entry.name][region.part].append((region, rows))
+                    found[entry.name][region.part].append((region, local))
         return [found[entry.name][part] for _, entry, part in self._rows()]
+
+    def reading(self) -> AbstractContextManager[object]:
+        """Nothing to prepare."""
+        return nullcontext()
 
     def read(self, tensor: int, box: Box) -> torch.Tensor:
         """This rank's present numbers of a box that lies in one of its shards: [rows, columns], a view of the
         parameter. KeyError if it holds no such."""
-        for region, rows in self._held[tensor]:
+        for region, local in self._held[tensor]:
             if region.box.meet(box) == box:
+                rows = local.tensor.detach()  # anew: where weights lie may change
+                rows = rows.view(len(rows), -1)
                 row, column = region.row + box.top - region.box.top, region.column + box.left - region.box.left
                 return rows[row : row + box.rows, column : column + box.columns]
         raise KeyError(f"rank {self._rank} holds no shard with {box} of {self.metadata()[tensor][0]}")

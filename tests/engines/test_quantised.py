@@ -1,6 +1,9 @@
 """Weights quantised on their way to the servers."""
 
+import json
+
 import torch
+from ranks import run_ranks
 
 from megatron_r1.engines.quantised import QuantisedSource
 from megatron_r1.weights.fp8 import FP8, dequantise
@@ -47,3 +50,11 @@ def test_what_arrives_is_the_weight_within_the_formats_error():
     bound = torch.maximum(2.0**-4 * given.abs(), 2.0**-10 * scales) + 2.0**-8 * given.abs()  # and bf16's own rounding
     assert ((arrived.float() - given).abs() <= bound).all()
     assert torch.equal(sent["embed.weight"], TENSORS["embed.weight"])
+
+
+def test_three_ranks_quantise_their_parts_as_the_whole(tmp_path):
+    """Cuts inside blocks, by rows and by columns, and between blocks: codes and scales to the bit."""
+    run_ranks("quantised.py", str(tmp_path), ranks=3)
+    for rank in range(3):
+        equal = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(equal) == 14 and all(equal.values()), equal

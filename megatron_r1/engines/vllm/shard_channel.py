@@ -130,7 +130,7 @@ class ShardChannel:
         control = self.control
         received = in_background(lambda: control.update_weights({})) if control is not None else None
         try:
-            with explained(received):
+            with self.source.reading(), explained(received):
                 send_all(self.joined, self.own_messages, self.specs, self.tensors, self.fill)
         except BaseException:
             self.leave()

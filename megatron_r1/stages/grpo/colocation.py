@@ -20,11 +20,13 @@ import torch.distributed as dist
 from megatron_r1.config.schema import RolloutConfig, TrainConfig
 from megatron_r1.engines.base import Client, Engine, RequestError
 from megatron_r1.engines.buckets import ParamSpec
-from megatron_r1.engines.source import WeightSource
+from megatron_r1.engines.source import ShardedSource
 from megatron_r1.errors import EngineError
 from megatron_r1.policy.offload import Offload
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
+from megatron_r1.resharding.boxes import Box
+from megatron_r1.resharding.plan import Shard
 
 POLL_SECONDS, UNHEALTHY = 5.0, 3
 """How often a server is asked for its health while it goes to sleep or wakes, and what number of bad answers in a row
@@ -165,17 +167,38 @@ class ResidentSource:
     """`source` of the policy's weights, which are on the device while a pass lasts, wherever they were before: a server
     that was restarted in a rollout is given them then."""
 
-    def __init__(self, source: WeightSource, offload: Offload) -> None:
+    def __init__(self, source: ShardedSource, offload: Offload) -> None:
         self._source, self._offload = source, offload
 
     def metadata(self) -> Sequence[ParamSpec]:
         return self._source.metadata()
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        with self._resident():
+            yield from self._source
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        return self._source.shards
+
+    @property
+    def device(self) -> torch.device:
+        return self._source.device
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        with self._resident(), self._source.reading():
+            yield
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        return self._source.read(tensor, box)
+
+    @contextlib.contextmanager
+    def _resident(self) -> Iterator[None]:
         were_away = "weights" in self._offload.away
         self._offload.to_device(("weights",))
         try:
-            yield from self._source
+            yield
         finally:
             if were_away:
                 self._offload.to_host(("weights",))

@@ -27,7 +27,7 @@ from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.engines.base import Engine
 from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.engines.quantised import QuantisedSource
-from megatron_r1.engines.source import WeightSource, read_shapes
+from megatron_r1.engines.source import ShardedSource, read_shapes
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import duration
 from megatron_r1.observe.report import write_report
@@ -214,7 +214,7 @@ def served_folder(config: GRPOConfig, base: Path) -> Path:
     return config.rollout.fp8_folder or base
 
 
-def _source(config: GRPOConfig, policy: Policy) -> WeightSource:
+def _source(config: GRPOConfig, policy: Policy) -> ShardedSource:
     """The policy's weights in the form that the servers take. A collective."""
     rollout = config.rollout
     stream = policy.weights(dtype=EXPORT_DTYPE[rollout.dtype], bucket_bytes=rollout.sync_bucket_mib << 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,11 @@ class Weights:
     def shards(self) -> list[Shard]:
         """All on one rank."""
         return [Shard(number, whole(shape), (0,)) for number, (_, _, shape) in enumerate(self.metadata())]
+
+    device = torch.device("cpu")
+
+    def reading(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def read(self, tensor: int, box: Box) -> torch.Tensor:
         rows = list(self.tensors.values())[tensor]

@@ -142,7 +142,7 @@ class QuantisedSource:
         return found
 
     def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.zeros(scale_shape(*shape, self._block), device=self._source.device)
+        return torch.zeros(scale_shape(shape[0], shape[1], self._block), device=self._source.device)
 
     @property
     def device(self) -> torch.device:

@@ -35,6 +35,10 @@ INSTALL = install() { $(PY) -m uv pip install -q --python $(PY) --no-deps "$$@" 
 	echo "uv could not install; trying pip, which is slower" >&2; \
 	$(PY) -m pip install -qq --no-compile --no-deps "$$@"; }; }; install
 
+# Packages are installed without bytecode, so that the first import of a module writes it. Without the right to (images of
+# containers often set this), every process would compile torch and vLLM anew: most of its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart install install-gpu test test-gpu test-slurm test-slow test-megatron test-gpu-paths lint docs lock lock-gpu clean check
 .DELETE_ON_ERROR:
 

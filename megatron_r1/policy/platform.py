@@ -43,9 +43,6 @@ def configure_process(*, threads: int, cpu: bool, deterministic: bool = False) -
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if cpu:
-        # Megatron's jit_fuser would start the inductor compiler: tens of seconds for a model of milliseconds.
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"
     torch.set_num_threads(threads)
     for message in ("Apex is not installed", "Transformer Engine and Apex are not installed"):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
@@ -69,6 +66,7 @@ def _choose_deterministic_algorithms() -> None:
 @functools.cache
 def use_cpu() -> None:
     """Give the CUDA calls that Megatron-Core makes unconditionally a CPU meaning. Idempotent."""
+    _patch_compiler()
     _patch_devices()
     _patch_factories()
     _patch_megatron()
@@ -102,6 +100,16 @@ class _CPUEvent:
     def wait(self, *_: object) -> None: ...
     def query(self) -> bool:
         return True
+
+
+def _patch_compiler() -> None:
+    """Megatron's jit_fuser is torch.compile, which would start the inductor compiler: tens of seconds for a model of
+    milliseconds. Switched off (TORCH_COMPILE_DISABLE) it still imports dynamo and inductor, half of a rank's start."""
+
+    def uncompiled(model: Callable[..., Any] | None = None, **_: object) -> Any:
+        return model if model is not None else lambda function: function
+
+    torch.compile = uncompiled
 
 
 def _patch_devices() -> None:

@@ -26,7 +26,7 @@ from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, S
 from megatron_r1.config.user_code import code_files
 from megatron_r1.data.jsonl import read_problems
 from megatron_r1.data.problems import load_problems
-from megatron_r1.engines.base import start_all
+from megatron_r1.engines.base import EngineSpec, start_all
 from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.errors import ConfigError, DataError, RewardError
 from megatron_r1.rewards.outside import outside_grader
@@ -448,7 +448,7 @@ def test_an_engine_samples_and_follows_the_trainer(outside, tmp_path, architectu
         engine="in_process.py:InProcess", device="cpu", dtype="fp32", max_model_len=32, max_num_seqs=4, max_restarts=1
     )
     kind = engine_kind(config)
-    (engine,) = start_all([kind.local(config, model_path=tmp_path / "first", run_dir=tmp_path)])
+    (engine,) = start_all([kind.local(EngineSpec(config=config, model_path=tmp_path / "first", run_dir=tmp_path))])
     sync = kind.weight_sync(config, source=Weights(pushed), engines=(engine,), model_path=tmp_path / "first", rank=0)
     prompts, sampling = [[5, 9, 12], [7, 8]], SamplingConfig(max_new_tokens=6, temperature=0.7, stop_token_ids=(1,))
 

@@ -83,6 +83,28 @@ class Client(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One engine of a run.
+
+    `model_path`: the Hugging Face folder that it serves at its start; `run_dir`: takes its log; `index`: its place
+    among the engines of the run; `seed`: of its own random stream; `name`: what messages and its log file call it
+    (empty: the kind chooses); `host`: this process's address, where an engine of this host listens and others reach
+    the trainer; `visible_devices`: CUDA_VISIBLE_DEVICES of an engine of this host (None: this process's);
+    `reward_model`: it gives values, and keeps the weights of its start.
+    """
+
+    config: RolloutConfig
+    model_path: Path
+    run_dir: Path
+    index: int = 0
+    seed: int = 0
+    name: str = ""
+    host: str = "127.0.0.1"
+    visible_devices: str | None = None
+    reward_model: bool = False
+
+
 class Engine(Protocol):
     """One source of completions under supervision."""
 
@@ -201,21 +223,8 @@ class EngineKind:
     """What `rollout.engine` names: makes engines and the way weights reach them. Derive, and override what the kind can
     do; the rest is refused. It holds no state."""
 
-    def local(
-        self,
-        config: RolloutConfig,
-        *,
-        model_path: Path,
-        run_dir: Path,
-        index: int = 0,
-        seed: int = 0,
-        name: str = "",
-        visible_devices: str | None = None,
-        reward_model: bool = False,
-    ) -> Engine:
-        """An engine on this host, not started, that serves the Hugging Face folder `model_path`. `seed`: of its own
-        random stream. `visible_devices`: its CUDA_VISIBLE_DEVICES (None: this process's). `reward_model`: it gives
-        values, and keeps the weights of its start."""
+    def local(self, spec: EngineSpec) -> Engine:
+        """An engine on this host, not started."""
         raise NotImplementedError
 
     def weight_sync(
@@ -230,38 +239,13 @@ class EngineKind:
         """On every trainer rank, `engines` empty but on rank 0. `model_path`: the folder that they started from."""
         raise NotImplementedError
 
-    def attached(
-        self,
-        config: RolloutConfig,
-        *,
-        model_path: Path,
-        run_dir: Path,
-        attempt: str,
-        trainer_host: str,
-        index: int = 0,
-        seed: int = 0,
-        name: str = "",
-        reward_model: bool = False,
-    ) -> Engine:
+    def attached(self, spec: EngineSpec, *, attempt: str) -> Engine:
         """The trainer's side of an engine that a `Supervisor` of the same job's `attempt` runs on another node."""
         raise ConfigError(self._refuses("has no servers on nodes of their own: give the job none"))
 
-    def supervisor(
-        self,
-        config: RolloutConfig,
-        *,
-        run_dir: Path,
-        logs: Path,
-        attempt: str,
-        host: str,
-        visible_devices: str | None,
-        index: int,
-        name: str,
-        nodes: int,
-        node: int,
-        reward_model: bool,
-    ) -> Supervisor:
-        """The other side of `attached`: part `node` of `nodes` of the engine `name`."""
+    def supervisor(self, spec: EngineSpec, *, attempt: str, logs: Path, nodes: int, node: int) -> Supervisor:
+        """The other side of `attached`: part `node` of `nodes` of the engine. The trainer says what model it serves and
+        with what seed, when it asks for it; `logs` takes the log, where the trainer's run folder may not be."""
         raise ConfigError(self._refuses("has no servers on nodes of their own: give the job none"))
 
     def running(self, server: RunningServerConfig, config: RolloutConfig) -> Engine:

@@ -36,6 +36,7 @@ def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
     layout, rollout = roles_of(needs, slots_per_node=task.slots_per_node), needs.rollout
     if not layout.servers or rollout is None:
         raise ConfigError(f"{config.name} has no servers on nodes of their own; its rank 0 starts what it needs")
+    from megatron_r1.engines.base import EngineSpec
     from megatron_r1.engines.chosen import engine_kind
 
     node, host = layout.first_server_node + task.node, own_address()
@@ -47,19 +48,17 @@ def serve(config: StageConfig, *, roles: Sequence[str] = ROLES) -> int:
         if node not in place.nodes or place.role not in roles:
             continue
         number = place.nodes.index(node)
-        part = kind.supervisor(
-            server_config(rollout, place),
+        spec = EngineSpec(
+            config=server_config(rollout, place),
+            model_path=config.run_dir,  # the trainer says which model, when it asks for the server
             run_dir=config.run_dir,
-            logs=task.folder,
-            attempt=task.attempt,
-            host=host,
-            visible_devices=",".join(gpu_names(place.slots)) if rollout.device == "cuda" else None,
             index=place.index,
             name=place.name,
-            nodes=len(place.nodes),
-            node=number,
+            host=host,
+            visible_devices=",".join(gpu_names(place.slots)) if rollout.device == "cuda" else None,
             reward_model=place.role == "reward",
         )
+        part = kind.supervisor(spec, attempt=task.attempt, logs=task.folder, nodes=len(place.nodes), node=number)
         threads.append(threading.Thread(target=part.run, args=(ended,), name=part.name))
         parts.append(part)
         spread = f", part {number} of {len(place.nodes)}" if len(place.nodes) > 1 else ""

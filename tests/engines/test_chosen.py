@@ -9,7 +9,7 @@ from megatron_r1.config import RolloutConfig
 from megatron_r1.config.engines import ENGINES
 from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.user_code import code_files
-from megatron_r1.engines.base import EngineKind
+from megatron_r1.engines.base import EngineKind, EngineSpec
 from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.kinds import needs_of
@@ -44,7 +44,7 @@ def test_an_engine_of_the_users_own(own):
     kind = engine_kind(rollout)
     assert type(kind).__name__ == "Mine" and kind.faults(rollout) == []
     with pytest.raises(ConfigError, match=r"rollout.engine: Mine has no servers on nodes of their own"):
-        kind.attached(rollout, model_path=own, run_dir=own, attempt="1", trainer_host="")
+        kind.attached(EngineSpec(config=rollout, model_path=own, run_dir=own), attempt="1")
 
 
 def test_its_file_belongs_to_the_run(own):

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from megatron_r1.config import RolloutConfig
-from megatron_r1.engines.base import Progress
+from megatron_r1.engines.base import EngineSpec, Progress
 from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.errors import EngineError
 from megatron_r1.files import write_whole
@@ -109,29 +108,9 @@ class ServerFiles:
 class AttachedEngine(Engine):
     """A vLLM server whose process a supervisor on another node starts, watches and ends at our request."""
 
-    def __init__(
-        self,
-        config: RolloutConfig,
-        *,
-        model_path: Path,
-        run_dir: Path,
-        attempt: str,
-        trainer_host: str,
-        index: int = 0,
-        seed: int = 0,
-        name: str = "",
-        reward_model: bool = False,
-    ) -> None:
-        super().__init__(
-            config,
-            model_path=model_path,
-            trainer_host=trainer_host,
-            index=index,
-            seed=seed,
-            name=name,
-            reward_model=reward_model,
-        )
-        self.files = ServerFiles(run_dir, self.name, attempt=attempt)
+    def __init__(self, spec: EngineSpec, *, attempt: str) -> None:
+        super().__init__(spec)
+        self.files = ServerFiles(spec.run_dir, self.name, attempt=attempt)
         self._running = False
 
     @property
@@ -196,8 +175,8 @@ class AttachedEngine(Engine):
             Request(
                 attempt=self.files.attempt,
                 starts=self.starts,
-                model_path=str(self.model_path),
-                seed=self.seed,
+                model_path=str(self.spec.model_path),
+                seed=self.spec.seed,
                 stopped=not self._running,
             )
         )

@@ -102,7 +102,7 @@ def open_channel(
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    host = engines[0].trainer_host if engines else LOOPBACK  # rank 0 listens there
+    host = engines[0].spec.host if engines else LOOPBACK  # rank 0 listens there
     init_info = NCCLTrainerInitInfo(
         rank=rank,
         master_address=host,

@@ -5,12 +5,10 @@ of other nodes. Here is what both do alike: its client, its restarts, how long a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Self
 
-from megatron_r1.config import RolloutConfig
 from megatron_r1.config.deadlines import folder_bytes, start_seconds
-from megatron_r1.engines.base import Progress
+from megatron_r1.engines.base import EngineSpec, Progress
 from megatron_r1.engines.vllm.client import EngineClient
 from megatron_r1.errors import EngineError
 
@@ -21,32 +19,16 @@ class Engine(ABC):
     A server serves the start checkpoint when it comes up, also after a restart: pushing newer weights is the caller's
     business (sync.py). Attributes: `starts`, how many times it was started (it names an incarnation: weights and
     connections made for an older one are gone); `failures`, how many incarnations ended by themselves since the last
-    whole rollout (`forgive`); `client`, for the current incarnation; `trainer_host`, the address under which the
-    server's workers reach the trainer.
+    whole rollout (`forgive`); `client`, for the current incarnation; `name`, vllm-INDEX if the spec has none.
     """
 
-    def __init__(
-        self,
-        config: RolloutConfig,
-        *,
-        model_path: Path,
-        trainer_host: str,
-        index: int,
-        seed: int,
-        name: str,
-        reward_model: bool,
-    ) -> None:
-        """`name`: of its log file, vllm-`index` if empty. `reward_model`: see command.server_command."""
-        self.config = config
-        self.model_path = Path(model_path)
-        self.trainer_host = trainer_host
-        self.index = index
-        self.seed = seed
-        self.name = name or f"vllm-{index}"
-        self.reward_model = reward_model
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.config, self.index = spec.config, spec.index
+        self.name = spec.name or f"vllm-{spec.index}"
         self.starts = 0
         self.failures = 0
-        self.client = EngineClient("", token="", config=config)
+        self.client = EngineClient("", token="", config=spec.config)
 
     @property
     @abstractmethod
@@ -77,7 +59,7 @@ class Engine(ABC):
     @property
     def start_seconds(self) -> float:
         """How long its start may take."""
-        return start_seconds(self.config, folder_bytes(self.model_path))
+        return start_seconds(self.config, folder_bytes(self.spec.model_path))
 
     def connect(self, address: str, token: str) -> EngineClient:
         """A client of the present incarnation, at `address` (host:port)."""
@@ -85,8 +67,8 @@ class Engine(ABC):
             f"http://{address}",
             token=token,
             config=self.config,
-            model=str(self.model_path),
-            weight_bytes=folder_bytes(self.model_path),
+            model=str(self.spec.model_path),
+            weight_bytes=folder_bytes(self.spec.model_path),
         )
 
     def restart(self, progress: Progress | None = None) -> None:

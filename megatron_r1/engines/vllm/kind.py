@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,28 +24,8 @@ from megatron_r1.engines.vllm.sync import WeightSync
 class VLLM(base.EngineKind):
     """Servers in processes of their own: this one's, those of other nodes, or somebody else's."""
 
-    def local(
-        self,
-        config: RolloutConfig,
-        *,
-        model_path: Path,
-        run_dir: Path,
-        index: int = 0,
-        seed: int = 0,
-        name: str = "",
-        visible_devices: str | None = None,
-        reward_model: bool = False,
-    ) -> LocalEngine:
-        return LocalEngine(
-            config,
-            model_path=model_path,
-            run_dir=run_dir,
-            index=index,
-            seed=seed,
-            name=name,
-            visible_devices=visible_devices,
-            reward_model=reward_model,
-        )
+    def local(self, spec: base.EngineSpec) -> LocalEngine:
+        return LocalEngine(spec)
 
     def weight_sync(
         self,
@@ -58,57 +39,13 @@ class VLLM(base.EngineKind):
         own = cast("Sequence[Engine]", engines)  # made by `local` or `attached`
         return WeightSync(config, source=source, engines=own, model_path=model_path, rank=rank)
 
-    def attached(
-        self,
-        config: RolloutConfig,
-        *,
-        model_path: Path,
-        run_dir: Path,
-        attempt: str,
-        trainer_host: str,
-        index: int = 0,
-        seed: int = 0,
-        name: str = "",
-        reward_model: bool = False,
-    ) -> AttachedEngine:
-        return AttachedEngine(
-            config,
-            model_path=model_path,
-            run_dir=run_dir,
-            attempt=attempt,
-            trainer_host=trainer_host,
-            index=index,
-            seed=seed,
-            name=name,
-            reward_model=reward_model,
-        )
+    def attached(self, spec: base.EngineSpec, *, attempt: str) -> AttachedEngine:
+        return AttachedEngine(spec, attempt=attempt)
 
-    def supervisor(
-        self,
-        config: RolloutConfig,
-        *,
-        run_dir: Path,
-        logs: Path,
-        attempt: str,
-        host: str,
-        visible_devices: str | None,
-        index: int,
-        name: str,
-        nodes: int,
-        node: int,
-        reward_model: bool,
-    ) -> Part:
-        engine = LocalEngine(
-            config,
-            model_path=run_dir,  # the trainer says which model, when it asks for the server
-            run_dir=logs,
-            index=index,
-            host=host,
-            visible_devices=visible_devices,
-            name=name if node == 0 else f"{name}-node{node}",
-            reward_model=reward_model,
-        )
-        return Part(engine, ServerFiles(run_dir, name, attempt=attempt), nodes=nodes, node=node)
+    def supervisor(self, spec: base.EngineSpec, *, attempt: str, logs: Path, nodes: int, node: int) -> Part:
+        name = spec.name if node == 0 else f"{spec.name}-node{node}"
+        engine = LocalEngine(dataclasses.replace(spec, run_dir=logs, name=name))
+        return Part(engine, ServerFiles(spec.run_dir, spec.name, attempt=attempt), nodes=nodes, node=node)
 
     def running(self, server: RunningServerConfig, config: RolloutConfig) -> RunningServer:
         return RunningServer(server, config)

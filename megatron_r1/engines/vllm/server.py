@@ -14,6 +14,7 @@ joining its private rendezvous.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -22,13 +23,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from megatron_r1.config import RolloutConfig
-from megatron_r1.engines.base import Progress, start_all
+from megatron_r1.engines.base import EngineSpec, Progress, start_all
 from megatron_r1.engines.vllm.auth import new_token
 from megatron_r1.engines.vllm.command import NodeSpan, server_command, server_environment
 from megatron_r1.engines.vllm.engine import Engine
@@ -62,33 +62,11 @@ class LocalEngine(Engine):
     of a server over several nodes (set before `start`).
     """
 
-    def __init__(
-        self,
-        config: RolloutConfig,
-        *,
-        model_path: Path,
-        run_dir: Path,
-        index: int = 0,
-        seed: int = 0,
-        host: str = "127.0.0.1",
-        visible_devices: str | None = None,
-        name: str = "",
-        reward_model: bool = False,
-    ) -> None:
-        """`name` and `reward_model` as in Engine."""
-        super().__init__(
-            config,
-            model_path=model_path,
-            trainer_host=host,
-            index=index,
-            seed=seed,
-            name=name,
-            reward_model=reward_model,
-        )
-        self.host = host
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        self.host = spec.host
         self.span: NodeSpan | None = None
-        self.visible_devices = visible_devices
-        self.log_path = Path(run_dir) / "logs" / f"{self.name}.log"
+        self.log_path = spec.run_dir / "logs" / f"{self.name}.log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self.log_begin = 0
         self.port = 0
@@ -111,21 +89,21 @@ class LocalEngine(Engine):
         self.client = self.connect(f"{self.host}:{self.port}", self.token)
         command = server_command(
             self.config,
-            model_path=self.model_path,
+            model_path=self.spec.model_path,
             host=self.host,
             port=self.port,
-            seed=self.seed,
-            reward_model=self.reward_model,
+            seed=self.spec.seed,
+            reward_model=self.spec.reward_model,
             span=self.span,
         )
         environment = server_environment(
             self.config,
             base=os.environ,
-            model_path=self.model_path,
+            model_path=self.spec.model_path,
             host=self.host,
             token=self.token,
             private_dir=Path(self.private_dir.name),
-            visible_devices=self.visible_devices,
+            visible_devices=self.spec.visible_devices,
             span=self.span,
         )
         born = threading.Event()
@@ -240,35 +218,11 @@ class LocalEngine(Engine):
             self.private_dir = None
 
 
-def start_engines(
-    config: RolloutConfig,
-    *,
-    model_path: Path,
-    run_dir: Path,
-    seed: int = 0,
-    host: str = "127.0.0.1",
-    visible_devices: Sequence[str | None] = (),
-    progress: Progress | None = None,
-) -> tuple[LocalEngine, ...]:
-    """Start rollout.num_engines servers together and wait for all.
-
-    `visible_devices[i]` is CUDA_VISIBLE_DEVICES of server i (default: the parent's). If one fails, all are
-    stopped and its EngineError is raised.
-    """
-    devices = visible_devices or (None,) * config.num_engines
-    engines = tuple(
-        LocalEngine(
-            config,
-            model_path=model_path,
-            run_dir=run_dir,
-            index=index,
-            seed=seed + index,
-            host=host,
-            visible_devices=devices[index],
-        )
-        for index in range(config.num_engines)
-    )
-    return start_all(engines, progress)
+def start_engines(config: RolloutConfig, *, model_path: Path, run_dir: Path, seed: int = 0) -> tuple[LocalEngine, ...]:
+    """rollout.num_engines servers on this host, ready. If one fails, all are stopped and its EngineError is raised."""
+    first = EngineSpec(config=config, model_path=model_path, run_dir=run_dir, seed=seed)
+    specs = [dataclasses.replace(first, index=index, seed=seed + index) for index in range(config.num_engines)]
+    return start_all([LocalEngine(spec) for spec in specs])
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

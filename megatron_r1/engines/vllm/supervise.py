@@ -7,6 +7,7 @@ the trainer asks for it, because only then is its model there. Who asks too ofte
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def supervise(engine: LocalEngine, files: ServerFiles, ended: threading.Event, *
             if request is None or asked.starts > request.starts:
                 engine.stop()
                 request = asked
-                engine.model_path, engine.seed = Path(asked.model_path), asked.seed
+                serve(engine, asked)
                 if nodes > 1:
                     engine.span = NodeSpan(nodes=nodes, node=0, address=engine.host, port=free_port(engine.host))
                 try:
@@ -73,6 +74,11 @@ def supervise(engine: LocalEngine, files: ServerFiles, ended: threading.Event, *
         engine.stop()
 
 
+def serve(engine: LocalEngine, asked: Request | Record) -> None:
+    """Let its next start be with the model and the seed that the trainer asks for."""
+    engine.spec = dataclasses.replace(engine.spec, model_path=Path(asked.model_path), seed=asked.seed)
+
+
 def follow(worker: LocalEngine, files: ServerFiles, ended: threading.Event, *, nodes: int, node: int) -> None:
     """Be node `node` of a server over `nodes` nodes: come and go with the part that answers requests."""
     starts = 0
@@ -84,7 +90,7 @@ def follow(worker: LocalEngine, files: ServerFiles, ended: threading.Event, *, n
             if record.state in ("starting", "ready") and record.starts > starts:
                 worker.stop()
                 starts = record.starts
-                worker.model_path, worker.seed = Path(record.model_path), record.seed
+                serve(worker, record)
                 address, port = record.meeting
                 worker.span = NodeSpan(nodes=nodes, node=node, address=address, port=port)
                 worker.start()

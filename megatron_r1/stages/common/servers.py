@@ -3,6 +3,7 @@ the job's other nodes supervise (serve.py)."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from megatron_r1.cluster.task import own_address, this_task
 from megatron_r1.config.schema import RolloutConfig
-from megatron_r1.engines.base import Engine, start_all
+from megatron_r1.engines.base import Engine, EngineSpec, start_all
 from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.errors import ConfigError
 
@@ -49,50 +50,21 @@ def share_gpus(gpus: Sequence[str], rollout: RolloutConfig, first: int) -> list[
 
 
 def start_rollouts(
-    rollout: RolloutConfig, *, model_path: Path, run_dir: Path, seed: int, visible_devices: Sequence[str | None] = ()
+    rollout: RolloutConfig, *, model_path: Path, run_dir: Path, seed: int, visible_devices: Sequence[str | None]
 ) -> tuple[Engine, ...]:
     """rollout.num_engines servers of `model_path`, ready: processes of ours, or those of the job's server nodes."""
-    devices = visible_devices or (None,) * rollout.num_engines
-    engines = [
-        make_engine(rollout, model_path, run_dir, index=index, seed=seed + index, visible_devices=devices[index])
-        for index in range(rollout.num_engines)
+    first = EngineSpec(config=rollout, model_path=model_path, run_dir=run_dir)
+    specs = [
+        dataclasses.replace(first, index=index, seed=seed + index, visible_devices=devices)
+        for index, devices in zip(range(rollout.num_engines), visible_devices, strict=True)
     ]
-    return start_all(engines)
+    return start_all([make_engine(spec) for spec in specs])
 
 
-def make_engine(
-    rollout: RolloutConfig,
-    model_path: Path,
-    run_dir: Path,
-    *,
-    name: str = "",
-    index: int = 0,
-    seed: int = 0,
-    visible_devices: str | None = None,
-    reward_model: bool = False,
-) -> Engine:
+def make_engine(spec: EngineSpec) -> Engine:
     """A server, not started: of the job's server nodes, or this process's where there are none (it alone has
     `visible_devices`: the others' places say which GPUs they see)."""
-    kind, task = engine_kind(rollout), this_task()
+    kind, task = engine_kind(spec.config), this_task()
     if task is None or not task.has_servers:
-        return kind.local(
-            rollout,
-            model_path=model_path,
-            run_dir=run_dir,
-            index=index,
-            seed=seed,
-            name=name,
-            visible_devices=visible_devices,
-            reward_model=reward_model,
-        )
-    return kind.attached(
-        rollout,
-        model_path=model_path,
-        run_dir=run_dir,
-        attempt=task.attempt,
-        trainer_host=own_address(),
-        index=index,
-        seed=seed,
-        name=name,
-        reward_model=reward_model,
-    )
+        return kind.local(spec)
+    return kind.attached(dataclasses.replace(spec, host=own_address()), attempt=task.attempt)

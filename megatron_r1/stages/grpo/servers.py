@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from megatron_r1.engines.base import Engine
+from megatron_r1.engines.base import Engine, EngineSpec
 from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.stages.common.servers import make_engine, own_devices
 from megatron_r1.stages.grpo.config import GRPOConfig
@@ -28,15 +28,15 @@ def start_reward_models(config: GRPOConfig) -> list[RewardModelServer]:
             beside = dataclasses.replace(
                 config.rollout, tensor_parallel=preference.tensor_parallel, num_engines=1, devices=()
             )
-            engine = make_engine(
-                beside,
-                preference.model,
-                config.run_dir,
+            spec = EngineSpec(
+                config=beside,
+                model_path=preference.model,
+                run_dir=config.run_dir,
                 name=f"reward-{preference.name}",
                 visible_devices=preference.devices or None,
                 reward_model=True,
             )
-            server = RewardModelServer(preference, engine)
+            server = RewardModelServer(preference, make_engine(spec))
             servers.append(server)
             server.engine.start()
     except BaseException:
@@ -59,8 +59,13 @@ def start_teacher(config: GRPOConfig) -> list[Engine]:
         vllm_args=(),
         draft_tokens=0,
     )
-    engine = make_engine(
-        rollout, teacher.model, config.run_dir, name="teacher", visible_devices=teacher.devices or None
+    spec = EngineSpec(
+        config=rollout,
+        model_path=teacher.model,
+        run_dir=config.run_dir,
+        name="teacher",
+        visible_devices=teacher.devices or None,
     )
+    engine = make_engine(spec)
     engine.start()
     return [engine]

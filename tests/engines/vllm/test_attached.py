@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.vllm.attached import AttachedEngine, Record, Request, ServerFiles
 from megatron_r1.engines.vllm.command import NodeSpan, server_command, server_environment
 from megatron_r1.engines.vllm.server import LocalEngine
@@ -36,7 +37,7 @@ def supervised(config, run_dir, log_dir, attempt="7.0", nodes=1):
     engines, threads = [], []
     for node in range(nodes):
         name = "vllm-0" if node == 0 else f"vllm-0-node{node}"
-        engine = LocalEngine(config, model_path=run_dir, run_dir=log_dir, name=name)
+        engine = LocalEngine(EngineSpec(config=config, model_path=run_dir, run_dir=log_dir, name=name))
         files = ServerFiles(run_dir, "vllm-0", attempt=attempt)
         work, extra = (supervise, {"nodes": nodes}) if node == 0 else (follow, {"nodes": nodes, "node": node})
         threads.append(threading.Thread(target=work, args=(engine, files, ended), kwargs=extra))
@@ -54,9 +55,8 @@ def supervised(config, run_dir, log_dir, attempt="7.0", nodes=1):
 
 
 def attach(config, model, run_dir, attempt="7.0", **fields):
-    return AttachedEngine(
-        config, model_path=model, run_dir=run_dir, attempt=attempt, trainer_host="127.0.0.1", **fields
-    )
+    spec = EngineSpec(config=config, model_path=model, run_dir=run_dir, **fields)
+    return AttachedEngine(spec, attempt=attempt)
 
 
 def wait_until(condition, seconds=60.0):

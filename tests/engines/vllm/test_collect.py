@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from megatron_r1.config import SamplingConfig
+from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
@@ -135,7 +136,7 @@ def test_a_server_that_hangs_is_replaced_and_failures_of_an_earlier_rollout_are_
 
 def test_a_server_past_its_restarts_ends_the_run_with_its_log(config, folders, tmp_path) -> None:
     never = dataclasses.replace(config, max_restarts=0)
-    engine = LocalEngine(never, model_path=folders[0], run_dir=tmp_path)
+    engine = LocalEngine(EngineSpec(config=never, model_path=folders[0], run_dir=tmp_path))
     with engine:
         engine.start()
         os.kill(engine.pid, signal.SIGKILL)

@@ -18,6 +18,7 @@ import urllib3
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig
+from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.vllm.command import server_command
 from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.errors import ConfigError, EngineError
@@ -52,7 +53,10 @@ def preference(folder: Path) -> PreferenceConfig:
 
 def made(preference: PreferenceConfig, config: RolloutConfig, run_dir: Path) -> RewardModelServer:
     """With a server on this host, not started."""
-    engine = LocalEngine(config, model_path=preference.model, run_dir=run_dir, name="reward-helpful", reward_model=True)
+    spec = EngineSpec(
+        config=config, model_path=preference.model, run_dir=run_dir, name="reward-helpful", reward_model=True
+    )
+    engine = LocalEngine(spec)
     return RewardModelServer(preference, engine)
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from megatron_r1.config import RolloutConfig
+from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.vllm.command import server_command, server_environment
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.errors import EngineError
@@ -31,7 +32,7 @@ def test_a_server_that_cannot_start_says_why(config: RolloutConfig, folders: lis
 
 def test_a_server_that_takes_too_long_is_stopped(config, folders: list[Path], tmp_path: Path) -> None:
     hasty = dataclasses.replace(config, start_timeout_seconds=0.5)
-    engine = LocalEngine(hasty, model_path=folders[0], run_dir=tmp_path)
+    engine = LocalEngine(EngineSpec(config=hasty, model_path=folders[0], run_dir=tmp_path))
     engine.start()
     pid = engine.pid
     with pytest.raises(EngineError, match=r"start_timeout_seconds: vllm-0 did not answer within"):
@@ -44,9 +45,11 @@ def test_a_server_dies_with_its_trainer(folders: list[Path], tmp_path: Path) -> 
 import sys, time
 from pathlib import Path
 from megatron_r1.config import RolloutConfig
+from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.vllm.server import LocalEngine
 config = RolloutConfig(device="cpu", sync="gloo")
-engine = LocalEngine(config, model_path=Path({str(folders[0])!r}), run_dir=Path({str(tmp_path)!r}))
+spec = EngineSpec(config=config, model_path=Path({str(folders[0])!r}), run_dir=Path({str(tmp_path)!r}))
+engine = LocalEngine(spec)
 engine.start()
 print(engine.pid, flush=True)
 time.sleep(60)
@@ -107,7 +110,7 @@ def test_the_environment_holds_the_token_and_none_of_the_trainers_rendezvous(fol
 def test_a_port_taken_meanwhile_is_replaced(config: RolloutConfig, folders: list[Path], tmp_path: Path) -> None:
     import socket
 
-    engine = LocalEngine(config, model_path=folders[0], run_dir=tmp_path)
+    engine = LocalEngine(EngineSpec(config=config, model_path=folders[0], run_dir=tmp_path))
     with engine, socket.socket() as thief:
         engine.start()
         taken = engine.port
@@ -124,9 +127,11 @@ def test_a_paused_server_with_a_hanging_request_dies_with_its_trainer(folders: l
 import sys, threading, time
 from pathlib import Path
 from megatron_r1.config import RolloutConfig, SamplingConfig
+from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.vllm.server import LocalEngine
 config = RolloutConfig(device="cpu", sync="gloo", dtype="fp32", max_model_len=64, memory_fraction=0.2, kv_cache_gib=0.1)
-engine = LocalEngine(config, model_path=Path({str(folders[0])!r}), run_dir=Path({str(tmp_path)!r}))
+spec = EngineSpec(config=config, model_path=Path({str(folders[0])!r}), run_dir=Path({str(tmp_path)!r}))
+engine = LocalEngine(spec)
 engine.start()
 engine.wait_ready()
 engine.client.request("POST", "/pause?mode=wait&clear_cache=true")

@@ -19,7 +19,7 @@ from megatron_r1.config.overlay import overlaid
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.schema import StageConfig
 from megatron_r1.errors import ConfigError
-from megatron_r1.pipeline.kinds import KINDS, kind_of
+from megatron_r1.pipeline.kinds import KINDS, kind_named, kind_of, name_of_kind
 from megatron_r1.pipeline.options import CONFIG, split_config
 from megatron_r1.recipes.named import recipe_named
 
@@ -59,15 +59,15 @@ class ConfigFile:
             raise ConfigError([f"{self.path}: {fault}" for fault in error.faults]) from error
 
     def _class(self) -> type:
-        kinds = {kind.name: kind.config for kind in KINDS}
         if not self.kind:
             raise self._fault(
                 'it names neither recipe nor kind; put recipe = "grpo_671b" (or another) at its top, or say the recipe '
                 f"before {CONFIG}"
             )
-        if self.kind not in kinds:
-            raise self._fault(f"kind is {self.kind!r}; it must be one of {', '.join(kinds)}")
-        return kinds[self.kind]
+        try:
+            return kind_named(self.kind).config
+        except ConfigError as error:
+            raise ConfigError([f"{self.path}: {fault}" for fault in error.faults]) from error
 
     def _fault(self, words: str) -> ConfigError:
         return ConfigError([f"{self.path}: {words}"])
@@ -116,7 +116,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def kind_name(config: StageConfig | PipelineConfig) -> str:
-    return "a pipeline" if isinstance(config, PipelineConfig) else kind_of(config).name
+    return "a pipeline" if isinstance(config, PipelineConfig) else name_of_kind(kind_of(config))
 
 
 def recipe_word(words: Sequence[str]) -> str:

@@ -59,11 +59,11 @@ def outside(tmp_path, monkeypatch) -> Iterator[Path]:
     """The folder of a user, whose modules no other test has loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights", "in_process"):
+    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights", "in_process", "short"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     outside_grader.cache_clear()
     yield tmp_path
-    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights", "in_process"):
+    for name in ("mine", "faulty", "sums", "broken", "rloo", "recipes", "heights", "in_process", "short"):
         sys.modules.pop(name, None)
 
 
@@ -377,6 +377,78 @@ def test_a_recipe(outside):
     (outside / "recipes.py").write_text(code_of("A recipe"))
     out = dry_run(command_of("A recipe"), outside)
     assert "algorithm.sampling_rounds = 3" in out and "  steps = 20" in out
+
+
+def megatron_r1(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megatron_r1", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def lines_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write_conversations(folder: Path, *answers: str) -> None:
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": one}]} for one in answers]
+    (folder / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_kind_of_stage(outside):
+    """It runs, its run.json runs again from another folder, and its file belongs to the run."""
+    (outside / "short.py").write_text(code_of("A kind of stage"))
+    write_conversations(outside, "a" * 400, "b" * 401, "c")
+    done = megatron_r1(outside, *command_of("A kind of stage"))
+    assert done.returncode == 0, done.stderr
+    run = outside / "runs" / "short"
+    assert json.loads((run / "summary.json").read_text()) == {"kept": 2, "left_out": 1}
+    assert [row["messages"][-1]["content"] for row in lines_of(run / "kept.jsonl")] == ["a" * 400, "c"]
+    written = json.loads((run / "run.json").read_text())
+    assert written["kind"] == f"{outside / 'short.py'}:ShortConfig" and set(written["inputs"]) == {"file", "kind"}
+    (outside / "elsewhere").mkdir()
+    words = ["--config", "../runs/short/run.json", "--file", "../conversations.jsonl", "--characters", "1"]
+    done = megatron_r1(outside / "elsewhere", "run", *words, "--run-dir", "again")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((outside / "elsewhere/again/summary.json").read_text()) == {"kept": 1, "left_out": 2}
+
+
+PIPELINE = """
+from dataclasses import dataclass
+from pathlib import Path
+from megatron_r1.config.pipeline import PipelineConfig
+from short import ShortConfig
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twice(PipelineConfig):
+    short: ShortConfig
+    shorter: ShortConfig
+
+def twice():
+    short = ShortConfig(file=Path("conversations.jsonl"), characters=400)
+    shorter = ShortConfig(file=Path("@short/kept.jsonl"), characters=1)
+    return Twice(name="twice", run_dir=Path("runs/twice"), short=short, shorter=shorter)
+"""
+
+
+def test_a_kind_of_stage_in_a_pipeline_goes_out_of_date_with_its_file(outside):
+    (outside / "short.py").write_text(code_of("A kind of stage"))
+    (outside / "recipes.py").write_text(PIPELINE)
+    write_conversations(outside, "a" * 400, "b" * 401, "c")
+    done = megatron_r1(outside, "run", "recipes.py:twice")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(lines_of(outside / "runs/twice/shorter/kept.jsonl")) == 1
+    again = megatron_r1(outside, "run", "recipes.py:twice")
+    assert again.stdout.count("up to date") == 2, again.stdout + again.stderr
+    (outside / "short.py").write_text(code_of("A kind of stage") + "\n")
+    changed = megatron_r1(outside, "run", "recipes.py:twice", "--dry-run")
+    assert "up to date" not in changed.stdout and changed.returncode == 0, changed.stdout + changed.stderr
+
+
+def test_a_configuration_of_no_kind_is_refused(outside):
+    code = code_of("A kind of stage").replace("    config=ShortConfig,", "    config=Path,")
+    (outside / "short.py").write_text(code)
+    done = megatron_r1(outside, "run", "short.py:short", "--dry-run")
+    said = f"{outside / 'short.py'}:ShortConfig is of no kind of stage: put a Stage(config=ShortConfig, ...) beside it"
+    assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
 def test_a_configuration_in_a_file(outside):

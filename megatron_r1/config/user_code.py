@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_r1.algorithms import Algorithm, name_of
-from megatron_r1.plugins import file_of, imported, is_import_path
+from megatron_r1.plugins import file_of, import_path_of, imported, is_import_path
 
 
 def code_files(config: object) -> dict[str, Path]:
@@ -22,6 +22,8 @@ def code_files(config: object) -> dict[str, Path]:
     for field, path in named.items():
         imported(path, field)
         found[field] = file_of(path)
+    if type(config).__module__.partition(".")[0] != "megatron_r1":
+        found["kind"] = file_of(import_path_of(type(config)))
     algorithm = getattr(config, "algorithm", None)
     if isinstance(algorithm, Algorithm) and is_import_path(name_of(algorithm)):
         found["algorithm"] = file_of(name_of(algorithm))

@@ -22,6 +22,16 @@ QUALITIES = ("accuracy", "format", "language", "length")
 COLOURS = 6
 NO_ROLLOUTS = '<script type="application/json" id="rollout-data">[]</script>'
 
+RESULTS = (
+    "accuracy {accuracy_before:.1%} → {accuracy_after:.1%}",
+    "pairs ranked right {pair_accuracy_before:.1%} → {pair_accuracy_after:.1%}",
+    "validation loss {validation_loss_before:.3f} → {validation_loss_after:.3f}",
+    "loss {loss_first:.3f} → {loss_last:.3f}",
+    "{kept:,} of {samples:,} samples kept",
+    "accuracy {accuracy:.1%}",
+)
+"""What a stage's summary.json says, the most telling first."""
+
 
 def write_pipeline_report(run_dir: Path, stages: Sequence[str]) -> Path:
     """Write run_dir/report.html and return its path. OutputError if it cannot be written."""
@@ -78,19 +88,12 @@ def _result(record: Mapping[str, Any]) -> str:
 
 
 def result_in_words(metrics: Mapping[str, Any]) -> str:
-    """The numbers of a stage's summary.json in a few words."""
-    if metrics.get("accuracy_after") is not None:
-        return f"accuracy {metrics['accuracy_before']:.1%} → {metrics['accuracy_after']:.1%}"
-    if metrics.get("pair_accuracy_after") is not None:
-        return f"pairs ranked right {metrics['pair_accuracy_before']:.1%} → {metrics['pair_accuracy_after']:.1%}"
-    if metrics.get("validation_loss_after") is not None:
-        return f"validation loss {metrics['validation_loss_before']:.3f} → {metrics['validation_loss_after']:.3f}"
-    if metrics.get("loss_last") is not None:
-        return f"loss {metrics['loss_first']:.3f} → {metrics['loss_last']:.3f}"
-    if metrics.get("kept") is not None:
-        return f"{metrics['kept']:,} of {metrics['samples']:,} samples kept"
-    if metrics.get("accuracy") is not None:
-        return f"accuracy {metrics['accuracy']:.1%}"
+    """The numbers of a stage's summary.json in a few words: the first of RESULTS whose numbers are all there."""
+    for words in RESULTS:
+        try:
+            return words.format_map(metrics)
+        except (KeyError, TypeError, ValueError):  # not there, or None: another kind's, or not measured
+            continue
     return "–"
 
 

@@ -20,7 +20,7 @@ from megatron_r1.config.user_code import code_files
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import plain_json, write_json
 from megatron_r1.observe.watch import STACKS
-from megatron_r1.pipeline.kinds import kind_of
+from megatron_r1.pipeline.kinds import kind_of, name_of_kind
 
 RENDEZVOUS = ".rendezvous"
 """Where the ranks of a local launch meet; mode 0700."""
@@ -61,7 +61,7 @@ def prepare_folder(config: StageConfig) -> PreparedFolder:
         raise ConfigError(f"run_dir: another run has just started in {folder}; choose another --run-dir") from error
     lock.write(f"{os.getpid()}@{socket.gethostname()}\n")
     lock.flush()
-    kind = kind_of(config).name
+    kind = name_of_kind(kind_of(config))
     write_json(
         folder / "run.json",
         {"name": config.name, "kind": kind, "config": config_as_json(config), "inputs": _inputs(config)},

@@ -17,7 +17,7 @@ from megatron_r1.algorithms import ALGORITHMS, Algorithm, name_of
 from megatron_r1.config.describe import REQUIRED, Field, leaves_of
 from megatron_r1.config.pipeline import OWN_FIELDS, PipelineConfig
 from megatron_r1.config.schema import StageConfig
-from megatron_r1.pipeline.kinds import KINDS, kind_of
+from megatron_r1.pipeline.kinds import kind_for, kind_of
 from megatron_r1.stages.stage import Stage
 
 SHORT, FULL = ("-h", "--help"), "--help-all"
@@ -47,7 +47,7 @@ def help_text(command: str, recipe: StageConfig | PipelineConfig | type, about: 
         rows = _pipeline(recipe)
     elif isinstance(recipe, type):
         options = "[--FIELD VALUE ...]"
-        rows = _stage(next(kind for kind in KINDS if kind.config is recipe), None, ())
+        rows = _stage(kind_for(recipe), None, ())
     else:
         options = "[--dry-run] [--FIELD VALUE ...]"
         rows = _stage(kind_of(recipe), recipe, ())

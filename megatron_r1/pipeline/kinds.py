@@ -1,7 +1,10 @@
-"""The kinds of stage, a line each, and the questions that are asked of a configuration whatever its kind."""
+"""The kinds of stage, a line each, and the questions that are asked of a configuration whatever its kind.
+
+A kind of the user's own needs no line: its `Stage` object stands in the module that defines its configuration."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +15,7 @@ from megatron_r1.config.track import tracker_faults
 from megatron_r1.errors import ConfigError
 from megatron_r1.planning.fit import check_fit
 from megatron_r1.planning.needs import Needs
+from megatron_r1.plugins import import_path_of, imported, is_import_path
 from megatron_r1.stages.evaluate.stage import STAGE as EVALUATE
 from megatron_r1.stages.grpo.stage import STAGE as GRPO
 from megatron_r1.stages.rejection.stage import STAGE as REJECTION
@@ -34,7 +38,37 @@ KINDS: tuple[Stage[Any], ...] = (
 
 def kind_of(config: StageConfig) -> Stage[Any]:
     """The kind whose configuration this is."""
-    return next(kind for kind in KINDS if isinstance(config, kind.config))
+    return kind_for(type(config))
+
+
+def kind_for(made: type) -> Stage[Any]:
+    """The kind of a configuration's class: the `Stage` beside it in its module, or one of ours. ConfigError if it has
+    none."""
+    beside = [one for one in vars(sys.modules[made.__module__]).values() if isinstance(one, Stage)]
+    for kind in (*(kind for kind in beside if kind.config is made), *KINDS):
+        if issubclass(made, kind.config):
+            return kind
+    raise ConfigError(
+        f"{import_path_of(made)} is of no kind of stage: put a Stage(config={made.__name__}, ...) beside it "
+        "(docs/extending.md)"
+    )
+
+
+def kind_named(word: str) -> Stage[Any]:
+    """By the name that `name_of_kind` gives. ConfigError if there is none."""
+    if is_import_path(word):
+        return kind_for(imported(word, "kind"))
+    names = {kind.name: kind for kind in KINDS}
+    if word not in names:
+        raise ConfigError(
+            f"kind is {word!r}; it must be one of {', '.join(names)}, or file.py:Config of a kind of your own"
+        )
+    return names[word]
+
+
+def name_of_kind(kind: Stage[Any]) -> str:
+    """What run.json calls it: its name, or where the configuration's class of a user's kind is imported from."""
+    return kind.name if kind in KINDS else import_path_of(kind.config)
 
 
 def needs_of(config: StageConfig) -> Needs:

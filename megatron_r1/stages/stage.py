@@ -1,8 +1,8 @@
 """What a kind of stage is: one object that says everything the rest of the program asks of it.
 
 A kind is a folder with its configuration and rules (config.py), this object (stage.py) and what it runs (run.py); one
-line in pipeline/kinds.py registers it. The command line, pipelines, the planner, a cluster's placing and doctor know
-kinds through this object only.
+line in pipeline/kinds.py registers it. A kind of the user's own is one file with all three (docs/extending.md). The
+command line, pipelines, the planner, a cluster's placing and doctor know kinds through this object only.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ class Validate(Protocol):
     def __call__(self, config: Any, *, folder: bool = True) -> ModelShape | None: ...
 
 
+def _nothing(config: Any, needs: Needs, shape: ModelShape) -> list[str]:
+    return []
+
+
 def _as_it_is(config: Any, unmade: Callable[[Path], bool]) -> Any:
     return config
 
@@ -39,14 +43,14 @@ class Stage(Generic[C]):
     """In run.json and on the pages that list runs."""
     config: type[C]
     validate: Validate
-    describe: Callable[[C, Needs, ModelShape], list[str]]
-    """What is about to run, in a few lines, for a configuration whose model has that shape."""
     needs: Callable[[C], Needs]
     load: Callable[[], Callable[..., dict[str, Any]]]
     """Imports and returns what runs: (config, shape, device) on every trainer rank, or (config) in the only process of
     a stage without one. It returns the summary."""
     outputs: tuple[str, ...]
     """What it leaves in its run folder for later stages."""
+    describe: Callable[[C, Needs, ModelShape], list[str]] = _nothing
+    """What is about to run, in a few lines, for a configuration whose model has that shape."""
     report: bool = False
     """Whether it writes report.html."""
     metrics: Names = field(default_factory=dict)

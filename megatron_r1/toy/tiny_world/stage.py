@@ -25,7 +25,6 @@ STAGE = Stage(
     name="tiny world",
     config=TinyWorldConfig,
     validate=validate_tiny_world,
-    describe=lambda config, asked, shape: [],  # it has no model, so it is not asked
     needs=needs,
     load=load,
     outputs=tuple(f"{name}.jsonl" for name in TINY_WORLD_FILES),

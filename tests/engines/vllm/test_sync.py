@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
+from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box, whole
 from megatron_r1.resharding.plan import Shard
 
@@ -199,6 +203,40 @@ def test_a_source_that_breaks_its_word_is_named(
     sync.disconnect()
     sync.push(sync.version + 1)
     assert engine.client.weight_version() == sync.version
+
+
+class Killing(Weights):
+    """Kills a server while its weights are being packed."""
+
+    server: LocalEngine | None = None
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        if self.server is not None and tensor == len(self.tensors) // 2:
+            os.killpg(self.server.pid, signal.SIGKILL)
+            self.server = None
+        return super().read(tensor, box)
+
+
+def test_a_server_that_dies_in_a_push_ends_it_and_the_next_is_whole(
+    config: RolloutConfig, folders: list[Path], oracles: list[Oracle], tmp_path: Path
+) -> None:
+    (engine,) = start_engines(config, model_path=folders[0], run_dir=tmp_path)
+    with engine:
+        weights = Killing(folders[1])
+        sync = WeightSync(config, source=weights, engines=(engine,), model_path=folders[0])
+        sync.push(1)
+        weights.server = engine
+        begun = time.monotonic()
+        with pytest.raises(EngineError):
+            sync.push(2)
+        assert time.monotonic() - begun < 60 and sync.version == 1
+        engine.restart()
+        weights.show(folders[2])
+        sync.push(3)
+        ids = prompt(60, 7)
+        np.testing.assert_allclose(engine.client.score(ids), oracles[2].logprobs(ids), atol=1e-4)
+        assert engine.client.weight_version() == 3
+        sync.close()
 
 
 class Halves(Weights):

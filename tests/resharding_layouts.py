@@ -1,8 +1,7 @@
-"""What a weight sync sends, before there are ranks and servers: from the two layouts alone.
+"""What ranks hold and workers want, from two layouts alone: for tests of plans, without ranks and servers.
 
 A run asks its ranks what they hold and vLLM what its workers want; here both are derived from the layouts, the servers'
-in the trainer's terms (vLLM splits attention heads, experts, matrices and vocabulary as Megatron does). The plan is the
-run's own (resharding/).
+in the trainer's terms (vLLM splits attention heads, experts, matrices and vocabulary as Megatron does).
 """
 
 from __future__ import annotations

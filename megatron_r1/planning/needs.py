@@ -19,6 +19,7 @@ from megatron_r1.config.schema import (
     ParallelConfig,
     RolloutConfig,
     TrainConfig,
+    TrainerStage,
 )
 from megatron_r1.planning.workload import Workload
 
@@ -87,3 +88,42 @@ class Needs:
         serving = {} if self.rollout is None else engine_entry(self.rollout.engine).packages
         serves = tuple(package for on, package in serving.items() if on == device)
         return needed_packages(device=device, trains=self.trainer is not None, serves=serves)
+
+
+def supervised_needs(
+    config: TrainerStage,
+    *,
+    samples: int,
+    longest: int,
+    scoring_passes: int = 0,
+    reward_head: bool = False,
+    files: tuple[Path, ...] = (),
+    tasks: bool = False,
+) -> Needs:
+    """Of a stage that trains on texts as they are: `samples` per step, of at most `longest` tokens, a quarter of that
+    on average."""
+    trainer = TrainerNeeds(
+        device=config.device,
+        parallel=config.parallel,
+        train=config.train,
+        optimizer=config.optimizer,
+        train_mtp=config.model.train_mtp,
+        reward_head=reward_head,
+    )
+    work = Workload(
+        samples=samples,
+        prompt_tokens=1,
+        mean_response=max(1, longest // 4),
+        max_response=longest,
+        scoring_passes=scoring_passes,
+        rollout=False,
+    )
+    return Needs(
+        name=config.name,
+        run_dir=config.run_dir,
+        model=config.model,
+        trainer=trainer,
+        work=work,
+        files=files,
+        tasks=tasks,
+    )

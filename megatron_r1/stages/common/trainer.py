@@ -1,11 +1,13 @@
-"""What every stage on trainer ranks begins with: a policy, the form of its rows, and a voice."""
+"""What stages on trainer ranks begin with: a policy, the form of its rows, a voice, and a log of their steps."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,9 +17,14 @@ from megatron_r1.config.schema import ModelConfig, OptimizerConfig, TrainerStage
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.trainer_faults import FP8_ROWS
 from megatron_r1.data.packing import RowLayout
+from megatron_r1.observe.progress import Column, Progress
+from megatron_r1.observe.tracking import MetricsLog, TrackedStage
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.weights.save import save_hf_folder
+
+LINES_SHOWN = 40
+"""Of progress, in a whole run."""
 
 EXPORT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -77,3 +84,31 @@ def printer() -> Callable[[str], None]:
             print(text, flush=True)
 
     return say
+
+
+class StepLog:
+    """metrics.jsonl, the trackers and the lines of progress of a supervised stage: rank 0's. Of the others, nothing."""
+
+    def __init__(
+        self, config: TrackedStage, *, stage: str, num_steps: int, columns: Sequence[Column], first_step: int = 0
+    ) -> None:
+        self._files = ExitStack()
+        self._metrics: MetricsLog | None = None
+        if dist.get_rank() == 0:
+            every = max(1, num_steps // LINES_SHOWN)
+            self._metrics = self._files.enter_context(MetricsLog(config, stage=stage, first_step=first_step))
+            self._progress = self._files.enter_context(
+                Progress(num_steps, columns=columns, every=every, first_step=first_step)
+            )
+
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._files.__exit__(*exception)
+
+    def write(self, step: int, row: Mapping[str, Any], **shown: float) -> None:
+        """A row of numbers; `shown` beside it are for the line of progress only."""
+        if self._metrics is not None:
+            self._metrics.write(row)
+            self._progress.update(step, {**row, **shown})

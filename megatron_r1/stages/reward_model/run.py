@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +18,21 @@ import torch.distributed as dist
 
 from megatron_r1.config.architectures import ARCHITECTURES
 from megatron_r1.config.shape import ModelShape
+from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.preferences import JudgedEncoder, Pair, read_pairs
 from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.errors import ConfigError
 from megatron_r1.observe.metrics import write_json
-from megatron_r1.observe.progress import PAIR_COLUMNS, Progress, duration
-from megatron_r1.observe.tracking import MetricsLog
+from megatron_r1.observe.progress import PAIR_COLUMNS, duration
+from megatron_r1.policy.policy import Policy
 from megatron_r1.stages.common.divergence import SkippedSteps
-from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, printer, row_layout
+from megatron_r1.stages.common.trainer import EXPORT_DTYPE, StepLog, build_policy, printer, row_layout
 from megatron_r1.stages.reward_model.config import RewardModelConfig
 from megatron_r1.stages.reward_model.loss import ranked_right, train_pairs, values_of
 from megatron_r1.types import TrainingSequence
 from megatron_r1.weights.save import save_hf_folder
 
-LINES_SHOWN = 40
+EncodedPair = tuple[TrainingSequence, TrainingSequence]
 
 
 def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
@@ -42,13 +42,8 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
     tokenizer = load_tokenizer(config.model.path)
     encoder = JudgedEncoder(template=config.data.template, tokenizer=tokenizer, part=config.data.part)
     split = split_pairs(config, encoder, read_pairs(config.data.files))
-    training, validation = split.training, split.validation
-    num_steps = -(-len(training) * config.data.epochs // config.data.batch_pairs)
-    say(f"{len(training):,} pairs to train on, {len(validation):,} to validate; {num_steps:,} steps")
-    if split.too_long:
-        say(f"left out: {split.too_long:,} pairs of more than data.max_tokens = {config.data.max_tokens:,}")
-    if split.same:
-        say(f"left out: {split.same:,} pairs whose responses do not differ in what is judged, the {config.data.part}")
+    num_steps = -(-len(split.training) * config.data.epochs // config.data.batch_pairs)
+    say("\n".join(_told(config, split, num_steps)))
     layout = row_layout(config, tokenizer.pad_id, vocab_size=shape.vocab_size)
     policy = build_policy(
         config,
@@ -58,56 +53,15 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
         optimizer=config.optimizer,
         total_steps=num_steps,
     )
-    held_out = [sequence for pair in validation for sequence in pair]
+    held_out = [sequence for pair in split.validation for sequence in pair]
     before = values_of(policy, held_out, layout)
-    skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
-    with ExitStack() as files:
-        if dist.get_rank() == 0:
-            metrics = files.enter_context(MetricsLog(config, stage="reward_model"))
-            every = max(1, num_steps // LINES_SHOWN)
-            progress = files.enter_context(Progress(num_steps, columns=PAIR_COLUMNS, every=every))
-        for step in range(num_steps):
-            marked = time.perf_counter()
-            batch = batch_at(training, step, config)
-            result = train_pairs(policy, batch, layout)
-            skips.check(result.step, step)
-            row = {
-                "step": step,
-                "pair_loss": result.loss,
-                "pair_accuracy": result.accuracy,
-                "margin": result.margin,
-                "grad_norm": result.step.grad_norm,
-                "lr": result.step.learning_rate,
-                "skipped": result.step.skipped,
-                "tokens": sum(len(sequence) for sequence in batch),
-                "seconds": time.perf_counter() - marked,
-            }
-            if dist.get_rank() == 0:
-                metrics.write(row)
-                progress.update(step, row | {"tokens_per_second": row["tokens"] / max(row["seconds"], 1e-9)})
+    _train(config, policy, split.training, layout, num_steps)
     after = values_of(policy, held_out, layout)
     scale = {"value_mean": float(after.mean()), "value_std": float(after.std())}
-    save_hf_folder(
-        policy.weights(dtype=EXPORT_DTYPE[config.save_dtype]),
-        config.model.path,
-        config.run_dir / "model",
-        extra={
-            "stage": config.name,
-            "step": num_steps,
-            "part": config.data.part,
-            "template": config.data.template,
-            **scale,
-        },
-        config_changes={
-            "architectures": [ARCHITECTURES[shape.architecture].classifier],
-            "num_labels": 1,
-            "num_nextn_predict_layers": 0,
-        },
-    )
-    dist.barrier()
+    _export(config, policy, shape, {"step": num_steps, **scale})
     summary = {
         "steps": num_steps,
-        "pairs": len(training),
+        "pairs": len(split.training),
         "too_long": split.too_long,
         "same": split.same,
         "pair_accuracy_before": ranked_right(before),
@@ -124,7 +78,54 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
     return summary
 
 
-EncodedPair = tuple[TrainingSequence, TrainingSequence]
+def _told(config: RewardModelConfig, split: PairSplit, num_steps: int) -> Iterator[str]:
+    data = config.data
+    yield f"{len(split.training):,} pairs to train on, {len(split.validation):,} to validate; {num_steps:,} steps"
+    if split.too_long:
+        yield f"left out: {split.too_long:,} pairs of more than data.max_tokens = {data.max_tokens:,}"
+    if split.same:
+        yield f"left out: {split.same:,} pairs whose responses do not differ in what is judged, the {data.part}"
+
+
+def _train(
+    config: RewardModelConfig, policy: Policy, training: Sequence[EncodedPair], layout: RowLayout, num_steps: int
+) -> None:
+    skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
+    with StepLog(config, stage="reward_model", num_steps=num_steps, columns=PAIR_COLUMNS) as log:
+        for step in range(num_steps):
+            marked = time.perf_counter()
+            batch = batch_at(training, step, config)
+            result = train_pairs(policy, batch, layout)
+            skips.check(result.step, step)
+            tokens, seconds = sum(map(len, batch)), time.perf_counter() - marked
+            row = {
+                "step": step,
+                "pair_loss": result.loss,
+                "pair_accuracy": result.accuracy,
+                "margin": result.margin,
+                "grad_norm": result.step.grad_norm,
+                "lr": result.step.learning_rate,
+                "skipped": result.step.skipped,
+                "tokens": tokens,
+                "seconds": seconds,
+            }
+            log.write(step, row, tokens_per_second=tokens / max(seconds, 1e-9))
+
+
+def _export(config: RewardModelConfig, policy: Policy, shape: ModelShape, told: Mapping[str, float]) -> None:
+    """Write run_dir/model, with `told` in its megatron_r1.json. A collective."""
+    save_hf_folder(
+        policy.weights(dtype=EXPORT_DTYPE[config.save_dtype]),
+        config.model.path,
+        config.run_dir / "model",
+        extra={"stage": config.name, "part": config.data.part, "template": config.data.template, **told},
+        config_changes={
+            "architectures": [ARCHITECTURES[shape.architecture].classifier],
+            "num_labels": 1,
+            "num_nextn_predict_layers": 0,
+        },
+    )
+    dist.barrier()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,37 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.planning.needs import Needs, TrainerNeeds
+from megatron_r1.planning.needs import Needs, supervised_needs
 from megatron_r1.planning.summary import describe_trainer
-from megatron_r1.planning.workload import Workload
 from megatron_r1.stages.reward_model.config import RewardModelConfig, validate_reward_model
 from megatron_r1.stages.reward_model.names import STEP_NAMES, SUMMARY_NAMES
 from megatron_r1.stages.stage import Stage
 
 
 def needs(config: RewardModelConfig) -> Needs:
-    longest = config.data.max_tokens
-    return Needs(
-        name=config.name,
-        run_dir=config.run_dir,
-        model=config.model,
-        trainer=TrainerNeeds(
-            device=config.device,
-            parallel=config.parallel,
-            train=config.train,
-            optimizer=config.optimizer,
-            train_mtp=config.model.train_mtp,
-            reward_head=True,
-        ),
-        work=Workload(
-            samples=2 * config.data.batch_pairs,
-            prompt_tokens=1,
-            mean_response=max(1, longest // 4),
-            max_response=longest,
-            scoring_passes=1,
-            rollout=False,
-        ),
-        files=config.data.files,
+    data = config.data
+    return supervised_needs(
+        config,
+        samples=2 * data.batch_pairs,
+        longest=data.max_tokens,
+        scoring_passes=1,
+        reward_head=True,
+        files=data.files,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,24 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.data.answers import answer_encoder
 from megatron_r1.data.example_cache import build_cache
 from megatron_r1.data.examples import open_cache
+from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.reader import ExampleReader
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.observe.metrics import write_json
-from megatron_r1.observe.progress import SFT_COLUMNS, Progress, duration
-from megatron_r1.observe.tracking import MetricsLog
+from megatron_r1.observe.progress import SFT_COLUMNS, duration
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.stages.common.checkpoints import Checkpoints
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.common.preempt import Preemption
-from megatron_r1.stages.common.trainer import build_policy, export, printer, row_layout
+from megatron_r1.stages.common.trainer import StepLog, build_policy, export, printer, row_layout
 from megatron_r1.stages.sft.config import SFTConfig
 from megatron_r1.stages.sft.loss import mean_loss, train_sft
 from megatron_r1.types import StepResult
 
 CACHE = "examples"
 """Folder of the tokenised files, in the run's folder."""
-
-LINES_SHOWN = 40
-"""Of progress, in a whole run."""
 
 
 def run_sft(config: SFTConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
@@ -87,8 +83,7 @@ def _run(config: SFTConfig, shape: ModelShape, device: torch.device, watch: Watc
         run.validation_loss_before = validate()
     else:
         run.load_state_dict(state)
-    with run, watch.phase("train"):
-        train_sft(policy, reader, layout, run.on_step, first_step=run.steps_done)
+    run.train(layout)
     before, after = run.validation_loss_before, validate()
     with watch.phase("checkpoint"):
         checkpoints.close()
@@ -153,23 +148,16 @@ class _Run:
         self.num_steps = reader.order.num_steps
         self.skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
         self.preemption = Preemption(config.run_dir, policy.device)
-        self.is_writer = dist.get_rank() == 0
         self.tokens = 0
         self.first_loss = self.last_loss = float("nan")
-        self._files = ExitStack()
         self._marked = time.perf_counter()
 
-    def __enter__(self) -> _Run:
-        if self.is_writer:
-            self.metrics = self._files.enter_context(MetricsLog(self.config, stage="sft", first_step=self.steps_done))
-            every = max(1, self.num_steps // LINES_SHOWN)
-            self.progress = self._files.enter_context(
-                Progress(self.num_steps, columns=SFT_COLUMNS, every=every, first_step=self.steps_done)
-            )
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._files.__exit__(*exception)
+    def train(self, layout: RowLayout) -> None:
+        """The steps that are left."""
+        first = self.steps_done
+        self._log = StepLog(self.config, stage="sft", num_steps=self.num_steps, columns=SFT_COLUMNS, first_step=first)
+        with self._log, self.watch.phase("train"):
+            train_sft(self.policy, self.reader, layout, self.on_step, first_step=first)
 
     def on_step(self, step: int, result: StepResult) -> None:
         """Every rank calls it: validation and saving are collectives."""
@@ -199,9 +187,7 @@ class _Run:
         self.first_loss = result.loss if step == 0 else self.first_loss
         self.last_loss = result.loss
         self.steps_done = done
-        if self.is_writer:
-            self.metrics.write(row)
-            self.progress.update(step, row)
+        self._log.write(step, row)
         if done < self.num_steps:
             with self.watch.phase("checkpoint"):
                 self._checkpoint(done)

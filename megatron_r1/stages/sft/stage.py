@@ -6,36 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.planning.needs import Needs, TrainerNeeds
+from megatron_r1.planning.needs import Needs, supervised_needs
 from megatron_r1.planning.summary import describe_trainer
-from megatron_r1.planning.workload import Workload
 from megatron_r1.stages.sft.config import SFTConfig, validate_sft
 from megatron_r1.stages.sft.names import STEP_NAMES, SUMMARY_NAMES
 from megatron_r1.stages.stage import Stage
 
 
 def needs(config: SFTConfig) -> Needs:
-    longest, data = config.data.max_tokens, config.data
-    return Needs(
-        name=config.name,
-        run_dir=config.run_dir,
-        model=config.model,
-        trainer=TrainerNeeds(
-            device=config.device,
-            parallel=config.parallel,
-            train=config.train,
-            optimizer=config.optimizer,
-            train_mtp=config.model.train_mtp,
-        ),
-        work=Workload(
-            samples=data.batch_sequences,
-            prompt_tokens=1,
-            mean_response=max(1, longest // 4),
-            max_response=longest,
-            rollout=False,
-        ),
-        files=data.files,
-    )
+    data = config.data
+    return supervised_needs(config, samples=data.batch_sequences, longest=data.max_tokens, files=data.files)
 
 
 def describe(config: SFTConfig, asked: Needs, shape: ModelShape) -> list[str]:

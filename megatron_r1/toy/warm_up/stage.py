@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_r1.config.shape import ModelShape
-from megatron_r1.planning.needs import Needs, TrainerNeeds
+from megatron_r1.planning.needs import Needs, supervised_needs
 from megatron_r1.planning.summary import describe_trainer
-from megatron_r1.planning.workload import Workload
 from megatron_r1.stages.stage import Stage
 from megatron_r1.toy.warm_up.config import WarmUpConfig, validate_warm_up
 from megatron_r1.toy.warm_up.names import SUMMARY_NAMES
@@ -16,26 +15,7 @@ from megatron_r1.toy.warm_up.names import SUMMARY_NAMES
 
 def needs(config: WarmUpConfig) -> Needs:
     longest = config.train.tokens_per_microbatch
-    return Needs(
-        name=config.name,
-        run_dir=config.run_dir,
-        model=config.model,
-        trainer=TrainerNeeds(
-            device=config.device,
-            parallel=config.parallel,
-            train=config.train,
-            optimizer=config.optimizer,
-            train_mtp=config.model.train_mtp,
-        ),
-        work=Workload(
-            samples=config.batch_size,
-            prompt_tokens=1,
-            mean_response=max(1, longest // 4),
-            max_response=longest,
-            rollout=False,
-        ),
-        tasks=True,
-    )
+    return supervised_needs(config, samples=config.batch_size, longest=longest, tasks=True)
 
 
 def describe(config: WarmUpConfig, asked: Needs, shape: ModelShape) -> list[str]:

@@ -7,6 +7,7 @@ package metadata, so nothing is imported.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import re
@@ -42,9 +43,12 @@ def normal_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def installed_versions() -> dict[str, str]:
-    """Version of every installed distribution, by its normal name."""
-    return {normal_name(found.name): found.version for found in importlib.metadata.distributions() if found.name}
+@functools.cache
+def installed_versions() -> Mapping[str, str]:
+    """Version of every installed distribution, by its normal name; of two, the one that is imported. Looked at once per
+    process: each one's metadata is a mail to be parsed."""
+    found = [distribution.metadata for distribution in importlib.metadata.distributions()]
+    return {normal_name(one["Name"]): one["Version"] for one in reversed(found) if one["Name"]}
 
 
 def describe_versions() -> str:

@@ -47,7 +47,7 @@ LAYOUTS = {
 def rollout(dtype: str, tensor: int, servers: int) -> RolloutConfig:
     return RolloutConfig(
         device="cpu", sync="gloo", dtype=dtype, max_model_len=96, max_num_seqs=16, memory_fraction=0.2,
-        kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=1, start_timeout_seconds=240,
+        kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=1, start_timeout_seconds=600,
         tensor_parallel=tensor, num_engines=servers,
     )  # fmt: skip
 

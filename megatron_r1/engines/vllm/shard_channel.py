@@ -82,7 +82,7 @@ class ShardChannel:
         if self.control is not None:
             info = {"meeting": meeting.as_info(), "first_worker": 0}
             workers = in_background(lambda: self.control.init_weight_transfer_engine(info))  # type: ignore[union-attr]
-        self.peers = together(lambda: entered(meeting, self.rank, workers))
+        together(lambda: self.enter(meeting, workers))
         wanted = from_rank_zero(lambda: self.hear(meeting, workers), self.rank)
         servers, first = [], 0
         for count in per_engine:
@@ -91,6 +91,10 @@ class ShardChannel:
         plan = together(lambda: make_plan(self.tensors, self.source.shards, servers, bucket_bytes))
         together(lambda: self.tell(plan, meeting, workers))
         return plan
+
+    def enter(self, meeting: Meeting, workers: Future[None] | None) -> None:
+        with explained(workers):
+            self.peers = Peers(meeting, self.rank)
 
     def hear(self, meeting: Meeting, workers: Future[None] | None):
         """Rank 0: what each worker wants, as numbers."""
@@ -169,11 +173,6 @@ def in_background(request: Callable[[], None]) -> Future[None]:
     future = pool.submit(request)
     pool.shutdown(wait=False)
     return future
-
-
-def entered(meeting: Meeting, rank: int, workers: Future[None] | None) -> Peers:
-    with explained(workers):
-        return Peers(meeting, rank)
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def test_our_source_is_read_by_vllms_trainer_engine(libcuda):
 
 def test_our_engines_are_whole(libcuda):
     found = ask(libcuda, "engines")
-    assert set(found) == {"gloo", "host_ipc", "layerwise_nccl"}
+    assert set(found) == {"shards", "host_ipc", "layerwise_nccl"}
     assert all(
         engine["missing"] == [] and engine["class"].endswith("WeightTransferEngine") for engine in found.values()
     )

@@ -7,6 +7,7 @@ possibly new: the trainer must push again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,9 +50,9 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
     init_info_cls = ShardInitInfo
     update_info_cls = ShardUpdateInfo
     recording: Recording | None = None
-    specs: list[ParamSpec]
-    tensors: list[Tensor]
-    messages: list[Message]
+    specs: Sequence[ParamSpec] = ()
+    tensors: Sequence[Tensor] = ()
+    messages: Sequence[Message] = ()
     peers: Peers | None = None
 
     def init_transfer_engine(self, init_info: ShardInitInfo) -> None:

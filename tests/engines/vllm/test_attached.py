@@ -218,5 +218,5 @@ def test_nccl_transfers_meet_at_the_trainer_and_not_at_a_server_elsewhere(config
     )
     engine = attach(config, folders[0], tmp_path)
     nccl = dataclasses.replace(config, sync="nccl")
-    open_channel(nccl, key=(), engines=(engine,), source=None, rank=0, private_dir=None)
+    open_channel(nccl, key=(), engines=(engine,), source=None, rank=0)
     assert seen[0].master_address == "127.0.0.1"

@@ -39,9 +39,21 @@ def together(work: Callable[[], Result]) -> Result:
     return result
 
 
-def from_rank_zero(work: Callable[[], Result], rank: int) -> Result:
-    """What rank 0's `work` gives (picklable), on every rank; the others do nothing. Errors as in `together`."""
-    found = [together(lambda: work() if rank == 0 else None)]
-    if trainers() > 1:
-        dist.broadcast_object_list(found, src=0)
-    return found[0]  # type: ignore[return-value]
+def on_rank_zero(work: Callable[[], Result]) -> Result:
+    """Do `work` on rank 0 only; every rank returns its (picklable) result, or raises what it raised there.
+
+    Without this an error on rank 0 would leave the other ranks waiting in a collective.
+    """
+    if trainers() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result

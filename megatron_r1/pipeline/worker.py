@@ -42,6 +42,7 @@ def run_rank(config: TrainerStage, shape: ModelShape) -> int:
         return 1
     import torch
 
+    from megatron_r1.agreement import on_rank_zero
     from megatron_r1.pipeline.kinds import loop_of
     from megatron_r1.policy import topology
 
@@ -57,7 +58,7 @@ def run_rank(config: TrainerStage, shape: ModelShape) -> int:
         device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
         if not parent:  # an outer launcher (torchrun, srun): no parent of ours has made the folder
             held = []
-            topology.on_rank_zero(lambda: held.append(prepare_folder(config)))
+            on_rank_zero(lambda: held.append(prepare_folder(config)))
             lock = held[0].lock if held else None
         loop_of(config)(config, shape, device)
     except PreemptedError as stop:

@@ -81,26 +81,6 @@ def sum_over_data(value: float) -> float:
     return math.fsum(gather_over_data(value))
 
 
-def on_rank_zero(work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 only; every rank returns its (picklable) result, or raises what it raised there.
-
-    Without this an error on rank 0 would leave the other ranks waiting in a collective.
-    """
-    outcome: list[object] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = work()
-        except Exception as error:
-            if dist.get_world_size() == 1:
-                raise
-            outcome[1] = error
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[1], Exception):
-        raise outcome[1]
-    return outcome[0]  # type: ignore[return-value]
-
-
 def answered(question: Question, answer: Callable[[list[Question]], Sequence[Answer]]) -> Answer:
     """What rank 0 answers to this rank's (picklable) question: `answer` has the questions of all ranks, in order, and
     gives each its own. A rank sends and receives its own part alone. An error of `answer` is raised on every rank."""

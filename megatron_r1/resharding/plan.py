@@ -119,6 +119,19 @@ def make_plan(
     )
 
 
+def check_wanted(tensors: Sequence[Tensor], servers: Sequence[Sequence[Sequence[Want]]]) -> None:
+    """EngineError, naming the first, if a server's workers together take nothing of some tensors: they would be left as
+    they are."""
+    for number, workers in enumerate(servers):
+        wanted = {want.tensor for wants in workers for want in wants}
+        left = [tensor.name for index, tensor in enumerate(tensors) if index not in wanted]
+        if left:
+            raise EngineError(
+                f"weight sync: server {number} takes nothing of {left[0]} ({len(left)} of {len(tensors)} tensors so); "
+                "serve the model that is trained"
+            )
+
+
 def transfers(
     tensors: Sequence[Tensor],
     shards: Sequence[Shard],
@@ -127,10 +140,10 @@ def transfers(
 ) -> Iterator[tuple[int, Part]]:
     """(sender, part) for everything that is wanted, in the order of sending."""
     held: dict[int, list[Shard]] = {}
-    holders: dict[str, set[int]] = {}
+    holders: dict[str, set[int]] = {tensor.layer: set() for tensor in tensors}
     for shard in shards:
         held.setdefault(shard.tensor, []).append(shard)
-        holders.setdefault(tensors[shard.tensor].layer, set()).update(shard.ranks)
+        holders[tensors[shard.tensor].layer].update(shard.ranks)
     layers = {layer: frozenset(ranks) for layer, ranks in holders.items()}
     wanted = _by_layer(tensors, servers)
     loads: dict[int, int] = {}
@@ -184,8 +197,8 @@ def _lines(
                     missing -= common.size
             if missing:
                 raise EngineError(
-                    f"weight sync: of {missing} numbers of {tensors[tensor].name} that a server's worker wants no "
-                    "trainer rank holds any, or several hold them twice"
+                    f"weight sync: a server's worker wants {box.size} numbers of {tensors[tensor].name}, of which the "
+                    f"trainer's ranks hold {box.size - missing}"
                 )
     return lines
 

@@ -1,7 +1,7 @@
 """The order of what is sent: numbered rounds, in each of which a rank or a worker has at most so many bytes on the way.
 
 Every rank and worker goes through the rounds it has a part in, in their order, two at a time at most. That cannot
-stop: of all that is not done, the round with the lowest number has both sides at it. Nobody waits for a round that he
+stop: of all that is not done, the round with the lowest number has both sides at it. None waits for a round that it
 has no part in.
 
 A server takes a layer at a time, so that it holds little beside the model. Layers of different pipeline stages are held

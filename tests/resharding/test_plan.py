@@ -13,7 +13,7 @@ from resharding_layouts import sent_entries, server_wants, trainer_shards, wire_
 from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
-from megatron_r1.resharding.plan import Shard, Tensor, Want, make_plan, rounds_of
+from megatron_r1.resharding.plan import Shard, Tensor, Want, check_wanted, make_plan, rounds_of
 
 BUCKET = 1 << 12
 
@@ -131,7 +131,19 @@ def test_a_piece_above_the_bucket_is_cut():
     assert [m.round for m in plan.messages] == [0, 1, 2, 3, 4, 5]
 
 
-def test_what_nobody_holds_is_refused():
-    tensors = [Tensor("model.norm.weight", 8, 1, 2, "model.norm")]
-    with pytest.raises(EngineError, match=r"of 2 numbers of model\.norm\.weight"):
-        make_plan(tensors, [Shard(0, Box(0, 6, 0, 1), (0,))], [[[Want(0, Box(0, 8, 0, 1))]]], 1 << 20)
+NORM = [Tensor("model.norm.weight", 8, 1, 2, "model.norm")]
+
+
+@pytest.mark.parametrize(("shards", "held"), [([Shard(0, Box(0, 6, 0, 1), (0,))], 6), ([], 0)], ids=["part", "layer"])
+def test_what_nobody_holds_is_refused(shards, held):
+    with pytest.raises(EngineError, match=rf"wants 8 numbers of model\.norm\.weight, of which .* hold {held}"):
+        make_plan(NORM, shards, [[[Want(0, Box(0, 8, 0, 1))]]], 1 << 20)
+
+
+def test_what_a_server_takes_nothing_of_is_refused():
+    """A tensor may be one worker's alone; it must be some worker's of every server."""
+    tensors = [*NORM, Tensor("lm_head.weight", 8, 4, 2, "lm_head")]
+    norm, head = Want(0, Box(0, 8, 0, 1)), Want(1, Box(0, 8, 0, 4))
+    check_wanted(tensors, [[[norm], [head]]])
+    with pytest.raises(EngineError, match=r"server 1 takes nothing of lm_head\.weight \(1 of 2"):
+        check_wanted(tensors, [[[norm], [head]], [[norm], [norm]]])

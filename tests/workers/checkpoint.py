@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
+from megatron_r1.agreement import on_rank_zero  # noqa: E402
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
@@ -65,7 +66,7 @@ def main(
             policy.refresh_reference()
             step(policy, parallel, 1)
             target = folder / f"saved-{layout}"
-            topology.on_rank_zero(target.mkdir)
+            on_rank_zero(target.mkdir)
             take_snapshot(policy).write(target)
             dist.barrier()
         else:

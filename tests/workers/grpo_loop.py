@@ -21,6 +21,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
+from megatron_r1.agreement import on_rank_zero  # noqa: E402
 from megatron_r1.algorithms import GRPO  # noqa: E402
 from megatron_r1.algorithms.kl import KL  # noqa: E402
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
@@ -115,7 +116,7 @@ def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]]
     loop = Loop(
         stream=prepared,
         collect=prepared.collect,
-        together=topology.on_rank_zero,
+        together=on_rank_zero,
         push=lambda version: None,
         on_step=lambda step, metrics, trained: rows.append(metrics),
         to_trainer=lambda keep: None,

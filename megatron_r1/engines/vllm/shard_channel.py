@@ -13,9 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import torch
 
-from megatron_r1.agreement import from_rank_zero, together, trainers
+from megatron_r1.agreement import on_rank_zero, together, trainers
 from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.control import ControlPlane
@@ -23,7 +24,7 @@ from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.messages import messages_as_numbers, send_all, wants_of
 from megatron_r1.engines.vllm.peers import Meeting, Peers
 from megatron_r1.errors import EngineError
-from megatron_r1.resharding.plan import Message, Piece, Plan, make_plan
+from megatron_r1.resharding.plan import Message, Piece, Plan, check_wanted, make_plan
 from megatron_r1.weights.wire import wire_tensors
 
 MEETING_SECONDS = 300.0
@@ -31,8 +32,8 @@ SETTLE_SECONDS = 5.0
 
 
 class ShardChannel:
-    """An open channel for weights `specs` to `engines` (empty but on rank 0). Constructing it, sending and nothing else
-    are collectives over the trainer's ranks; EngineError or RequestError, on all of them, if a server fails."""
+    """An open channel for weights `specs` to `engines` (empty but on rank 0). Constructing it and sending are
+    collectives over the trainer's ranks; EngineError or RequestError, on all of them, if a server fails."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class ShardChannel:
         self.peers: Peers | None = None
         self.store_path: str | None = None
         try:
-            self.store_path = from_rank_zero(lambda: self.announce(private_dir), rank)
+            self.store_path = on_rank_zero(lambda: self.announce(private_dir))
             self.plan = self.meet(len(engines), bucket_bytes)
         except BaseException:
             self.close()
@@ -71,7 +72,7 @@ class ShardChannel:
     def meet(self, num_engines: int, bucket_bytes: int) -> Plan:
         """Enter the group with all workers, hear what they want, plan, and tell them their messages."""
         assert self.store_path is not None
-        per_engine = from_rank_zero(lambda: [self.control.workers_per_engine] * num_engines, self.rank)  # type: ignore[union-attr]
+        per_engine = on_rank_zero(lambda: [self.control.workers_per_engine] * num_engines)  # type: ignore[union-attr]
         meeting = Meeting(
             store_path=self.store_path,
             trainers=trainers(),
@@ -83,11 +84,12 @@ class ShardChannel:
             info = {"meeting": meeting.as_info(), "first_worker": 0}
             workers = in_background(lambda: self.control.init_weight_transfer_engine(info))  # type: ignore[union-attr]
         together(lambda: self.enter(meeting, workers))
-        wanted = from_rank_zero(lambda: self.hear(meeting, workers), self.rank)
+        wanted = on_rank_zero(lambda: self.hear(meeting, workers))
         servers, first = [], 0
         for count in per_engine:
             servers.append([wants_of(torch.from_numpy(own)) for own in wanted[first : first + count]])
             first += count
+        check_wanted(self.tensors, servers)
         plan = together(lambda: make_plan(self.tensors, self.source.shards, servers, bucket_bytes))
         together(lambda: self.tell(plan, meeting, workers))
         return plan
@@ -96,7 +98,7 @@ class ShardChannel:
         with explained(workers):
             self.peers = Peers(meeting, self.rank)
 
-    def hear(self, meeting: Meeting, workers: Future[None] | None):
+    def hear(self, meeting: Meeting, workers: Future[None] | None) -> list[np.ndarray]:
         """Rank 0: what each worker wants, as numbers."""
         with explained(workers):
             return [self.joined.receive_numbers(of=meeting.trainers + i).numpy() for i in range(meeting.workers)]

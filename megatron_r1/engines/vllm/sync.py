@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from megatron_r1.agreement import from_rank_zero, together
+from megatron_r1.agreement import on_rank_zero, together
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines import base
 from megatron_r1.engines.base import RequestError, SyncReport
@@ -117,7 +117,7 @@ class WeightSync:
     def ensure_shards(self, specs: list[ParamSpec], engines: tuple[Engine, ...]) -> ShardChannel:
         """The open channel for exactly these weights to exactly these incarnations of these servers."""
         wanted = (tuple((engine.index, engine.starts) for engine in engines), tuple(specs))
-        if from_rank_zero(lambda: self.shards is None or self.connected != wanted, self.rank) or self.shards is None:
+        if on_rank_zero(lambda: self.shards is None or self.connected != wanted) or self.shards is None:
             self.disconnect()
             self.shards = ShardChannel(
                 engines,

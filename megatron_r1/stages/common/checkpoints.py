@@ -20,11 +20,12 @@ from typing import Any
 import torch.distributed as dist
 from blake3 import blake3
 
+from megatron_r1.agreement import on_rank_zero
 from megatron_r1.errors import CheckpointError
 from megatron_r1.observe.metrics import plain_json
 from megatron_r1.policy.checkpoint import Snapshot, load_policy, take_snapshot
 from megatron_r1.policy.policy import Policy
-from megatron_r1.policy.topology import answered, on_rank_zero
+from megatron_r1.policy.topology import answered
 
 CHECKPOINTS, STATE = "checkpoints", "stage.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_r1.agreement import on_rank_zero
 from megatron_r1.config.packages import has_module
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, TrainerStage
 from megatron_r1.config.shape import ModelShape
@@ -20,7 +21,6 @@ from megatron_r1.data.packing import RowLayout
 from megatron_r1.observe.progress import Column, Progress
 from megatron_r1.observe.tracking import MetricsLog, TrackedStage
 from megatron_r1.policy.policy import Policy
-from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.weights.save import save_hf_folder
 
 LINES_SHOWN = 40

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from megatron_r1.agreement import on_rank_zero
 from megatron_r1.config.schema import RolloutConfig, TrainConfig
 from megatron_r1.engines.base import Client, Engine, RequestError
 from megatron_r1.engines.buckets import ParamSpec
@@ -24,7 +25,6 @@ from megatron_r1.engines.source import ShardedSource
 from megatron_r1.errors import EngineError
 from megatron_r1.policy.offload import Offload
 from megatron_r1.policy.policy import Policy
-from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Shard
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from megatron_r1.agreement import on_rank_zero
 from megatron_r1.engines.base import Engine, SyncReport, WeightSync
 from megatron_r1.errors import EngineError
-from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.stages.grpo.colocation import Colocation
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_r1.agreement import on_rank_zero
 from megatron_r1.config.engines import engine_entry
 from megatron_r1.config.model_folder import power_of_two_scales
 from megatron_r1.config.schema import ModelConfig, RolloutConfig
@@ -33,7 +34,6 @@ from megatron_r1.observe.progress import duration
 from megatron_r1.observe.report import write_report
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
-from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.wiring import check_problems, has_accuracy, scorer_for
 from megatron_r1.rollout.journal import Journal

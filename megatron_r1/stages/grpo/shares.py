@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_r1.agreement import on_rank_zero
 from megatron_r1.algorithms.base import Algorithm
 from megatron_r1.data.packing import RowLayout, lay_out, plan_rows, split_minibatches, with_advantages
-from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.stages.grpo.sequences import Part, Rows, charge_kl, penalties_of, to_sequences
 from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import RolloutGroup, TrainingSequence

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from megatron_r1.agreement import on_rank_zero
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.problems import ProblemSplit
 from megatron_r1.data.stream import ProblemStream
@@ -24,7 +25,6 @@ from megatron_r1.observe.rollouts import rollout_records
 from megatron_r1.observe.tracking import MetricsLog
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
-from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.stages.common.checkpoints import Checkpoints
 from megatron_r1.stages.common.divergence import SkippedSteps

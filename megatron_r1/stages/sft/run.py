@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_r1.agreement import on_rank_zero
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.data.answers import answer_encoder
 from megatron_r1.data.example_cache import build_cache
@@ -24,7 +25,6 @@ from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import SFT_COLUMNS, duration
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
-from megatron_r1.policy.topology import on_rank_zero
 from megatron_r1.stages.common.checkpoints import Checkpoints
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.common.preempt import Preemption

@@ -68,7 +68,7 @@ class Peers:
         return self._members().recv([buffer], of, tag)
 
     def send_numbers(self, numbers: torch.Tensor, to: int) -> None:
-        """An int64 tensor of any shape of two dimensions."""
+        """int64[n, m], either of which may be 0."""
         for part in (torch.tensor(numbers.shape), numbers.contiguous()):
             if part.numel():
                 self.send(part.view(torch.uint8).flatten(), to, NUMBERS_TAG).wait()

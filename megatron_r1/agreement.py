@@ -57,3 +57,20 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
     if error is not None:
         raise error
     return result
+
+
+class Alarm:
+    """What any trainer rank can tell all others at any time, without a collective: that `name` has failed. Every use
+    needs a name of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._rung = name, False
+        self._store = dist.distributed_c10d._get_default_store() if trainers() > 1 else None
+
+    def ring(self) -> None:
+        self._rung = True
+        if self._store is not None:
+            self._store.set(self._name, "rung")
+
+    def heard(self) -> bool:
+        return self._rung or (self._store is not None and self._store.check([self._name]))

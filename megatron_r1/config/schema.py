@@ -220,11 +220,11 @@ class RolloutConfig:
     devices: tuple[str, ...] = ()
     """CUDA_VISIBLE_DEVICES of each server. Empty: the GPUs after the trainer's on this host (nccl), or those (ipc)."""
     sync: Literal["gloo", "nccl", "ipc"] = "nccl"
-    """How weights reach the servers: gloo on CPUs; nccl to GPUs of their own; ipc, through the host's shared memory, to
-    servers on the trainer's GPUs, or on CPUs."""
+    """The way that weights take to the servers: gloo on CPUs; nccl to GPUs of their own; ipc, through the host's shared
+    memory, to servers on the trainer's GPUs, or on CPUs."""
     sync_bucket_mib: Count = 512
-    """Weights travel in buckets of at most this size. gloo: what a rank or worker has on the way in a round, of which
-    there are two. ipc, nccl: what rank 0 gathers at once; one larger tensor is a bucket of its own."""
+    """Weights travel in rounds, two at a time, in each of which a trainer rank or a worker sends or receives at most
+    this."""
     fp8_folder: Path | None = None
     """FP8 rollouts on GPUs: a folder of the same model in DeepSeek's FP8 form, which the servers start from; every sync
     then quantises the weights in its blocks before it sends them. None: rollouts in `dtype`."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.config.schema import RunningServerConfig
-from megatron_r1.engines.source import WeightSource
+from megatron_r1.engines.source import ShardedSource
 from megatron_r1.errors import ConfigError, UserError
 from megatron_r1.types import Completion
 
@@ -231,7 +231,7 @@ class EngineKind:
         self,
         config: RolloutConfig,
         *,
-        source: WeightSource,
+        source: ShardedSource,
         engines: Sequence[Engine],
         model_path: Path,
         rank: int,

@@ -15,11 +15,11 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 
-from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.resharding.boxes import Box, whole
 from megatron_r1.resharding.plan import Shard
 from megatron_r1.weights.fp8 import FP8, SCALE_SUFFIX, block_amax, block_scales, quantise, scale_shape
+from megatron_r1.weights.wire import ParamSpec
 
 
 class QuantisedSource:

@@ -16,10 +16,10 @@ from typing import Protocol
 import torch
 
 from megatron_r1.config.safetensors import read_header
-from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.layers import group_of_tensor
 from megatron_r1.resharding.plan import Shard
+from megatron_r1.weights.wire import ParamSpec
 
 FAULTS_SHOWN = 5
 
@@ -57,32 +57,6 @@ class ShardedSource(WeightSource, Protocol):
     def read(self, tensor: int, box: Box) -> torch.Tensor:
         """This rank's present numbers, [rows, columns], of a box that lies in one of its shards; of any dtype."""
         ...
-
-
-class TrackedSource:
-    """A source whose pass can be completed by someone else, so that a failed sender leaves no rank
-    waiting.
-    """
-
-    def __init__(self, source: WeightSource) -> None:
-        self.source = source
-        self.current: Iterator[tuple[str, torch.Tensor]] | None = None
-
-    def begin(self) -> None:
-        """Forget the last pass; the next iteration or `finish` starts a new one."""
-        self.current = None
-
-    def metadata(self) -> Sequence[ParamSpec]:
-        return self.source.metadata()
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self.current = iter(self.source)
-        return self.current
-
-    def finish(self) -> None:
-        """Run the current pass (a new one if none has begun) to its end, discarding the tensors."""
-        for _ in self.current if self.current is not None else iter(self):
-            pass
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

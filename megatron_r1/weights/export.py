@@ -1,16 +1,11 @@
-"""Stream the whole model as (Hugging Face name, tensor) from shards that lie on many ranks.
-
-Every rank of the trainer iterates together. Entries are taken in buckets of bounded size; each holder sends its unique
-shards of a bucket to rank 0 in one message, rank 0 puts them together and yields. Other ranks yield nothing. Replicas
-(data and context parallel, norms under tensor parallel) send nothing. Works for any TP/PP/VPP/EP/ETP layout.
+"""The model's weights under their Hugging Face names, where they are: which rank holds which part of which tensor, and
+the present numbers of the parts that this rank holds. Works for any TP/PP/VPP/EP/ETP layout.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -19,28 +14,14 @@ import torch.distributed as dist
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Shard
+from megatron_r1.weights.gather import gathered
 from megatron_r1.weights.local import LocalTensor
 from megatron_r1.weights.regions import Region, regions
-from megatron_r1.weights.table import Entry, shard_shape
-from megatron_r1.weights.transforms import unshard
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Shard `index` of `count` of an entry, held by global rank `rank`."""
-
-    entry: Entry
-    index: int
-    count: int
-    rank: int
-
-    @property
-    def numel(self) -> int:
-        return math.prod(shard_shape(self.entry, self.count))
+from megatron_r1.weights.table import Entry
 
 
 class WeightStream:
-    """A re-iterable stream of the model's weights in Hugging Face form.
+    """The weights as an engine's source (engines/source.py), tensors numbered as in `metadata`.
 
     Constructing it and each iteration are collectives over all trainer ranks. `dtype` is that of everything but the
     fp32 entries (router bias). `metadata()` lists (name, dtype, shape) in the order of iteration, on every rank.
@@ -63,11 +44,6 @@ class WeightStream:
         self.bucket_bytes = bucket_bytes
         self.has_mtp = any(entry.name.startswith("mtp.") for entry in self._entries)
         self._holders = self._gather()
-        pieces = {
-            name: [_Piece(entry, index, len(found), found[index][0]) for index in sorted(found)]
-            for entry, (name, found) in zip(self._entries, self._holders.items(), strict=True)
-        }
-        self._buckets = _buckets(self._entries, pieces, bucket_bytes, dtype.itemsize)
 
     def _gather(self) -> dict[str, dict[int, list[int]]]:
         """Of each entry, which ranks hold which shard: lists in their order."""
@@ -102,8 +78,6 @@ class WeightStream:
             (name, torch.float32 if entry.float32 else self._dtype, entry.hf_shapes[part])
             for name, entry, part in self._rows()
         ]
-
-    # ---- shard to shard (resharding/): tensors are numbered as in metadata()
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -150,64 +124,9 @@ class WeightStream:
         raise KeyError(f"rank {self._rank} holds no shard with {box} of {self.metadata()[tensor][0]}")
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for bucket in self._buckets:
-            received = self._exchange(bucket)
-            if self._rank != 0:
-                continue
-            for pieces in bucket:
-                entry = pieces[0].entry
-                tensors = unshard(entry, self._shape, [received[piece.entry.name, piece.index] for piece in pieces])
-                yield from zip(entry.hf, tensors, strict=True)
-                if self._include_aliases:
-                    yield from ((alias, tensors[0]) for alias in entry.aliases)
-
-    def _exchange(self, bucket: list[list[_Piece]]) -> dict[tuple[str, int], torch.Tensor]:
-        """Send this rank's pieces of the bucket to rank 0; there, return all pieces. One message a rank and dtype."""
-        own: dict[tuple[str, int], torch.Tensor] = {}
-        remote: dict[tuple[int, torch.dtype], list[_Piece]] = {}
-        for piece in (piece for pieces in bucket for piece in pieces):
-            dtype = torch.float32 if piece.entry.float32 else self._dtype
-            if piece.rank != 0:
-                remote.setdefault((piece.rank, dtype), []).append(piece)
-            elif self._rank == 0:
-                own[piece.entry.name, piece.index] = self._local(piece, dtype)
-        requests, buffers = [], []
-        for (rank, dtype), pieces in sorted(remote.items(), key=lambda item: (item[0][0], str(item[0][1]))):
-            if self._rank == rank:
-                flat = torch.cat([self._local(piece, dtype).flatten() for piece in pieces])
-                requests.append(dist.P2POp(dist.isend, flat, 0))
-            elif self._rank == 0:
-                flat = torch.empty(sum(piece.numel for piece in pieces), dtype=dtype, device=self.device)
-                requests.append(dist.P2POp(dist.irecv, flat, rank))
-                buffers.append((flat, pieces))
-        if requests:
-            for work in dist.batch_isend_irecv(requests):
-                work.wait()
-        for flat, pieces in buffers:
-            parts = flat.split([piece.numel for piece in pieces])
-            for piece, part in zip(pieces, parts, strict=True):
-                own[piece.entry.name, piece.index] = part.view(shard_shape(piece.entry, piece.count))
-        return own
-
-    def _local(self, piece: _Piece, dtype: torch.dtype) -> torch.Tensor:
-        return self._tensors[piece.entry.name].tensor.detach().to(dtype)
+        """Whole tensors on rank 0 (gather.py); nothing on other ranks, which iterate too."""
+        return gathered(self, self.bucket_bytes)
 
     @property
     def device(self) -> torch.device:
         return next(iter(self._tensors.values())).tensor.device
-
-
-def _buckets(
-    entries: Sequence[Entry], pieces: Mapping[str, list[_Piece]], limit: int, itemsize: int
-) -> list[list[list[_Piece]]]:
-    """Consecutive entries in groups of at most `limit` bytes (one larger entry is a group of its own)."""
-    buckets: list[list[list[_Piece]]] = []
-    size = limit + 1
-    for entry in entries:
-        entry_bytes = entry.size * itemsize
-        if size + entry_bytes > limit:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(pieces[entry.name])
-        size += entry_bytes
-    return buckets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -11,14 +12,19 @@ from megatron_r1.resharding.boxes import whole
 from megatron_r1.resharding.layers import group_of_tensor
 from megatron_r1.resharding.plan import Message, Piece, Plan, Tensor, offsets, rounds_of
 
-Spec = tuple[str, torch.dtype, tuple[int, ...]]
+ParamSpec = tuple[str, torch.dtype, tuple[int, ...]]
 """(Hugging Face name, dtype on the wire, full shape)."""
 
 PieceWork = Callable[[Piece, torch.Tensor], None]
 """Fills, or takes, a piece's numbers: [rows, columns] of its wire dtype."""
 
 
-def wire_tensors(specs: Sequence[Spec]) -> list[Tensor]:
+def num_bytes(spec: ParamSpec) -> int:
+    _, dtype, shape = spec
+    return math.prod(shape) * dtype.itemsize
+
+
+def wire_tensors(specs: Sequence[ParamSpec]) -> list[Tensor]:
     """Announced weights as the planner's tensors."""
     found = []
     for name, dtype, shape in specs:
@@ -28,7 +34,7 @@ def wire_tensors(specs: Sequence[Spec]) -> list[Tensor]:
 
 
 def views(
-    message: Message, buffer: torch.Tensor, specs: Sequence[Spec], tensors: Sequence[Tensor]
+    message: Message, buffer: torch.Tensor, specs: Sequence[ParamSpec], tensors: Sequence[Tensor]
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
     """Each piece with its place in the message's bytes: [rows, columns] of its wire dtype."""
     for piece, begin in zip(message.pieces, offsets(message.pieces, tensors), strict=False):
@@ -38,7 +44,12 @@ def views(
 
 
 def exchange(
-    plan: Plan, specs: Sequence[Spec], tensors: Sequence[Tensor], device: torch.device, fill: PieceWork, take: PieceWork
+    plan: Plan,
+    specs: Sequence[ParamSpec],
+    tensors: Sequence[Tensor],
+    device: torch.device,
+    fill: PieceWork,
+    take: PieceWork,
 ) -> None:
     """Send and receive what `plan` says among the trainer's ranks, whose numbers are its workers' too. A collective."""
     rank = dist.get_rank()

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from safetensors.torch import load_file
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
+from megatron_r1.resharding.boxes import Box, whole
+from megatron_r1.resharding.plan import Shard
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 VOCABULARY = 512
@@ -75,12 +78,25 @@ class Source:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.tensors = {name: tensor.to(device) for name, tensor in load_file(folder / "model.safetensors").items()}
+        self.device = torch.device(device)
 
     def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         return iter(self.tensors.items())
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All on one rank."""
+        return [Shard(number, whole(shape), (0,)) for number, (_, _, shape) in enumerate(self.metadata())]
+
+    def reading(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        rows = list(self.tensors.values())[tensor]
+        return rows.view(len(rows), -1)[box.top : box.bottom, box.left : box.right]
 
 
 def expected(folder: Path, ids: list[int]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Worker: vLLM's CUDA build on a node of eight H100 that are not there. It parses and configures; no kernel runs.
 
 usage: vllm_gpu.py commands FILE    FILE is JSON, a list of `vllm serve` arguments; prints JSON, what engine each makes
-       vllm_gpu.py sources          drives our weight source through vLLM's own trainer engine; prints JSON
-       vllm_gpu.py engines          prints JSON, the weight-transfer engines that our plugin registers
+       vllm_gpu.py nccl             makes a communicator as far as it goes; prints JSON
+       vllm_gpu.py engine           prints JSON, the weight-transfer engine that our plugin registers
 libcuda.so.1 must be found: tests/gpu_paths/conftest.py makes one whose functions say that there is no device.
 """
 
@@ -65,75 +65,32 @@ def configure(arguments: list[str]) -> dict:
     }
 
 
-class Source:
-    """A weight source of ours, and how often it was read."""
+def enter_nccl() -> dict:
+    import base64
 
-    def __init__(self) -> None:
-        self.tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
-        self.passes = 0
+    from megatron_r1.engines.vllm.nccl_peers import NcclPeers, new_identifier
+    from megatron_r1.engines.vllm.peers import Meeting
 
-    def metadata(self) -> list:
-        return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
-
-    def __iter__(self):
-        self.passes += 1
-        return iter(self.tensors.items())
-
-
-class Client:
-    """Notes what vLLM's engine asks of the servers."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str):
-        return lambda *_: self.calls.append(name)
-
-
-def drive_sources() -> dict:
-    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
-
-    from megatron_r1.engines.vllm.trainer_source import vllm_source
-
-    def engine_of(rank: int, source: Source, client: Client):
-        info = NCCLTrainerInitInfo(
-            rank=rank, master_address="127.0.0.1", master_port=29_999, world_size=2, packed_buffer_size_bytes=1 << 20
-        )
-        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=vllm_source(source))
-
-    source, client = Source(), Client()
-    follower = engine_of(1, source, client)  # takes part in the gather, talks to nobody
-    follower.send_weights()
-    wrapped = vllm_source(source)
-    meta = wrapped.metadata() if callable(wrapped.metadata) else wrapped.metadata
-    sent = list(NCCLTrainerWeightTransferEngine._checked_iter(wrapped, meta))
+    place = new_identifier()
+    meeting = Meeting(sync="nccl", place=place, trainers=1, workers=1, timeout_seconds=5)
     try:
-        engine_of(0, source, client)
+        NcclPeers(meeting, 0, torch.device("cuda", 0))
         failure = "none"
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
-    return {
-        "passes": source.passes,
-        "calls": client.calls,
-        "sent": [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in sent],
-        "sender": failure,
-    }
+    return {"bytes": len(base64.b64decode(place)), "entering": failure}
 
 
-def registered_engines() -> dict:
+def registered_engine() -> dict:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    from megatron_r1.engines.vllm.plugin import ENGINES, register
+    from megatron_r1.engines.vllm.plugin import BACKEND, register
 
     register()
     register()
-    found = {}
-    for backend in ENGINES:
-        made = WeightTransferEngineFactory._registry[backend]
-        engine = made() if callable(made) and not isinstance(made, type) else made
-        found[backend] = {"class": engine.__name__, "missing": sorted(getattr(engine, "__abstractmethods__", ()))}
-    return found
+    made = WeightTransferEngineFactory._registry[BACKEND]
+    engine = made() if callable(made) and not isinstance(made, type) else made
+    return {"class": engine.__name__, "missing": sorted(getattr(engine, "__abstractmethods__", ()))}
 
 
 def main(words: list[str]) -> None:
@@ -141,7 +98,7 @@ def main(words: list[str]) -> None:
     if words[0] == "commands":
         answer: object = [configure(arguments) for arguments in json.loads(Path(words[1]).read_text())]
     else:
-        answer = drive_sources() if words[0] == "sources" else registered_engines()
+        answer = enter_nccl() if words[0] == "nccl" else registered_engine()
     print(f"\nANSWER {json.dumps(answer)}", flush=True)
 
 

@@ -22,6 +22,7 @@ from megatron_r1.config.deadlines import folder_bytes, stall_seconds, start_seco
 from megatron_r1.config.shape import hf_files, load_shape
 from megatron_r1.config.vllm_args import command_words
 from megatron_r1.engines.vllm.auth import TOKEN_VARIABLE
+from megatron_r1.engines.vllm.plugin import BACKEND
 
 COMPILED_MLA_HEAD_SIZE = 576
 """vLLM's CPU MLA kernel exists for kv_lora_rank + qk_rope_head_dim = 512 + 64 only."""
@@ -40,9 +41,6 @@ CPU_CUSTOM_OPS = ["all", "-rotary_embedding"]
 """vLLM 0.32's compiled rotary embedding on CPU rotates queries of shape [tokens, heads, size] wrongly, as
 DeepSeek-V3 gives them (logprobs off by 1); its plain PyTorch version agrees with transformers to 1e-6.
 """
-
-BACKENDS = {"gloo": "shards", "ipc": "host_ipc", "nccl": "layerwise_nccl"}
-"""rollout.sync -> the weight-transfer engine in vLLM's workers (plugin.py)."""
 
 VLLM_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -92,7 +90,7 @@ def server_command(
         flags |= {"--runner": "pooling", "--convert": "classify"}
     else:
         flags |= {
-            "--weight-transfer-config": json.dumps({"backend": BACKENDS[config.sync]}),
+            "--weight-transfer-config": json.dumps({"backend": BACKEND}),
             "--logprobs-mode": "processed_logprobs",
             "--generation-config": "vllm",
         }

@@ -11,7 +11,7 @@ from typing import cast
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import RunningServerConfig
 from megatron_r1.engines import base
-from megatron_r1.engines.source import WeightSource
+from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.attached import AttachedEngine, ServerFiles
 from megatron_r1.engines.vllm.check_arguments import parser_faults
 from megatron_r1.engines.vllm.engine import Engine
@@ -31,7 +31,7 @@ class VLLM(base.EngineKind):
         self,
         config: RolloutConfig,
         *,
-        source: WeightSource,
+        source: ShardedSource,
         engines: Sequence[base.Engine],
         model_path: Path,
         rank: int,

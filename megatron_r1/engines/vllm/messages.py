@@ -5,18 +5,14 @@ vLLM is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from megatron_r1.engines.buckets import ParamSpec
-from megatron_r1.engines.vllm.peers import Peers
+from megatron_r1.engines.vllm.peers import IN_FLIGHT, Part, Peers
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Message, Piece, Tensor, Want, message_bytes, rounds_of
-from megatron_r1.weights.wire import PieceWork, views
-
-IN_FLIGHT = 2
-"""Rounds that a rank or worker has on the way: one is packed (or unpacked) while the other travels."""
+from megatron_r1.weights.wire import ParamSpec, PieceWork, views
 
 
 def wants_as_numbers(wants: Sequence[Want]) -> torch.Tensor:
@@ -49,30 +45,53 @@ def messages_of(numbers: torch.Tensor, worker: int, tensors: Sequence[Tensor]) -
     ]
 
 
-def buffers_for(messages: Sequence[Message]) -> list[torch.Tensor]:
-    """u8 buffers for the rounds on the way."""
-    largest = max((sum(message.num_bytes for message in group) for group in rounds_of(messages)), default=0)
-    return [torch.empty(largest, dtype=torch.uint8) for _ in range(IN_FLIGHT)]
+def prepare_to_send(peers: Peers, messages: Sequence[Message]) -> None:
+    """A trainer rank's part of Peers.prepare."""
+    receivers = sorted({peers.meeting.trainers + message.worker for message in messages})
+    peers.prepare(largest_round(messages), to=receivers, of=())
+
+
+def prepare_to_receive(peers: Peers, messages: Sequence[Message]) -> None:
+    """A worker's part of Peers.prepare."""
+    peers.prepare(0, to=(), of=sorted({message.sender for message in messages}))
+
+
+def largest_round(messages: Sequence[Message]) -> int:
+    """Bytes."""
+    return max((sum(message.num_bytes for message in group) for group in rounds_of(messages)), default=0)
+
+
+def cut(buffer: torch.Tensor, group: Sequence[Message], members: Sequence[int]) -> list[Part]:
+    """Each message's part of a round's buffer, with the member that it goes to or comes from."""
+    parts, begin = [], 0
+    for message, member in zip(group, members, strict=True):
+        parts.append((member, buffer[begin : begin + message.num_bytes]))
+        begin += message.num_bytes
+    return parts
 
 
 def send_all(
-    peers: Peers, messages: Sequence[Message], specs: Sequence[ParamSpec], tensors: Sequence[Tensor], fill: PieceWork
+    peers: Peers,
+    messages: Sequence[Message],
+    specs: Sequence[ParamSpec],
+    tensors: Sequence[Tensor],
+    fill: PieceWork,
+    given_up: Callable[[], bool],
 ) -> None:
     """A trainer rank's part of an update: round by round, packing one while the last is on its way."""
-    buffers = buffers_for(messages)
-    on_the_way: list[list[torch.distributed.Work]] = [[] for _ in buffers]
+    buffers = peers.outbox(largest_round(messages))
+    on_the_way: list[Callable[[], None]] = [lambda: None for _ in buffers]
     for number, group in enumerate(rounds_of(messages)):
-        buffer, works = buffers[number % IN_FLIGHT], on_the_way[number % IN_FLIGHT]
-        wait(works)
-        begin = 0
-        for message in group:
-            part = buffer[begin : begin + message.num_bytes]
+        slot = number % IN_FLIGHT
+        on_the_way[slot]()
+        parts = cut(buffers[slot], group, [peers.meeting.trainers + message.worker for message in group])
+        for message, (_, part) in zip(group, parts, strict=True):
             for piece, place in views(message, part, specs, tensors):
                 fill(piece, place)
-            works.append(peers.send(part, peers.meeting.trainers + message.worker, message.round))
-            begin += message.num_bytes
-    for works in on_the_way:
-        wait(works)
+        on_the_way[slot] = peers.send(parts, group[0].round)
+    for settled in on_the_way:
+        settled()
+    peers.finish(given_up)
 
 
 def receive_all(
@@ -83,30 +102,21 @@ def receive_all(
     take: PieceWork,
 ) -> None:
     """A worker's part of an update: `take` has each piece while the next round is on its way."""
-    buffers = buffers_for(messages)
+    buffers = peers.inbox(largest_round(messages))
     groups = list(rounds_of(messages))
-
-    def begin(number: int) -> list[tuple[Message, torch.Tensor, torch.distributed.Work]]:
-        started, first = [], 0
-        for message in groups[number]:
-            part = buffers[number % IN_FLIGHT][first : first + message.num_bytes]
-            started.append((message, part, peers.receive(part, message.sender, message.round)))
-            first += message.num_bytes
-        return started
-
-    coming = {number: begin(number) for number in range(min(IN_FLIGHT, len(groups)))}
-    for number in range(len(groups)):
-        for message, part, work in coming.pop(number):
-            work.wait()
-            for piece, place in views(message, part, specs, tensors):
+    parts = [
+        cut(buffers[number % IN_FLIGHT], group, [message.sender for message in group])
+        for number, group in enumerate(groups)
+    ]
+    coming = [peers.receive(own, group[0].round) for own, group in zip(parts[:IN_FLIGHT], groups, strict=False)]
+    for number, group in enumerate(groups):
+        for message, arrived in zip(group, coming[number], strict=True):
+            for piece, place in views(message, arrived(), specs, tensors):
                 take(piece, place)
-        if number + IN_FLIGHT < len(groups):
-            coming[number + IN_FLIGHT] = begin(number + IN_FLIGHT)
-
-
-def wait(works: list[torch.distributed.Work]) -> None:
-    while works:
-        works.pop(0).wait()
+        peers.taken(parts[number], group[0].round)
+        if (later := number + IN_FLIGHT) < len(groups):
+            coming.append(peers.receive(parts[later], groups[later][0].round))
+    peers.finish(lambda: False)
 
 
 def pieces_by_layer(messages: Sequence[Message], tensors: Sequence[Tensor]) -> Mapping[str, int]:

@@ -1,8 +1,8 @@
 """The group of all trainer ranks and all vLLM workers, in which weights go from one to one. vLLM is not imported.
 
-No default process group is touched, so the trainer's own torch.distributed is free. Members meet through a file in a
-0700 folder (no TCP store) and gloo listens on loopback only; trainer and servers share a host. The trainer's ranks come
-first, then the workers, one server's after another's.
+`rollout.sync` names the way that bytes take in it: gloo's sockets (here), the host's memory (shared_peers.py) or NCCL
+(nccl_peers.py). No default process group is touched, so the trainer's own torch.distributed is free. The trainer's
+ranks come first, then the workers, one server's after another's.
 """
 
 # torch's stubs lack the gloo backend's methods.
@@ -10,8 +10,11 @@ first, then the workers, one server's after another's.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 import torch.distributed
@@ -19,13 +22,24 @@ import torch.distributed
 LOOPBACK = "127.0.0.1"
 NUMBERS_TAG = 1 << 30
 """Beside the tags of messages, which are their rounds."""
+IN_FLIGHT = 2
+"""Rounds that a rank or worker has on the way: one is packed (or unpacked) while the other travels."""
+
+SyncWay = Literal["gloo", "ipc", "nccl"]
+"""rollout.sync."""
+Part = tuple[int, torch.Tensor]
+"""(another member, u8[bytes] of a buffer): what goes to it, or comes from it, in a round."""
+Arrival = Callable[[], torch.Tensor]
+"""Waits for a part and returns its bytes, u8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meeting:
-    """What every member of a group must agree on."""
+    """What every member of a group must agree on. `place`: for gloo and ipc a file in a 0700 folder, for nccl the
+    communicator's identifier (base64), which only who has a server's token is told."""
 
-    store_path: str
+    sync: SyncWay
+    place: str
     trainers: int
     workers: int
     timeout_seconds: float
@@ -38,17 +52,85 @@ class Meeting:
         return asdict(self)
 
 
-class Peers:
-    """Membership of one process in a group.
+class Peers(Protocol):
+    """Membership of one process in a group. RuntimeError when another member is gone.
 
-    `close` really ends the connections, which releases peers that wait for this one: nobody but this object may hold
-    the process group, because a reference kept by a traceback would keep them open.
+    `close` ends the connections, which releases peers that wait for this one. Rounds are sent and received in their
+    order; a buffer of `outbox` or `inbox` belongs to a round until what `send` returned has been called, or `taken`.
+    """
+
+    meeting: Meeting
+
+    def send_numbers(self, numbers: torch.Tensor, to: int) -> None:
+        """int64[n, m] on the host, either of which may be 0."""
+        ...
+
+    def receive_numbers(self, of: int) -> torch.Tensor: ...
+
+    def prepare(self, num_bytes: int, *, to: Sequence[int], of: Sequence[int]) -> None:
+        """Once, before the first round: `num_bytes` is the most that this member sends in one, `to` and `of` are whom
+        it will send to and receive from. Both sides of every pair call it."""
+        ...
+
+    def outbox(self, num_bytes: int) -> list[torch.Tensor]:
+        """IN_FLIGHT buffers, u8, to send from; at most as large as was prepared."""
+        ...
+
+    def inbox(self, num_bytes: int) -> list[torch.Tensor]:
+        """IN_FLIGHT buffers to receive into."""
+        ...
+
+    def send(self, parts: Sequence[Part], number: int) -> Callable[[], None]:
+        """Begin to send round `number`; the result waits until its buffer may be filled again."""
+        ...
+
+    def receive(self, parts: Sequence[Part], number: int) -> list[Arrival]:
+        """Begin to receive round `number`; an arrival gives the bytes where they lie, in the inbox or elsewhere."""
+        ...
+
+    def taken(self, parts: Sequence[Part], number: int) -> None:
+        """What came in round `number` has been used."""
+        ...
+
+    def finish(self, given_up: Callable[[], bool]) -> None:
+        """Wait until all that was sent or taken is done; RuntimeError if it is not in time, or `given_up` is true."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group. Safe to call twice."""
+        ...
+
+
+def join(meeting: Meeting, rank: int, device: torch.device) -> Peers:
+    """Enter the group as member `rank`, with buffers on `device`; blocks until all members have entered. RuntimeError
+    if they do not come in time."""
+    if meeting.sync == "nccl":
+        from megatron_r1.engines.vllm.nccl_peers import NcclPeers
+
+        return NcclPeers(meeting, rank, device)
+    if meeting.sync == "ipc":
+        from megatron_r1.engines.vllm.shared_peers import SharedMemoryPeers
+
+        return SharedMemoryPeers(meeting, rank)
+    return GlooPeers(meeting, rank)
+
+
+class GlooPeers:
+    """Over loopback's sockets: trainer and servers share a host. Members meet through a file (no TCP store).
+
+    Nobody but this object may hold the process group, because a reference kept by a traceback would keep its
+    connections open.
     """
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
-        """Enter the group; blocks until all members have. RuntimeError if they do not come in time."""
         self.meeting, self.rank = meeting, rank
-        store = torch.distributed.FileStore(meeting.store_path, meeting.size)
+        folder = Path(meeting.place).parent
+        if not folder.is_dir():
+            raise RuntimeError(
+                f"weight sync: {folder} is not here; with rollout.sync {meeting.sync} trainer and servers must share "
+                "one machine (nccl goes between machines)"
+            )
+        store = torch.distributed.FileStore(meeting.place, meeting.size)
         timeout = timedelta(seconds=meeting.timeout_seconds)
         store.set_timeout(timeout)
         options = torch.distributed.ProcessGroupGloo._Options()
@@ -59,33 +141,62 @@ class Peers:
             store, rank, meeting.size, options
         )
 
-    def send(self, buffer: torch.Tensor, to: int, tag: int) -> torch.distributed.Work:
-        """Begin to send `buffer`, u8[bytes], which must stay as it is until the work is done."""
-        return self._members().send([buffer], to, tag)
-
-    def receive(self, buffer: torch.Tensor, of: int, tag: int) -> torch.distributed.Work:
-        """Begin to receive into `buffer`, u8[bytes]."""
-        return self._members().recv([buffer], of, tag)
-
     def send_numbers(self, numbers: torch.Tensor, to: int) -> None:
-        """int64[n, m], either of which may be 0."""
         for part in (torch.tensor(numbers.shape), numbers.contiguous()):
             if part.numel():
-                self.send(part.view(torch.uint8).flatten(), to, NUMBERS_TAG).wait()
+                self._send(part.view(torch.uint8).flatten(), to, NUMBERS_TAG).wait()
 
     def receive_numbers(self, of: int) -> torch.Tensor:
-        """int64[n, m] of `send_numbers`."""
         shape = torch.empty(2, dtype=torch.int64)
-        self.receive(shape.view(torch.uint8), of, NUMBERS_TAG).wait()
+        self._receive(shape.view(torch.uint8), of, NUMBERS_TAG).wait()
         numbers = torch.empty(tuple(shape.tolist()), dtype=torch.int64)
         if numbers.numel():
-            self.receive(numbers.view(torch.uint8).flatten(), of, NUMBERS_TAG).wait()
+            self._receive(numbers.view(torch.uint8).flatten(), of, NUMBERS_TAG).wait()
         return numbers
+
+    def prepare(self, num_bytes: int, *, to: Sequence[int], of: Sequence[int]) -> None:
+        del num_bytes, to, of  # buffers are the update's own
+
+    def outbox(self, num_bytes: int) -> list[torch.Tensor]:
+        return [torch.empty(num_bytes, dtype=torch.uint8) for _ in range(IN_FLIGHT)]
+
+    inbox = outbox
+
+    def send(self, parts: Sequence[Part], number: int) -> Callable[[], None]:
+        works = [self._send(buffer, to, number) for to, buffer in parts]
+        return lambda: wait(works)
+
+    def receive(self, parts: Sequence[Part], number: int) -> list[Arrival]:
+        def arrival(buffer: torch.Tensor, work: torch.distributed.Work) -> Arrival:
+            def arrived() -> torch.Tensor:
+                work.wait()
+                return buffer
+
+            return arrived
+
+        return [arrival(buffer, self._receive(buffer, of, number)) for of, buffer in parts]
+
+    def taken(self, parts: Sequence[Part], number: int) -> None:
+        del parts, number  # the buffer is this member's own
+
+    def finish(self, given_up: Callable[[], bool]) -> None:
+        del given_up  # a member that gives up closes its connections
+
+    def close(self) -> None:
+        self._group = None
+
+    def _send(self, buffer: torch.Tensor, to: int, tag: int) -> torch.distributed.Work:
+        return self._members().send([buffer], to, tag)
+
+    def _receive(self, buffer: torch.Tensor, of: int, tag: int) -> torch.distributed.Work:
+        return self._members().recv([buffer], of, tag)
 
     def _members(self) -> torch.distributed.ProcessGroupGloo:
         if self._group is None:
             raise RuntimeError("weight sync: this member has left its group")
         return self._group
 
-    def close(self) -> None:
-        self._group = None
+
+def wait(works: list[torch.distributed.Work]) -> None:
+    while works:
+        works.pop(0).wait()

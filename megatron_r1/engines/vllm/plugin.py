@@ -1,23 +1,19 @@
-"""What vLLM loads into each of its processes (entry point `vllm.general_plugins`): our weight-transfer engines.
+"""What vLLM loads into each of its processes (entry point `vllm.general_plugins`): our weight-transfer engine.
 
-Registration only, by name: vLLM imports an engine when a configuration asks for it. vLLM may call a plugin more than
+Registration only, by name: vLLM imports the engine when a configuration asks for it. vLLM may call a plugin more than
 once in a process.
 """
 
 from __future__ import annotations
 
-ENGINES = {
-    "shards": ("megatron_r1.engines.vllm.shard_engine", "ShardWeightTransferEngine"),
-    "host_ipc": ("megatron_r1.engines.vllm.ipc_engine", "SharedMemoryWeightTransferEngine"),
-    "layerwise_nccl": ("megatron_r1.engines.vllm.nccl_engine", "LayerwiseNCCLWeightTransferEngine"),
-}
-"""Backend of vLLM's --weight-transfer-config -> module and class."""
+BACKEND = "shards"
+"""Its name in vLLM's --weight-transfer-config."""
 
 
 def register() -> None:
-    """Add our engines to vLLM's worker-side weight-transfer factory."""
+    """Add our engine to vLLM's worker-side weight-transfer factory."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    for backend, (module, name) in ENGINES.items():
-        if backend not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(backend, module, name)
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        module = "megatron_r1.engines.vllm.shard_engine"
+        WeightTransferEngineFactory.register_engine(BACKEND, module, "ShardWeightTransferEngine")

@@ -24,10 +24,10 @@ from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS, rest
 from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers, get_tensor_load_numel
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.vllm.destination import Destination
 from megatron_r1.engines.vllm.reload import keep_what_it_runs_with, put_back
 from megatron_r1.resharding.boxes import Box, whole
+from megatron_r1.weights.wire import ParamSpec
 
 
 @dataclass

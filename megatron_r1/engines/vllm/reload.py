@@ -1,12 +1,11 @@
-"""Load new weights into a running vLLM model, tensor by tensor as they come. Runs inside vLLM.
+"""Load new weights into a running vLLM model, part by part as they come. Runs inside vLLM.
 
 vLLM's own layerwise reload keeps every tensor, unsharded, until the module that it belongs to has all of its own: for
 the experts of a DeepSeek-V3 layer 22.5 GB on each GPU, of which the GPU may keep one part in 32. It also runs every
-weight loader twice, once under a dispatch mode that counts elements. The stream announces its names beforehand, so here
-a decoder layer's modules go back to the checkpoint's shapes (this worker's shard of them) when its first tensor comes;
-vLLM's loaders copy from each tensor what belongs to this worker, and the tensor can go; when the last has come, vLLM's
-post-processing copies the result into the tensors that the model runs with. Everything else is vLLM's reload, module by
-module.
+weight loader twice, once under a dispatch mode that counts elements. Here it is known what will come, and where it goes
+(recorded.py): a decoder layer's modules go back to the checkpoint's shapes (this worker's shard of them) when its first
+part comes; when the last has come, vLLM's post-processing copies the result into the tensors that the model runs with.
+Everything else is vLLM's reload, module by module.
 """
 
 # torch types a module's attributes as tensors.
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -24,7 +22,6 @@ import torch
 from vllm.config import ModelConfig
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
-from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload.layerwise import (
     _layerwise_process,
     _place_kernel_tensors,
@@ -35,13 +32,13 @@ from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffe
 
 from megatron_r1.engines.vllm.destination import Destination
 from megatron_r1.resharding.boxes import Box
-from megatron_r1.resharding.layers import group_of_module, group_of_tensor
+from megatron_r1.resharding.layers import group_of_module
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only its own
 
 
 class Reload:
-    """One update of `model`: give `add` whole tensors, or `place` boxes of them, in any order, until all has come.
+    """One update of `model`: `place` boxes of its tensors, in any order, until all has come.
 
     Held beside the model are this worker's shards of the decoder layers that have begun and are not complete (one, if
     the stream goes layer by layer), and while a layer is completed its processed form. `close` ends an update that
@@ -74,35 +71,11 @@ class Reload:
         device = next(model.parameters()).device
         self.stream = cuda_stream(device) if device.type == "cuda" else None
 
-    def add(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take tensors under their Hugging Face names, which may be freed after the call.
-
-        RuntimeError for a tensor of a layer that vLLM's model does not have. On a GPU all work is on one stream of its
-        own, in order with the caller's: senders call from several, and may reuse a tensor's memory at once.
-        """
-        with self.in_order():
-            for group, members in itertools.groupby(tensors, lambda named: group_of_tensor(named[0])):
-                self.load(group, list(members))
-
-    def load(self, group: str, tensors: list[tuple[str, torch.Tensor]]) -> None:
-        """Load tensors of one group, and complete it if they are its last."""
-        if group not in self.modules:
-            raise RuntimeError(f"weight update: vLLM's model has no module {group!r}, where {tensors[0][0]!r} belongs")
-        if group not in self.begun:
-            self.begin(group)
-        with disable_mtp_completeness_check():
-            loaded = [name.rpartition(".") for name in self.model.load_weights(tensors)]
-        # Those of SKIP_TENSORS are loaded in place; a module of another group shares a parameter with one of this.
-        self.begun[group] |= {
-            module for module, _, name in loaded if name not in SKIP_TENSORS and self.group_of.get(module) == group
-        }
-        self.missing[group] -= len(tensors)
-        if self.missing[group] <= 0:
-            self.complete(group)
-
     def place(self, group: str, destination: Destination, box: Box, values: torch.Tensor) -> None:
         """Put the numbers of `box`, [rows, columns], where they go, and complete their layer if they are its last.
-        They may be freed after the call; streams as in `add`."""
+        RuntimeError for a layer that vLLM's model does not have. The values may be freed after the call: on a GPU all
+        work is on one stream of its own, in order with the caller's.
+        """
         with self.in_order():
             if group not in self.modules:
                 raise RuntimeError(f"weight update: vLLM's model has no module {group!r}")

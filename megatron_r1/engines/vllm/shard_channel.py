@@ -16,16 +16,16 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from megatron_r1.agreement import on_rank_zero, together, trainers
-from megatron_r1.engines.buckets import ParamSpec
+from megatron_r1.agreement import Alarm, on_rank_zero, together, trainers
+from megatron_r1.engines.base import RequestError
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
-from megatron_r1.engines.vllm.messages import messages_as_numbers, send_all, wants_of
-from megatron_r1.engines.vllm.peers import Meeting, Peers
+from megatron_r1.engines.vllm.messages import messages_as_numbers, prepare_to_send, send_all, wants_of
+from megatron_r1.engines.vllm.peers import Meeting, Peers, SyncWay, join
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.plan import Message, Piece, Plan, check_wanted, make_plan
-from megatron_r1.weights.wire import wire_tensors
+from megatron_r1.weights.wire import ParamSpec, wire_tensors
 
 MEETING_SECONDS = 300.0
 SETTLE_SECONDS = 5.0
@@ -41,17 +41,21 @@ class ShardChannel:
         source: ShardedSource,
         specs: Sequence[ParamSpec],
         *,
+        sync: SyncWay,
         rank: int,
         bucket_bytes: int,
         private_dir: Path | None,
     ) -> None:
+        """`private_dir`, on rank 0: where members of gloo and ipc meet."""
         self.specs, self.source, self.rank = list(specs), source, rank
+        self.sync: SyncWay = sync
         self.tensors = wire_tensors(specs)
         self.control = ControlPlane(engines) if rank == 0 else None
         self.peers: Peers | None = None
-        self.store_path: str | None = None
+        self.place = ""
+        self.updates = 0
         try:
-            self.store_path = on_rank_zero(lambda: self.announce(private_dir))
+            self.place = on_rank_zero(lambda: self.announce(private_dir))
             self.plan = self.meet(len(engines), bucket_bytes)
         except BaseException:
             self.close()
@@ -67,14 +71,18 @@ class ShardChannel:
             "shapes": [list(shape) for _, _, shape in self.specs],
         }
         self.control.init_weight_transfer_engine(announced)
+        if self.sync == "nccl":
+            from megatron_r1.engines.vllm.nccl_peers import new_identifier
+
+            return new_identifier()
         return str(private_dir / uuid4().hex)
 
     def meet(self, num_engines: int, bucket_bytes: int) -> Plan:
         """Enter the group with all workers, hear what they want, plan, and tell them their messages."""
-        assert self.store_path is not None
         per_engine = on_rank_zero(lambda: [self.control.workers_per_engine] * num_engines)  # type: ignore[union-attr]
         meeting = Meeting(
-            store_path=self.store_path,
+            sync=self.sync,
+            place=self.place,
             trainers=trainers(),
             workers=sum(per_engine),
             timeout_seconds=MEETING_SECONDS,
@@ -96,7 +104,7 @@ class ShardChannel:
 
     def enter(self, meeting: Meeting, workers: Future[None] | None) -> None:
         with explained(workers):
-            self.peers = Peers(meeting, self.rank)
+            self.peers = join(meeting, self.rank, self.source.device)
 
     def hear(self, meeting: Meeting, workers: Future[None] | None) -> list[np.ndarray]:
         """Rank 0: what each worker wants, as numbers."""
@@ -104,13 +112,13 @@ class ShardChannel:
             return [self.joined.receive_numbers(of=meeting.trainers + i).numpy() for i in range(meeting.workers)]
 
     def tell(self, plan: Plan, meeting: Meeting, workers: Future[None] | None) -> None:
-        if workers is None:
-            return
         with explained(workers):
-            for worker in range(meeting.workers):
+            for worker in range(meeting.workers if workers is not None else 0):
                 numbers = messages_as_numbers(plan.received.get(worker, []))
                 self.joined.send_numbers(numbers, to=meeting.trainers + worker)
-        workers.result()
+            prepare_to_send(self.joined, plan.sent.get(self.rank, []))
+        if workers is not None:
+            workers.result()
 
     @property
     def joined(self) -> Peers:
@@ -134,11 +142,18 @@ class ShardChannel:
 
     def transfer(self) -> None:
         control = self.control
+        self.updates += 1
+        alarm = Alarm(f"weight sync {self.place} {self.updates}")
         received = in_background(lambda: control.update_weights({})) if control is not None else None
+
+        def given_up() -> bool:
+            return alarm.heard() or (received is not None and received.done() and received.exception() is not None)
+
         try:
             with self.source.reading(), explained(received):
-                send_all(self.joined, self.own_messages, self.specs, self.tensors, self.fill)
+                send_all(self.joined, self.own_messages, self.specs, self.tensors, self.fill, given_up)
         except BaseException:
+            alarm.ring()
             self.leave()
             raise
         if received is not None:
@@ -161,12 +176,16 @@ class ShardChannel:
             self.peers = None
 
     def close(self) -> None:
-        """Leave the group. Safe to call twice."""
+        """Leave the group, and have the workers leave where all is in order. Safe to call twice."""
+        in_order = self.peers is not None
         self.leave()
         if self.control is not None:
+            if in_order:
+                with contextlib.suppress(EngineError, RequestError):  # a dead server has nothing to leave
+                    self.control.shutdown_weight_transfer_engine()
             self.control.close()
-            if self.store_path is not None:
-                Path(self.store_path).unlink(missing_ok=True)
+            if self.sync != "nccl" and self.place:
+                Path(self.place).unlink(missing_ok=True)
 
 
 def in_background(request: Callable[[], None]) -> Future[None]:

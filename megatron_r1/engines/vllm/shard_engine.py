@@ -17,13 +17,18 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from megatron_r1.engines.buckets import ParamSpec
-from megatron_r1.engines.vllm.messages import messages_of, pieces_by_layer, receive_all, wants_as_numbers
-from megatron_r1.engines.vllm.peers import Meeting, Peers
+from megatron_r1.engines.vllm.messages import (
+    messages_of,
+    pieces_by_layer,
+    prepare_to_receive,
+    receive_all,
+    wants_as_numbers,
+)
+from megatron_r1.engines.vllm.peers import Meeting, Peers, join
 from megatron_r1.engines.vllm.recorded import Recording, record
 from megatron_r1.engines.vllm.reload import Reload
 from megatron_r1.resharding.plan import Message, Piece, Tensor, Want
-from megatron_r1.weights.wire import wire_tensors
+from megatron_r1.weights.wire import ParamSpec, wire_tensors
 
 
 @dataclass
@@ -71,11 +76,12 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
             raise RuntimeError("weight sync: the worker was asked to meet before it heard what will be sent")
         parallel = self.parallel_config
         worker = first_worker + parallel.data_parallel_index * parallel.world_size + parallel.rank
-        self.peers = Peers(meeting, meeting.trainers + worker)
+        self.peers = join(meeting, meeting.trainers + worker, self.device)
         try:
             wants = [Want(place.tensor, place.box) for place in self.recording.destinations]
             self.peers.send_numbers(wants_as_numbers(wants), to=0)
             self.messages = messages_of(self.peers.receive_numbers(of=0), worker, self.tensors)
+            prepare_to_receive(self.peers, self.messages)
         except BaseException:
             self.shutdown()
             raise

@@ -1,9 +1,8 @@
 """Push the trainer's weights into the servers, through vLLM's own weight-transfer interfaces.
 
-`push` is called on every trainer rank. Over gloo each rank sends its own shards (shard_channel.py); over ipc and nccl
-iterating the weight source is a collective that brings all to rank 0. Rank 0 alone asks the servers. Pause, receive,
-load, finish and resume are vLLM's; prefix caches are dropped, because they hold the old weights' keys and values. How
-Megatron shards become Hugging Face tensors is the source's business (weights/).
+`push` is called on every trainer rank: each sends its own shards (shard_channel.py), and rank 0 asks the servers.
+Pause, receive, load, finish and resume are vLLM's; prefix caches are dropped, because they hold the old weights' keys
+and values. How Megatron shards become boxes of Hugging Face tensors is the source's business (weights/).
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from megatron_r1.agreement import on_rank_zero, together
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines import base
 from megatron_r1.engines.base import RequestError, SyncReport
-from megatron_r1.engines.buckets import ParamSpec, num_bytes
-from megatron_r1.engines.source import ShardedSource, TrackedSource, WeightSource, check_parameters, read_shapes
-from megatron_r1.engines.vllm.channels import Channel, open_channel
+from megatron_r1.engines.source import ShardedSource, check_parameters, read_shapes
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.server import private_directory
 from megatron_r1.engines.vllm.shard_channel import ShardChannel
 from megatron_r1.errors import EngineError
+from megatron_r1.weights.wire import ParamSpec, num_bytes
 
 
 class WeightSync:
@@ -40,7 +38,7 @@ class WeightSync:
         self,
         config: RolloutConfig,
         *,
-        source: WeightSource,
+        source: ShardedSource,
         engines: Sequence[Engine],
         model_path: Path,
         rank: int = 0,
@@ -48,51 +46,41 @@ class WeightSync:
         if rank == 0 and not engines:
             raise EngineError("WeightSync on rank 0 needs the servers to push to; got none")
         self.config = config
-        self.source = TrackedSource(source)
+        self.source = source
         self.engines = tuple(engines)
         self.rank = rank
         self.version = 0
         self.expected = read_shapes(model_path)
-        self.channel: Channel | None = None
-        self.shards: ShardChannel | None = None
+        self.channel: ShardChannel | None = None
         self.connected: object = None
-        """What `shards` is open to, on rank 0: incarnations of servers, and the weights."""
+        """What `channel` is open to, on rank 0: incarnations of servers, and the weights."""
         self.private_dir = private_directory() if rank == 0 else None
 
     def push(self, version: int, engines: Sequence[base.Engine] | None = None) -> SyncReport:
         """Make `engines` (default all) serve the source's current weights as `version`. Collective.
 
-        Raises ValueError for names or shapes that the model does not have (on every rank, nothing sent) and
-        EngineError when a server fails; after that its weights are undefined until a push succeeds. Every
-        rank's iteration is always completed, so a failure on rank 0 leaves no other rank waiting.
+        Raises ValueError for names or shapes that the model does not have (on every rank, nothing sent) and, on rank
+        0, EngineError when a server fails; after that its weights are undefined until a push succeeds.
         """
         begun = time.perf_counter()
         specs = [(name, dtype, tuple(shape)) for name, dtype, shape in self.source.metadata()]
         check_parameters(specs, self.expected)
-        self.source.begin()
         parts: dict[str, float] = {}
         chosen = cast("Sequence[Engine]", engines or self.engines)  # some of ours
-        if self.config.sync == "gloo":
-            self.push_shards(version, specs, tuple(chosen), parts)
-        elif self.rank == 0:
-            self.drive(version, specs, tuple(chosen), parts)
-        else:
-            self.follow(specs)
+        self.send(version, specs, tuple(chosen), parts)
         if engines is None or len(engines) == len(self.engines):
             self.version = version
         total = sum(num_bytes(spec) for spec in specs)
         seconds = time.perf_counter() - begun
         return SyncReport(version=version, num_bytes=total, seconds=seconds, parts=parts)
 
-    def push_shards(
-        self, version: int, specs: list[ParamSpec], engines: tuple[Engine, ...], parts: dict[str, float]
-    ) -> None:
-        """Every rank's side of a push shard to shard; fills `parts` with seconds by name. A failure is raised on rank
-        0; the others know that nothing is open any more."""
+    def send(self, version: int, specs: list[ParamSpec], engines: tuple[Engine, ...], parts: dict[str, float]) -> None:
+        """Every rank's side of a push; fills `parts` with seconds by name. A failure is raised on rank 0; the others
+        know that nothing is open any more."""
         control: ControlPlane | None = None
         try:
             with timed(parts, "connect"):
-                channel = self.ensure_shards(specs, engines)
+                channel = self.ensure_channel(specs, engines)
             control = channel.control
             if control is not None:
                 control.version = version
@@ -114,66 +102,21 @@ class WeightSync:
             if self.rank == 0 or not isinstance(error, (EngineError, RequestError)):
                 raise
 
-    def ensure_shards(self, specs: list[ParamSpec], engines: tuple[Engine, ...]) -> ShardChannel:
+    def ensure_channel(self, specs: list[ParamSpec], engines: tuple[Engine, ...]) -> ShardChannel:
         """The open channel for exactly these weights to exactly these incarnations of these servers."""
         wanted = (tuple((engine.index, engine.starts) for engine in engines), tuple(specs))
-        if on_rank_zero(lambda: self.shards is None or self.connected != wanted) or self.shards is None:
+        if on_rank_zero(lambda: self.channel is None or self.connected != wanted) or self.channel is None:
             self.disconnect()
-            self.shards = ShardChannel(
+            self.channel = ShardChannel(
                 engines,
-                cast("ShardedSource", self.source.source),
+                self.source,
                 specs,
+                sync=self.config.sync,
                 rank=self.rank,
                 bucket_bytes=self.config.sync_bucket_mib << 20,
                 private_dir=None if self.private_dir is None else Path(self.private_dir.name),
             )
             self.connected = wanted
-        return self.shards
-
-    def follow(self, specs: list[ParamSpec]) -> None:
-        """The other ranks' side of a push: take part in the gather."""
-        if self.config.sync == "nccl":
-            self.ensure_channel(()).send(specs)
-        else:
-            self.source.finish()
-
-    def drive(self, version: int, specs: list[ParamSpec], engines: tuple[Engine, ...], parts: dict[str, float]) -> None:
-        """Rank 0's side of a push; fills `parts` with seconds by name."""
-        try:
-            with timed(parts, "connect"):
-                channel = self.ensure_channel(engines)
-            channel.control.version = version
-            with timed(parts, "pause"):
-                channel.control.pause()
-            with timed(parts, "transfer"):
-                channel.send(specs)
-            with timed(parts, "resume"):
-                channel.control.resume()
-            with timed(parts, "verify"):
-                served = channel.control.weight_versions()
-        except BaseException as error:
-            try:
-                if self.channel is not None:
-                    self.channel.control.resume()
-            except (EngineError, RequestError) as second:
-                error.add_note(f"and the servers did not resume: {second}")
-            self.disconnect()
-            self.source.finish()
-            raise
-        check_versions(served, version)
-
-    def ensure_channel(self, engines: tuple[Engine, ...]) -> Channel:
-        """The open channel to exactly these incarnations of these servers."""
-        key = tuple((engine.index, engine.starts) for engine in engines)
-        if self.channel is None or self.channel.key != key:
-            self.disconnect()
-            self.channel = open_channel(
-                self.config,
-                key=key,
-                engines=engines,
-                source=self.source,
-                rank=self.rank,
-            )
         return self.channel
 
     def disconnect(self) -> None:
@@ -183,9 +126,6 @@ class WeightSync:
         if self.channel is not None:
             self.channel.close()
             self.channel = None
-        if self.shards is not None:
-            self.shards.close()
-            self.shards = None
 
     def close(self) -> None:
         """Leave the transfer group and remove the rendezvous folder."""

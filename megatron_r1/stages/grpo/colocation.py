@@ -20,13 +20,13 @@ import torch.distributed as dist
 from megatron_r1.agreement import on_rank_zero
 from megatron_r1.config.schema import RolloutConfig, TrainConfig
 from megatron_r1.engines.base import Client, Engine, RequestError
-from megatron_r1.engines.buckets import ParamSpec
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.errors import EngineError
 from megatron_r1.policy.offload import Offload
 from megatron_r1.policy.policy import Policy
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Shard
+from megatron_r1.weights.wire import ParamSpec
 
 POLL_SECONDS, UNHEALTHY = 5.0, 3
 """How often a server is asked for its health while it goes to sleep or wakes, and what number of bad answers in a row

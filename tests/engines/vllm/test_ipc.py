@@ -1,6 +1,7 @@
 """Weights through the host's shared memory, into a server of two workers.
 
-Oracle: transformers on the folder whose weights were pushed. Layouts with several trainer ranks: test_sync_layouts.py.
+Oracle: transformers on the folder whose weights were pushed. Layouts with several trainer ranks: test_sync_layouts.py;
+the transport without servers: test_peers.py.
 """
 
 from __future__ import annotations
@@ -12,17 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
-from megatron_r1.engines.buckets import num_bytes, plan_buckets, view
-from megatron_r1.engines.source import TrackedSource
-from megatron_r1.engines.vllm.channels import IPCChannel
-from megatron_r1.engines.vllm.control import ControlPlane
-from megatron_r1.engines.vllm.host_memory import HostMemory, slot_bytes_for, transfer
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
+from megatron_r1.engines.vllm.shard_channel import ShardChannel
 from megatron_r1.engines.vllm.sync import WeightSync
-from megatron_r1.errors import EngineError
 
 from .conftest import Weights, prompt
 
@@ -98,18 +93,18 @@ def test_a_server_sleeps_and_is_woken_in_the_order_of_a_step(pair, source, folde
 
 
 @pytest.mark.slow
-def test_tensors_above_a_bucket_and_many_buckets(pair, source, folders, oracles):
-    bucket = 30_000  # the embedding has 128 x 64 x 4 = 32,768
-    control = ControlPlane((pair,))
+def test_tensors_above_a_bucket_and_many_rounds(pair, source, folders, oracles, tmp_path):
+    """The embedding has 128 x 64 x 4 = 32,768 bytes, a round at most 30,000."""
     source.show(folders[2])
-    channel = IPCChannel((), control, TrackedSource(source), bucket)
-    specs = source.metadata()
-    assert len(plan_buckets(specs, bucket)) > 20
-    assert channel.memory.slot_bytes == max(num_bytes(spec) for spec in specs) == 32_768
-    control.version = 77
-    control.pause()
-    channel.send(specs)
-    control.resume()
+    channel = ShardChannel(
+        (pair,), source, source.metadata(), sync="ipc", rank=0, bucket_bytes=30_000, private_dir=tmp_path
+    )
+    assert len({message.round for message in channel.plan.messages}) > 20
+    assert channel.control is not None
+    channel.control.version = 77
+    channel.control.pause()
+    channel.send()
+    channel.control.resume()
     channel.close()
     ids = prompt(100, 7)
     np.testing.assert_allclose(pair.client.score(ids), oracles[2].logprobs(ids), atol=1e-4)
@@ -122,11 +117,13 @@ def test_a_source_that_fails_in_the_middle_leaves_the_server_able_to_serve(pair,
     sync.push(sync.version + 1)
 
     class Broken(Weights):
-        def __iter__(self):
-            for number, item in enumerate(self.tensors.items()):
-                if number == 9:
-                    raise OSError("the disk is gone")
-                yield item
+        reads = 0
+
+        def read(self, tensor, box):
+            self.reads += 1
+            if self.reads == 30:
+                raise OSError("the disk is gone")
+            return super().read(tensor, box)
 
     broken = WeightSync(pair.config, source=Broken(folders[2]), engines=(pair,), model_path=folders[0])
     with pytest.raises(OSError, match="the disk is gone"):
@@ -138,60 +135,4 @@ def test_a_source_that_fails_in_the_middle_leaves_the_server_able_to_serve(pair,
     sync.push(sync.version + 1)
     np.testing.assert_allclose(pair.client.score(ids), oracles[1].logprobs(ids), atol=1e-4)
     sync.close()
-
-
-@pytest.mark.slow
-def test_a_refusal_by_the_server_reaches_the_trainer(pair, source, folders, tmp_path):
-    unchecked = WeightSync(pair.config, source=source, engines=(pair,), model_path=tmp_path)
-    source.tensors["model.layers.2.self_attn.o_proj.weight"] = torch.zeros(64, 127)
-    # The second worker fails alone; vLLM's executor passes its error on with the next call.
-    with pytest.raises(EngineError, match=r"exceeds dimension size \(127\)"):
-        unchecked.push(5)
-    unchecked.close()
-
-
-class Readers:
-    """Reads each bucket as a worker would, into `got`."""
-
-    def __init__(self, memory: HostMemory) -> None:
-        self.memory, self.got, self.calls = memory, {}, []
-
-    def start_weight_update(self) -> None:
-        self.calls.append("start")
-
-    def update_weights(self, update_info: dict) -> None:
-        self.calls.append(update_info.get("abort") or len(update_info["names"]))
-        named = zip(update_info.get("names", ()), update_info.get("shapes", ()), update_info.get("offsets", ()))
-        for name, shape, offset in named:
-            spec = (name, torch.float32, tuple(shape))
-            self.got[name] = view(self.memory.slot(update_info["slot"]), offset, spec).clone()
-
-    def finish_weight_update(self) -> None:
-        self.calls.append("finish")
-
-
-def test_every_byte_arrives_over_two_slots():
-    tensors = {f"t{i}": torch.randn(3 + i) for i in range(7)}  # 12 to 36 bytes, 16 or 32 or 48 with padding
-    specs = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    memory = HostMemory(slot_bytes_for(specs, 48))
-    reader = Readers(memory)
-    transfer(reader, memory, specs, iter(tensors.items()), 48)
-    assert all(torch.equal(reader.got[name], tensor) for name, tensor in tensors.items())
-    assert reader.calls == ["start", 2, 1, 1, 1, 1, 1, "finish"]
-    memory.close()
-
-
-def test_readers_are_told_when_the_source_fails():
-    memory = HostMemory(64)
-    reader = Readers(memory)
-    specs = [("a", torch.float32, (4,)), ("b", torch.float32, (16,))]
-    with pytest.raises(ValueError, match=r"announced 'b'.*yielded the end"):
-        transfer(reader, memory, specs, iter([("a", torch.zeros(4))]), 64)
-    assert reader.calls[0] == "start" and "announced 'b'" in reader.calls[-1]
-    memory.close()
-
-
-def test_too_little_shared_memory_is_said_before_anything_is_copied():
-    with pytest.raises(EngineError, match=r"rollout.sync ipc needs .* MiB in /dev/shm.*--shm-size.*sync_bucket_mib"):
-        HostMemory(1 << 50)
-    assert not list(Path("/dev/shm").glob("mr1-weights-*"))
+    assert mapped_by(pair) == []

@@ -77,7 +77,7 @@ def test_the_command_line_follows_the_configuration(folders: list[Path], tmp_pat
     command = server_command(gpu, model_path=folders[0], host="127.0.0.1", port=1, seed=3)
     pairs = dict(itertools.pairwise(command))
     assert pairs["--tensor-parallel-size"] == "8" and pairs["--dtype"] == "bfloat16"
-    assert pairs["--weight-transfer-config"] == '{"backend": "layerwise_nccl"}'
+    assert pairs["--weight-transfer-config"] == '{"backend": "shards"}'
     assert pairs["--gpu-memory-utilization"] == "0.7" and "--enforce-eager" not in command
     assert "--load-format" not in command and "--disable-log-stats" not in command
     assert pairs["--distributed-timeout-seconds"] == pairs["--cpu-distributed-timeout-seconds"] == "1800"

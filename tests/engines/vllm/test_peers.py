@@ -1,0 +1,51 @@
+"""The ways of rollout.sync without servers: every number that workers want comes, and is right, at every update."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from megatron_r1.engines.vllm.peers import Meeting, join
+from megatron_r1.engines.vllm.shared_peers import SHARED_MEMORY, allocate
+from megatron_r1.errors import EngineError
+
+WANTED = {2: 48 * 20 * 2 + 48 + 48 * 33, 3: 48 * 20 * 2 + 48 + 48 * 33, 4: 48 * 40 * 2 + 48 + 96 * 33}
+"""Numbers, by worker: half of two matrices, a norm and half of the head; all of everything."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[int, dict[str, list[list[int]]]]:
+    folder = tmp_path_factory.mktemp("peers")
+    run_ranks("peers.py", str(folder), ranks=5)
+    return {rank: json.loads((folder / f"{rank}.json").read_text()) for rank in range(5)}
+
+
+@pytest.mark.parametrize("way", ["gloo", "ipc", "nccl"])
+def test_all_comes_and_is_right(found, way):
+    for rank in range(5):
+        assert found[rank][way] == ([[WANTED[rank], 0]] * 2 if rank in WANTED else [])
+
+
+def test_nothing_stays_in_the_shared_memory(found):
+    assert found and not list(SHARED_MEMORY.glob("mr1-weights-meet-ipc-*"))
+
+
+def test_too_little_shared_memory_is_said():
+    path = SHARED_MEMORY / f"mr1-weights-{uuid.uuid4().hex}-0"
+    with pytest.raises(EngineError, match=r"rollout.sync ipc needs .* MiB in /dev/shm.*--shm-size.*sync_bucket_mib"):
+        allocate(path, 1 << 50)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("sync", ["gloo", "ipc"])
+def test_a_worker_on_another_machine_is_told_what_to_use(tmp_path, sync):
+    place = tmp_path / "elsewhere" / "meet"
+    meeting = Meeting(sync=sync, place=str(place), trainers=1, workers=1, timeout_seconds=5)
+    with pytest.raises(RuntimeError, match=rf"rollout.sync {sync} trainer and servers must share one machine \(nccl"):
+        join(meeting, 1, torch.device("cpu"))
+    assert not Path(place).parent.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from megatron_r1.errors import UserError
@@ -57,6 +58,13 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
     if error is not None:
         raise error
     return result
+
+
+def sum_over_ranks(numbers: torch.Tensor) -> torch.Tensor:
+    """The sum of every rank's tensor, of the same shape and dtype (int64 modulo 2^64), on each; a collective."""
+    if trainers() > 1:
+        dist.all_reduce(numbers)
+    return numbers
 
 
 class Alarm:

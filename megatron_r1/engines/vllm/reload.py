@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
 from vllm.config import ModelConfig
@@ -51,13 +51,15 @@ class Reload:
         model_config: ModelConfig,
         missing: Mapping[str, int],
         filled: Collection[tuple[str, str]] = (),
+        placed: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`missing`: how many parts of each layer will come. `filled`: parameters (module name, name) that are 0 where
-        nothing comes."""
+        nothing comes. `placed` is called with a layer whose parts have all come, before they are processed."""
         self.model = model
         self.model_config = model_config
         self.missing = Counter(missing)
         self.filled = filled
+        self.placed = placed
         self.begun: dict[str, set[str]] = {}
         """Modules that a loader has filled, by the group that they belong to, of groups that have begun."""
         self.held_bytes = self.peak_bytes = 0
@@ -103,6 +105,7 @@ class Reload:
         loaded, modules = self.begun[group], self.modules[group]
         self.held_bytes -= group_bytes(modules)
         try:
+            self.placed(group)
             for name, module in modules:
                 if name in loaded and not is_deferred_attention_layer(module):
                     keep_what_was_released(module)

@@ -16,15 +16,18 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from megatron_r1.agreement import Alarm, on_rank_zero, together, trainers
+from megatron_r1.agreement import Alarm, on_rank_zero, sum_over_ranks, together, trainers
 from megatron_r1.engines.base import RequestError
 from megatron_r1.engines.source import ShardedSource
+from megatron_r1.engines.vllm.checks import compare, own_fingerprints, parts_wanted
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.messages import messages_as_numbers, prepare_to_send, send_all, wants_of
 from megatron_r1.engines.vllm.peers import Meeting, Peers, SyncWay, join
 from megatron_r1.errors import EngineError
-from megatron_r1.resharding.plan import Message, Piece, Plan, check_wanted, make_plan
+from megatron_r1.resharding.boxes import Box
+from megatron_r1.resharding.plan import Message, Piece, Plan, Want, check_wanted, make_plan
+from megatron_r1.weights.fingerprint import drawn
 from megatron_r1.weights.wire import ParamSpec, wire_tensors
 
 MEETING_SECONDS = 300.0
@@ -45,17 +48,22 @@ class ShardChannel:
         rank: int,
         bucket_bytes: int,
         private_dir: Path | None,
+        check_tensors: int = 0,
     ) -> None:
-        """`private_dir`, on rank 0: where members of gloo and ipc meet."""
+        """`private_dir`, on rank 0: where members of gloo and ipc meet. `check_tensors`: how many are compared after an
+        update, of the first all; 0: none."""
         self.specs, self.source, self.rank = list(specs), source, rank
         self.sync: SyncWay = sync
         self.tensors = wire_tensors(specs)
         self.control = ControlPlane(engines) if rank == 0 else None
         self.peers: Peers | None = None
         self.place = ""
-        self.updates = 0
+        self.updates, self.check_tensors = 0, check_tensors
+        self.names = [engine.name for engine in engines]
         try:
             self.place = on_rank_zero(lambda: self.announce(private_dir))
+            self.servers: list[list[list[Want]]] = []
+            """What each worker of each server wants."""
             self.plan = self.meet(len(engines), bucket_bytes)
         except BaseException:
             self.close()
@@ -93,12 +101,12 @@ class ShardChannel:
             workers = in_background(lambda: self.control.init_weight_transfer_engine(info))  # type: ignore[union-attr]
         together(lambda: self.enter(meeting, workers))
         wanted = on_rank_zero(lambda: self.hear(meeting, workers))
-        servers, first = [], 0
+        first = 0
         for count in per_engine:
-            servers.append([wants_of(torch.from_numpy(own)) for own in wanted[first : first + count]])
+            self.servers.append([wants_of(torch.from_numpy(own)) for own in wanted[first : first + count]])
             first += count
-        check_wanted(self.tensors, servers)
-        plan = together(lambda: make_plan(self.tensors, self.source.shards, servers, bucket_bytes))
+        check_wanted(self.tensors, self.servers)
+        plan = together(lambda: make_plan(self.tensors, self.source.shards, self.servers, bucket_bytes))
         together(lambda: self.tell(plan, meeting, workers))
         return plan
 
@@ -131,20 +139,43 @@ class ShardChannel:
         return self.plan.sent.get(self.rank, [])
 
     def send(self) -> None:
-        """One whole update."""
+        """One whole update. EngineError, naming the tensor, if a worker then holds something else."""
         together(lambda: self.control.start_weight_update() if self.control else None)
+        checked = self.tensors_to_check()
+        wanted = parts_wanted(self.servers, set(checked))
+        self.updates += 1
         try:
-            together(self.transfer)
+            own, reports = together(lambda: self.transfer(checked, wanted))
         except BaseException:
             self.leave()
             raise
         together(lambda: self.control.finish_weight_update() if self.control else None)
+        if checked:
+            expected = dict(zip(wanted, sum_over_ranks(own).tolist(), strict=True))
+            on_rank_zero(lambda: compare(reports, expected, self.specs, self.workers_named()))
 
-    def transfer(self) -> None:
+    def tensors_to_check(self) -> list[int]:
+        """Of the first update all, of later ones others every time."""
+        if not self.check_tensors or not self.updates:
+            return list(range(len(self.tensors) if self.check_tensors else 0))
+        return drawn(self.updates, len(self.tensors), self.check_tensors)
+
+    def workers_named(self) -> list[str]:
+        return [
+            f"worker {number} of {name}"
+            for name, workers in zip(self.names, self.servers, strict=True)
+            for number in range(len(workers))
+        ]
+
+    def transfer(
+        self, checked: Sequence[int], wanted: Sequence[tuple[int, Box]]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Send all. Returns this rank's share of the fingerprints of the parts in `wanted`, and on rank 0 what each
+        worker says that it has of the tensors in `checked`."""
         control = self.control
-        self.updates += 1
         alarm = Alarm(f"weight sync {self.place} {self.updates}")
-        received = in_background(lambda: control.update_weights({})) if control is not None else None
+        update = {"checked": list(checked)}
+        received = in_background(lambda: control.update_weights(update)) if control is not None else None
 
         def given_up() -> bool:
             return alarm.heard() or (received is not None and received.done() and received.exception() is not None)
@@ -152,12 +183,16 @@ class ShardChannel:
         try:
             with self.source.reading(), explained(received):
                 send_all(self.joined, self.own_messages, self.specs, self.tensors, self.fill, given_up)
+                own, reports = own_fingerprints(wanted, self.source, self.specs, self.rank), []
+                for worker in range(sum(map(len, self.servers)) if checked and control is not None else 0):
+                    reports.append(self.joined.receive_numbers(of=trainers() + worker))
         except BaseException:
             alarm.ring()
             self.leave()
             raise
         if received is not None:
             received.result()
+        return own, reports
 
     def fill(self, piece: Piece, place: torch.Tensor) -> None:
         """Raises ValueError where the source reads another shape than it has announced."""

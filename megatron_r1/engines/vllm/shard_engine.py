@@ -17,6 +17,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from megatron_r1.engines.vllm.checks import WorkerCheck
 from megatron_r1.engines.vllm.messages import (
     messages_of,
     pieces_by_layer,
@@ -46,7 +47,9 @@ class ShardInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ShardUpdateInfo(WeightTransferUpdateInfo):
-    """Everything is known beforehand."""
+    """What comes is known beforehand. `checked`: tensors whose fingerprints the worker tells rank 0 afterwards."""
+
+    checked: list[int] = field(default_factory=list)
 
 
 class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateInfo]):
@@ -59,6 +62,8 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
     tensors: Sequence[Tensor] = ()
     messages: Sequence[Message] = ()
     peers: Peers | None = None
+    repacked: set[tuple[str, str]] | None = None
+    """Parameters whose kernels have another layout; None before the first update."""
 
     def init_transfer_engine(self, init_info: ShardInitInfo) -> None:
         if init_info.meeting is None:
@@ -67,7 +72,7 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
             shapes = [tuple(shape) for shape in init_info.shapes]
             self.specs = list(zip(init_info.names, dtypes, shapes, strict=True))
             self.tensors = wire_tensors(self.specs)
-            self.recording = record(self.model, self.specs)
+            self.recording, self.repacked = record(self.model, self.specs), None
         else:
             self.meet(Meeting(**init_info.meeting), init_info.first_worker)
 
@@ -94,11 +99,18 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: ShardUpdateInfo) -> None:
-        """Receive and place all pieces. On any error leave the group, so that the senders fail too."""
+        """Receive and place all pieces, and say what the model has then. On any error leave the group, so that the
+        senders fail too."""
         if self.peers is None or self.recording is None:
             raise RuntimeError("weight sync: update_weights came before the meeting with the trainer's ranks")
-        recording = self.recording
-        reload = Reload(self.model, self.model_config, pieces_by_layer(self.messages, self.tensors), recording.filled)
+        recording, first = self.recording, self.repacked is None
+        self.repacked = set() if self.repacked is None else self.repacked
+        layers = [tensor.layer for tensor in self.tensors]
+        check = WorkerCheck(
+            recording.destinations, self.specs, layers, set(update_info.checked), self.repacked, first=first
+        )
+        coming = pieces_by_layer(self.messages, self.tensors)
+        reload = Reload(self.model, self.model_config, coming, recording.filled, check.placed)
 
         def take(piece: Piece, values: torch.Tensor) -> None:
             reload.place(self.tensors[piece.tensor].layer, recording.destinations[piece.want], piece.box, values)
@@ -106,6 +118,8 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
         try:
             receive_all(self.peers, self.messages, self.specs, self.tensors, take)
             reload.finish()
+            if update_info.checked:
+                self.peers.send_numbers(check.report(), to=0)
         except BaseException:
             reload.close()
             self.shutdown()

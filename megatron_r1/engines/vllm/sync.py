@@ -114,6 +114,7 @@ class WeightSync:
                 sync=self.config.sync,
                 rank=self.rank,
                 bucket_bytes=self.config.sync_bucket_mib << 20,
+                check_tensors=self.config.check_tensors,
                 private_dir=None if self.private_dir is None else Path(self.private_dir.name),
             )
             self.connected = wanted

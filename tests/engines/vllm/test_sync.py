@@ -205,6 +205,47 @@ def test_a_source_that_breaks_its_word_is_named(
     assert engine.client.weight_version() == sync.version
 
 
+class Planted(Weights):
+    """Of the tensor called `name` the server gets other numbers than those that the trainer has."""
+
+    name, reads = "", 0
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        rows = super().read(tensor, box)
+        if list(self.tensors)[tensor] != self.name:
+            return rows
+        self.reads += 1
+        return -rows.flip(0) if self.reads == 1 else rows  # the first is the one that is sent
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.2.mlp.gate.e_score_correction_bias",
+        "model.layers.1.input_layernorm.weight",
+        "lm_head.weight",
+        "model.layers.2.mlp.experts.1.down_proj.weight",
+    ],
+)
+def test_a_server_that_holds_other_numbers_is_found(
+    name: str, engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], weights: Weights
+) -> None:
+    """At the first push, when all tensors are compared, and at a later one, in the tensor's turn."""
+    planted = Planted(folders[1])
+    every = dataclasses.replace(config, check_tensors=len(planted.tensors))
+    own = WeightSync(every, source=planted, engines=(engine,), model_path=folders[0])
+    for later in (False, True):
+        if later:
+            planted.name = ""
+            own.push(sync.version + 1)
+        planted.name, planted.reads = name, 0
+        with pytest.raises(EngineError, match=rf"{name}, rows 0 to \d+, columns 0 to \d+, on worker 0 of vllm-0"):
+            own.push(sync.version + 2)
+    own.close()
+    sync.disconnect()
+    sync.push(sync.version + 1)
+
+
 class Killing(Weights):
     """Kills a server while its weights are being packed."""
 

@@ -1,0 +1,132 @@
+"""After a push: do the servers hold what the trainer holds? vLLM is not imported.
+
+Fingerprints (weights/fingerprint.py) of the parts that each worker took, read back from its parameters, against those
+of the same parts by the trainer's ranks.
+
+A worker reads what its model runs with wherever that still has the checkpoint's layout. Some kernels want another
+(packed matrices on CPUs, shuffled experts on GPUs): those parameters are read when all their parts have been placed,
+before they are processed. Which they are is found at the first update, and only among modules that have a method to
+process weights: norms, router biases and the like are always read as the model has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+
+from megatron_r1.engines.source import ShardedSource
+from megatron_r1.engines.vllm.destination import Destination
+from megatron_r1.errors import EngineError
+from megatron_r1.resharding.boxes import Box
+from megatron_r1.resharding.plan import Want
+from megatron_r1.weights.fingerprint import fingerprint
+from megatron_r1.weights.wire import ParamSpec
+
+FAULTS_SHOWN = 5
+
+
+class WorkerCheck:
+    """A worker's part: call `placed` before a layer is processed, `report` when all are."""
+
+    def __init__(
+        self,
+        destinations: Sequence[Destination],
+        specs: Sequence[ParamSpec],
+        layers: Sequence[str],
+        checked: Collection[int],
+        repacked: set[tuple[str, str]],
+        *,
+        first: bool,
+    ) -> None:
+        """`specs`, `layers`: by tensor. `checked`: tensors. `repacked`: parameters (module name, name) whose kernels
+        have another layout; of the `first` update those that turn out to are added."""
+        self.specs, self.repacked, self.first = specs, repacked, first
+        self.by_layer: dict[str, list[int]] = {}
+        self.destinations = destinations
+        for number, destination in enumerate(destinations):
+            if destination.tensor in checked:
+                self.by_layer.setdefault(layers[destination.tensor], []).append(number)
+        self.loaded: dict[int, tuple[torch.Tensor, tuple]] = {}
+        """By destination: the fingerprint of what was placed, and the layout of its parameter."""
+
+    def placed(self, layer: str) -> None:
+        """The parameters of the layer are as the checkpoint has them, and whole."""
+        for number in self.by_layer.get(layer, ()):
+            destination = self.destinations[number]
+            values, (_, dtype, _) = destination.view(destination.box), self.specs[destination.tensor]
+            if values.dtype.itemsize >= dtype.itemsize:  # else it is rounded on its way, and cannot be the same
+                self.loaded[number] = (self.fingerprint_of(destination), layout_of(destination))
+
+    def report(self) -> torch.Tensor:
+        """int64[parts, 6]: tensor, box, fingerprint."""
+        rows = []
+        for number, (before, layout) in self.loaded.items():
+            destination, served = self.destinations[number], before
+            place = (destination.module_name, destination.parameter)
+            if place not in self.repacked:
+                same_layout = layout_of(destination) == layout
+                served = self.fingerprint_of(destination) if same_layout else served
+                processes = getattr(destination.module, "quant_method", None) is not None
+                if not same_layout or (self.first and processes and int(served) != int(before)):
+                    self.repacked.add(place)
+                    served = before
+            rows.append((destination.tensor, *destination.box, int(served)))
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 6)
+
+    def fingerprint_of(self, destination: Destination) -> torch.Tensor:
+        """In the wire's dtype: a parameter may have a wider one."""
+        _, dtype, _ = self.specs[destination.tensor]
+        return fingerprint(destination.view(destination.box).to(dtype), destination.box)
+
+
+def layout_of(destination: Destination) -> tuple:
+    parameter = getattr(destination.module, destination.parameter, None)
+    return () if parameter is None else (tuple(parameter.shape), parameter.stride(), parameter.dtype)
+
+
+def parts_wanted(servers: Sequence[Sequence[Sequence[Want]]], checked: Collection[int]) -> list[tuple[int, Box]]:
+    """(tensor, box) of everything of `checked` tensors that some worker takes, each once, in order."""
+    found = {(want.tensor, want.box) for workers in servers for wants in workers for want in wants}
+    return sorted(part for part in found if part[0] in checked)
+
+
+def own_fingerprints(
+    wanted: Iterable[tuple[int, Box]], source: ShardedSource, specs: Sequence[ParamSpec], rank: int
+) -> torch.Tensor:
+    """int64[parts], on the source's device: of what is in each part, this rank's share, while the source is `reading`.
+    Of ranks that hold the same the lowest has it, so that the sum over ranks is the part's fingerprint."""
+    held: dict[int, list[Box]] = {}
+    for tensor, box, ranks in source.shards:
+        if min(ranks) == rank:
+            held.setdefault(tensor, []).append(box)
+    zero = torch.zeros((), dtype=torch.int64, device=source.device)
+    found = []
+    for tensor, part in wanted:
+        shares = [common for box in held.get(tensor, ()) if (common := box.meet(part)) is not None]
+        found.append(
+            sum((fingerprint(source.read(tensor, share).to(specs[tensor][1]), share) for share in shares), zero)
+        )
+    return torch.stack(found) if found else zero.reshape(1)[:0]
+
+
+def compare(
+    reports: Sequence[torch.Tensor],
+    expected: Mapping[tuple[int, Box], int],
+    specs: Sequence[ParamSpec],
+    where: Sequence[str],
+) -> None:
+    """`reports` by worker, as `WorkerCheck.report` has them; `where` says which worker that is. EngineError, naming the
+    tensors, if a worker holds other numbers than the trainer."""
+    wrong = []
+    for report, name in zip(reports, where, strict=True):
+        for tensor, top, bottom, left, right, found in report.tolist():
+            if expected[tensor, Box(top, bottom, left, right)] != found:
+                wrong.append(f"{specs[tensor][0]}, rows {top} to {bottom}, columns {left} to {right}, on {name}")
+    if wrong:
+        more = f"; and {len(wrong) - FAULTS_SHOWN} more" if len(wrong) > FAULTS_SHOWN else ""
+        raise EngineError(
+            "weight sync: a server holds other numbers than the trainer after a push: "
+            f"{'; '.join(wrong[:FAULTS_SHOWN])}{more}. It would not sample from the policy. If it stays so, report it "
+            "with this line; rollout.check_tensors 0 leaves the comparison out"
+        )

@@ -1,0 +1,60 @@
+"""A number that says whether two copies of a weight are the same to the bit, wherever their parts lie.
+
+    fingerprint = sum over rows r and columns c of  bits[r, c] * u(r) * v(c)   modulo 2^64
+
+bits: the number's bits as an integer; u, v: odd 64-bit numbers that depend on the position in the whole tensor. It is a
+sum, so parts on several ranks add up to the whole's, however each side is cut. One changed number always changes it,
+because an odd factor has an inverse modulo 2^64; several changes, rows or columns in another order included, leave it
+alike with a chance of about 2^-63.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import numpy as np
+import torch
+
+from megatron_r1.resharding.boxes import Box
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+CHUNK_NUMBERS = 1 << 20
+"""Numbers that are widened to 64 bits at once."""
+BLOCK = 4096
+"""Factors that are made, and kept, at once."""
+ROWS, COLUMNS = 0x243F6A8885A308D3, 0x13198A2E03707344
+
+
+def fingerprint(values: torch.Tensor, box: Box) -> torch.Tensor:
+    """int64 scalar, on the device of `values`: [rows, columns] of any dtype, which lie at `box` of their tensor."""
+    integers = INTEGERS[values.element_size()]
+    u_R = _factors(ROWS, box.top, box.bottom, values.device)
+    v_C = _factors(COLUMNS, box.left, box.right, values.device)
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    step = max(1, CHUNK_NUMBERS // max(1, box.columns))
+    for first in range(0, box.rows, step):
+        bits_RC = values[first : first + step].contiguous().view(integers).to(torch.int64, copy=True)
+        total += (bits_RC.mul_(v_C).sum(1) * u_R[first : first + step]).sum()
+    return total
+
+
+def _factors(salt: int, first: int, last: int, device: torch.device) -> torch.Tensor:
+    """int64[last - first]: those of positions `first` to `last`."""
+    numbers = range(first // BLOCK, -(-last // BLOCK))
+    blocks = torch.cat([_block(salt, number, str(device)) for number in numbers])
+    begin = numbers.start * BLOCK
+    return blocks[first - begin : last - begin]
+
+
+@functools.lru_cache(maxsize=1024)
+def _block(salt: int, number: int, device: str) -> torch.Tensor:
+    raw = np.random.Philox(key=salt + number).random_raw(BLOCK)  # the same in every version of numpy
+    return torch.from_numpy((raw | np.uint64(1)).view(np.int64)).to(device)
+
+
+def drawn(turn: int, total: int, count: int) -> list[int]:
+    """`count` of the numbers below `total`, in their order; others at each turn, until all have had theirs."""
+    order = list(range(total))
+    random.Random(ROWS).shuffle(order)
+    return sorted(order[(turn * count + place) % total] for place in range(min(count, total)))

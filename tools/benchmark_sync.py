@@ -1,11 +1,12 @@
-"""Measure a push of weights shard to shard beside one through rank 0, and an export, of one model in one run.
+"""Measure pushes of weights, each way beside the others, and an export, of one model in one run.
 
 usage: python tools/benchmark_sync.py [--megabytes 500] [--layout tensor=2,pipeline_parallel=2] [--ranks 4]
            [--tensor 2] [--dtype bf16] [--repeats 5] [--json OUT]
 
-Two servers of the same random DeepSeek-V3 (--tensor workers each) stand side by side: into one every rank sends what
-the plan says (rollout.sync gloo), into the other rank 0 what it has gathered, through the host's memory (ipc). Pushes
-take turns. Medians of seconds, processor seconds of all ranks together, and by how much rank 0's memory grew at most.
+Servers of the same random DeepSeek-V3 (--tensor workers each) stand side by side, one for each way: over sockets
+(rollout.sync gloo), the same with nothing compared afterwards, and through the host's memory (ipc). Pushes take turns.
+After each export rank 0 alone writes as many bytes: the disk's own speed. Medians of seconds, processor seconds of all
+ranks together, and by how much rank 0's memory grew at most.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import resource
 import statistics
@@ -29,7 +31,9 @@ from megatron_r1.policy.platform import configure_process
 from megatron_r1.weights.table import build_table
 
 TINY = Path(__file__).resolve().parent.parent / "megatron_r1" / "recipes" / "tiny_v3"
-WAYS = {"shard to shard": "gloo", "through rank 0": "ipc"}
+WAYS = {"gloo": ("gloo", 8), "gloo, nothing compared": ("gloo", 0), "ipc": ("ipc", 8)}
+"""Name -> rollout.sync and rollout.check_tensors."""
+EXPORT, PLAIN = "export", "as many bytes written by rank 0"
 
 
 def main() -> None:
@@ -105,29 +109,31 @@ def measure(arguments: argparse.Namespace) -> None:
         total_steps=1,
         device=torch.device("cpu"),
     )
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*WAYS, "export")}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*WAYS, EXPORT, PLAIN)}
     base = arguments.folder.parent / "base"
+    num_bytes = sum(math.prod(size) * kind.itemsize for _, kind, size in policy.weights(dtype=dtype).metadata())
+    plain = torch.ones(num_bytes if dist.get_rank() == 0 else 0, dtype=torch.uint8)
     for repeat in range(arguments.repeats):
         target = base if repeat == 0 else arguments.folder.parent / f"export-{repeat}"
-        rows["export"].append(timed(lambda: save_hf_folder(policy.weights(dtype=dtype), arguments.folder, target)))  # noqa: B023
+        rows[EXPORT].append(timed(lambda: save_hf_folder(policy.weights(dtype=dtype), arguments.folder, target)))  # noqa: B023
+        rows[PLAIN].append(timed(lambda: (base.parent / f"plain-{repeat}").write_bytes(memoryview(plain.numpy()))))  # noqa: B023
+    plain = None
     rollout = RolloutConfig(
         device="cpu", dtype=arguments.dtype, tensor_parallel=arguments.tensor, max_model_len=64, max_num_seqs=4,
-        memory_fraction=0.3, kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=64, start_timeout_seconds=400,
+        memory_fraction=0.2, kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=64, start_timeout_seconds=400,
     )  # fmt: skip
     syncs = {}
-    for name, sync in WAYS.items():
-        own = dataclasses.replace(rollout, sync=sync)
-        run_dir = base.parent / sync
+    for number, (name, (sync, compared)) in enumerate(WAYS.items()):
+        own = dataclasses.replace(rollout, sync=sync, check_tensors=compared)
+        run_dir = base.parent / f"servers-{number}"
         engines = start_engines(own, model_path=base, run_dir=run_dir) if dist.get_rank() == 0 else ()
         dist.barrier()
         source = policy.weights(dtype=dtype, bucket_bytes=rollout.sync_bucket_mib << 20)
         syncs[name] = WeightSync(own, source=source, engines=engines, model_path=base, rank=dist.get_rank())
         syncs[name].push(1)  # meets, and plans
-    num_bytes = 0
     for repeat in range(arguments.repeats):
         for name, opened in syncs.items():
             rows[name].append(timed(lambda: opened.push(repeat + 2)))  # noqa: B023
-            num_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in policy.weights(dtype=dtype))
     if dist.get_rank() == 0:
         found = {"megabytes": num_bytes >> 20, "ranks": arguments.ranks, "layout": arguments.layout, "rows": rows}
         (arguments.folder.parent / "result.json").write_text(json.dumps(found))

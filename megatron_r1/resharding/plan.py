@@ -14,45 +14,26 @@ The same numbers give the same plan, so every rank makes it for itself. Workers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, zip_longest
+from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from megatron_r1.errors import EngineError
-from megatron_r1.resharding.boxes import Box, parts
-from megatron_r1.resharding.rounds import Rounds, interleave, layer_order
-from megatron_r1.resharding.senders import GRAIN_BYTES, Part, spread
+from megatron_r1.resharding.boxes import Box
+from megatron_r1.resharding.parts import ALIGNMENT_BYTES, WANT, Numbers, aligned
+from megatron_r1.resharding.rounds import Rounds, chunks_in_turns
+from megatron_r1.resharding.senders import GRAIN_BYTES, Holders
+from megatron_r1.resharding.takes import Shard, Tensor, Want, Wants, numbers_of, takes
 
-ALIGNMENT_BYTES = 16
-"""Every piece begins at a multiple of this in its message, so that its bytes can be viewed as any dtype in place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A weight on the wire. `layer`: what a server completes together (a decoder layer, or a module beside them)."""
-
-    name: str
-    rows: int
-    columns: int
-    itemsize: int
-    layer: str
-
-
-class Shard(NamedTuple):
-    """`box` of tensor number `tensor`, which each of the trainer's `ranks` holds."""
-
-    tensor: int
-    box: Box
-    ranks: tuple[int, ...]
-
-
-class Want(NamedTuple):
-    """`box` of tensor number `tensor`, which goes into one place of one of a worker's parameters."""
-
-    tensor: int
-    box: Box
+__all__ = [
+    "Message", "Piece", "Plan", "Shard", "Tensor", "Want", "check_wanted", "make_plan", "message_bytes", "offsets",
+    "rounds_of",
+]  # fmt: skip
 
 
 class Piece(NamedTuple):
@@ -74,148 +55,101 @@ class Message:
     num_bytes: int
 
 
-@dataclass(frozen=True)
 class Plan:
-    """All messages, by round, sender and worker."""
+    """All messages. They are made when they are asked for: those of a large model are millions of pieces."""
 
-    messages: tuple[Message, ...]
+    def __init__(self, pieces: Sequence[npt.NDArray[np.int32]], chunks: Numbers) -> None:
+        """`pieces`: [6, n] each: want, tensor, box. `chunks`: [7, n]: round, sender, worker, which of `pieces`, first
+        and end of its columns, bytes."""
+        self._pieces = pieces
+        self._chunks = chunks[:, np.lexsort(chunks[2::-1])]
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All, by round, sender and worker."""
+        return tuple(self.made(self._chunks))
 
     @cached_property
-    def sent(self) -> dict[int, list[Message]]:
+    def sent(self) -> Mapping[int, list[Message]]:
         """Those of each sender, in its order."""
-        return _by(self.messages, lambda message: message.sender)
+        return MessagesOf(self, self._chunks, 1)
 
     @cached_property
-    def received(self) -> dict[int, list[Message]]:
+    def received(self) -> Mapping[int, list[Message]]:
         """Those of each worker, in its order."""
-        return _by(self.messages, lambda message: message.worker)
+        return MessagesOf(self, self._chunks, 2)
 
     @property
     def num_bytes(self) -> int:
-        return sum(message.num_bytes for message in self.messages)
+        return int(self._chunks[-1].sum())
+
+    def made(self, chunks: Numbers) -> Iterator[Message]:
+        """The messages of some of the chunks, which are in their order."""
+        for (number, sender, worker), own in groupby(chunks.T.tolist(), key=lambda chunk: tuple(chunk[:3])):
+            pieces, size = [], 0
+            for *_, which, first, end, num_bytes in own:
+                columns = self._pieces[which][:, first:end].T.tolist()
+                pieces += [Piece(want, tensor, Box(*box)) for want, tensor, *box in columns]
+                size += num_bytes
+            yield Message(number, sender, worker, tuple(pieces), size)
+
+
+class MessagesOf(Mapping[int, list[Message]]):
+    """The messages of each sender or worker, made anew each time."""
+
+    def __init__(self, plan: Plan, chunks: Numbers, row: int) -> None:
+        self._plan = plan
+        self._chunks = chunks[:, np.argsort(chunks[row], kind="stable")]
+        names, starts = np.unique(self._chunks[row], return_index=True)
+        ends = np.append(starts[1:], self._chunks.shape[1])
+        self._places = {name: slice(start, end) for name, start, end in zip(names.tolist(), starts, ends, strict=True)}
+
+    def __getitem__(self, name: int) -> list[Message]:
+        return list(self._plan.made(self._chunks[:, self._places[name]]))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def make_plan(
     tensors: Sequence[Tensor],
     shards: Sequence[Shard],
-    servers: Sequence[Sequence[Sequence[Want]]],
+    servers: Sequence[Sequence[Wants]],
     bucket_bytes: int,
     grain: int = GRAIN_BYTES,
 ) -> Plan:
     """`servers`: the wants of each worker of each. `bucket_bytes`: the most that a rank or worker has on the way in a
     round. `grain`: see senders.py. EngineError, naming the tensor, if nobody holds what a worker wants."""
-    rounds = Rounds(bucket_bytes)
-    messages: dict[tuple[int, int, int], list[Piece]] = {}
-    for sender, part in transfers(tensors, shards, servers, grain):
-        for box in parts(part.box, bucket_bytes // part.itemsize):
-            size = aligned(box.size * part.itemsize)
-            number = rounds.place(("rank", sender), ("worker", part.worker), min(size, bucket_bytes))
-            messages.setdefault((number, sender, part.worker), []).append(Piece(part.want, part.tensor, box))
-    return Plan(
-        tuple(
-            Message(number, sender, worker, tuple(pieces), message_bytes(pieces, tensors))
-            for (number, sender, worker), pieces in sorted(messages.items())
+    limit = bucket_bytes // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+    holders = Holders(shard.ranks for shard in shards)
+    rounds = Rounds(limit, len(holders.loads), sum(len(workers) for workers in servers))
+    pieces, chunks = [], [np.zeros((7, 0), np.int64)]
+    for wanted in takes(tensors, shards, holders.number, servers):
+        parts, order = chunks_in_turns(holders.choose(wanted, grain).split(limit), limit)
+        which = np.full(len(order.start), len(pieces))
+        pieces.append(parts.table[WANT : WANT + 6].astype(np.int32))
+        chunks.append(
+            np.stack([rounds.place(order), order.sender, order.worker, which, order.start, order.stop, order.num_bytes])
         )
-    )
+    return Plan(pieces, np.concatenate(chunks, axis=1))
 
 
-def check_wanted(tensors: Sequence[Tensor], servers: Sequence[Sequence[Sequence[Want]]]) -> None:
+def check_wanted(tensors: Sequence[Tensor], servers: Sequence[Sequence[Wants]]) -> None:
     """EngineError, naming the first, if a server's workers together take nothing of some tensors: they would be left as
     they are."""
     for number, workers in enumerate(servers):
-        wanted = {want.tensor for wants in workers for want in wants}
-        left = [tensor.name for index, tensor in enumerate(tensors) if index not in wanted]
+        wanted = np.zeros(len(tensors), bool)
+        for wants in workers:
+            wanted[numbers_of(wants)[:, 0]] = True
+        left = [tensor.name for tensor, taken in zip(tensors, wanted, strict=True) if not taken]
         if left:
             raise EngineError(
                 f"weight sync: server {number} takes nothing of {left[0]} ({len(left)} of {len(tensors)} tensors so); "
                 "serve the model that is trained"
             )
-
-
-def transfers(
-    tensors: Sequence[Tensor],
-    shards: Sequence[Shard],
-    servers: Sequence[Sequence[Sequence[Want]]],
-    grain: int = GRAIN_BYTES,
-) -> Iterator[tuple[int, Part]]:
-    """(sender, part) for everything that is wanted, in the order of sending."""
-    held: dict[int, list[Shard]] = {}
-    holders: dict[str, set[int]] = {tensor.layer: set() for tensor in tensors}
-    for shard in shards:
-        held.setdefault(shard.tensor, []).append(shard)
-        holders[tensors[shard.tensor].layer].update(shard.ranks)
-    layers = {layer: frozenset(ranks) for layer, ranks in holders.items()}
-    wanted = _by_layer(tensors, servers)
-    loads: dict[int, int] = {}
-    orders = [layer_order(layers, number, len(servers)) for number in range(len(servers))]
-    for at_once in zip_longest(*orders):
-        for layer, taking in _alike(at_once).items():
-            wants = {worker: own for server in taking for worker, own in wanted.get((server, layer), {}).items()}
-            lines = _lines(tensors, held, wants)
-            chosen: dict[int, dict[int, list[Part]]] = {}
-            for ranks in sorted(lines, key=lambda ranks: (len(ranks), ranks)):
-                for sender, part in spread(lines[ranks], ranks, loads, grain):
-                    chosen.setdefault(sender, {}).setdefault(part.worker, []).append(part)
-            yield from _in_turns(chosen)
-
-
-def _alike(layers: Sequence[str]) -> dict[str, list[int]]:
-    """Layer -> the servers that take it now."""
-    taking: dict[str, list[int]] = {}
-    for server, layer in enumerate(layers):
-        taking.setdefault(layer, []).append(server)
-    return taking
-
-
-def _by_layer(
-    tensors: Sequence[Tensor], servers: Sequence[Sequence[Sequence[Want]]]
-) -> dict[tuple[int, str], dict[int, list[tuple[int, Want]]]]:
-    """(server, layer) -> worker -> its wants there, with their numbers."""
-    found: dict[tuple[int, str], dict[int, list[tuple[int, Want]]]] = {}
-    first = 0
-    for server, workers in enumerate(servers):
-        for worker, wants in enumerate(workers, first):
-            for number, want in enumerate(wants):
-                layer = tensors[want.tensor].layer
-                found.setdefault((server, layer), {}).setdefault(worker, []).append((number, want))
-        first += len(workers)
-    return found
-
-
-def _lines(
-    tensors: Sequence[Tensor], held: dict[int, list[Shard]], wanted: dict[int, list[tuple[int, Want]]]
-) -> dict[tuple[int, ...], list[Part]]:
-    """What each set of replicas has to send, worker by worker."""
-    lines: dict[tuple[int, ...], list[Part]] = {}
-    for worker, wants in wanted.items():
-        for number, (tensor, box) in wants:
-            missing = box.size
-            for shard in held.get(tensor, ()):
-                if (common := shard.box.meet(box)) is not None:
-                    part = Part(worker, number, tensor, common, tensors[tensor].itemsize)
-                    lines.setdefault(shard.ranks, []).append(part)
-                    missing -= common.size
-            if missing:
-                raise EngineError(
-                    f"weight sync: a server's worker wants {box.size} numbers of {tensors[tensor].name}, of which the "
-                    f"trainer's ranks hold {box.size - missing}"
-                )
-    return lines
-
-
-def _in_turns(chosen: dict[int, dict[int, list[Part]]]) -> Iterator[tuple[int, Part]]:
-    """Senders begin with different workers: at any time each has another to send to."""
-    queues = []
-    for position, (sender, by_worker) in enumerate(sorted(chosen.items())):
-        workers = sorted(by_worker)
-        first = position % len(workers)
-        order = workers[first:] + workers[:first]
-        queues.append([(sender, part) for worker in order for part in by_worker[worker]])
-    return interleave(queues)
-
-
-def aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def offsets(pieces: Iterable[Piece], tensors: Sequence[Tensor]) -> Iterator[int]:
@@ -229,13 +163,6 @@ def offsets(pieces: Iterable[Piece], tensors: Sequence[Tensor]) -> Iterator[int]
 
 def message_bytes(pieces: Sequence[Piece], tensors: Sequence[Tensor]) -> int:
     return sum(aligned(piece.box.size * tensors[piece.tensor].itemsize) for piece in pieces)
-
-
-def _by(messages: Iterable[Message], key: Callable[[Message], int]) -> dict[int, list[Message]]:
-    found: dict[int, list[Message]] = {}
-    for message in messages:
-        found.setdefault(key(message), []).append(message)
-    return found
 
 
 def rounds_of(messages: Iterable[Message]) -> Iterator[list[Message]]:

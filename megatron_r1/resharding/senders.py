@@ -7,80 +7,78 @@ the next one's begins, so a rank's share goes to few workers, and several server
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
-from megatron_r1.resharding.boxes import Box
+import numpy as np
+
+from megatron_r1.resharding.parts import Numbers, Parts
 
 GRAIN_BYTES = 64 << 10
 """No cut leaves less than about this on either side: a message costs more than that many bytes."""
 
 
-class Part(NamedTuple):
-    """What lies in the way from holders to a worker: `box` of `tensor`, wanted by `worker` as its want number
-    `want`."""
+class Holders:
+    """The sets of ranks that hold the same, numbered: smaller ones first."""
 
-    worker: int
-    want: int
-    tensor: int
-    box: Box
-    itemsize: int
+    def __init__(self, sets: Iterable[tuple[int, ...]]) -> None:
+        ordered = sorted(set(sets), key=lambda ranks: (len(ranks), ranks))
+        self.ranks = [np.array(ranks, np.int64) for ranks in ordered]
+        self.number: Mapping[tuple[int, ...], int] = {ranks: number for number, ranks in enumerate(ordered)}
+        self.alone = np.array([ranks[0] for ranks in ordered if len(ranks) == 1], np.int64)
+        """The rank of each set of one: those have the lowest numbers."""
+        self.loads = np.zeros(1 + max((rank for ranks in ordered for rank in ranks), default=0), np.int64)
+        """Bytes that each rank has to send so far."""
 
-    @property
-    def num_bytes(self) -> int:
-        return self.box.size * self.itemsize
+    def choose(self, parts: Parts, grain: int) -> Parts:
+        """`parts` with a sender each, some of them cut; the loads grow by what they send."""
+        parts = parts.take(np.argsort(parts.holders, kind="stable"))
+        single = int(np.searchsorted(parts.holders, len(self.alone)))
+        first = parts.take(slice(0, single))
+        first.sender[:] = self.alone[first.holders]
+        np.add.at(self.loads, first.sender, first.num_bytes)
+        numbers, counts = np.unique(parts.holders[single:], return_counts=True)
+        ends = single + np.cumsum(counts)
+        lines = [
+            self._spread(parts.take(slice(end - count, end)), self.ranks[number], grain)
+            for number, count, end in zip(numbers, counts, ends, strict=True)
+        ]
+        return Parts.joined([first, *lines])
+
+    def _spread(self, line: Parts, ranks: Numbers, grain: int) -> Parts:
+        """All of `line`, which each of `ranks` holds."""
+        sizes = line.num_bytes
+        ends = np.cumsum(sizes)
+        demand = int(ends[-1])
+        if demand <= grain:
+            line.sender[:] = chosen = ranks[np.argmin(self.loads[ranks])]
+            self.loads[chosen] += demand
+            return line
+        wanted = np.cumsum(shares(self.loads[ranks], demand))[:-1]
+        at = np.minimum(np.searchsorted(ends, wanted, side="right"), len(line) - 1)
+        begins = (ends - sizes)[at]
+        cuts = begins + _inside(wanted - begins, sizes[at], line.row_bytes[at], grain)
+        line, starts = line.cut(cuts)
+        line.sender[:] = ranks[np.searchsorted(cuts, starts, side="right")]
+        np.add.at(self.loads, line.sender, line.num_bytes)
+        return line
 
 
-def shares(loads: Sequence[int], demand: int) -> list[int]:
+def shares(loads: Numbers, demand: int) -> Numbers:
     """Of `demand` bytes, those of each rank, which has `loads[i]` to send already: the highest sum is least.
 
     The level l solves sum(max(0, l - loads)) = demand."""
-    order = sorted(range(len(loads)), key=loads.__getitem__)
-    level, filled = 0, 0
-    for position, index in enumerate(order):
-        filled += loads[index]
-        level = -(-(demand + filled) // (position + 1))
-        if position + 1 == len(order) or level <= loads[order[position + 1]]:
-            break
-    given, rest = [0] * len(loads), demand
-    for index in order:
-        given[index] = min(max(level - loads[index], 0), rest)
-        rest -= given[index]
+    order = np.argsort(loads, kind="stable")
+    ordered = loads[order]
+    levels = -(-(demand + np.cumsum(ordered)) // np.arange(1, len(loads) + 1))
+    enough = np.append(levels[:-1] <= ordered[1:], True)
+    filled = np.cumsum(np.maximum(levels[np.argmax(enough)] - ordered, 0))
+    given = np.empty_like(loads)
+    given[order] = np.diff(np.minimum(filled, demand), prepend=0)  # the level is rounded up
     return given
 
 
-def spread(
-    line: Sequence[Part], ranks: Sequence[int], loads: dict[int, int], grain: int = GRAIN_BYTES
-) -> Iterator[tuple[int, Part]]:
-    """(sender, part) for all of `line`, which each of `ranks` holds. Adds what they send to `loads`, bytes per rank."""
-    demand = sum(part.num_bytes for part in line)
-    if len(ranks) == 1 or demand <= grain:
-        chosen = min(ranks, key=lambda rank: (loads.get(rank, 0), rank))
-        loads[chosen] = loads.get(chosen, 0) + demand
-        yield from ((chosen, part) for part in line)
-        return
-    given = shares([loads.get(rank, 0) for rank in ranks], demand)
-    queue = [(rank, amount) for rank, amount in zip(ranks, given, strict=True) if amount]
-    position, (rank, room) = 0, queue[0]
-    for part in line:
-        rest: Part | None = part
-        while rest is not None:
-            last = position + 1 == len(queue)
-            if last or rest.num_bytes <= room + grain // 2:
-                taken, rest = rest, None
-            else:
-                rows = room // (rest.box.columns * rest.itemsize)
-                taken, rest = _cut(rest, rows) if room >= grain // 2 and 0 < rows < rest.box.rows else (None, rest)
-            if taken is not None:
-                room -= taken.num_bytes
-                loads[rank] = loads.get(rank, 0) + taken.num_bytes
-                yield rank, taken
-            if not last and (rest is not None or room <= 0):
-                position += 1
-                rank, amount = queue[position]
-                room += amount  # what the last one gave too little or too much
-
-
-def _cut(part: Part, rows: int) -> tuple[Part, Part]:
-    first, second = part.box.cut(rows)
-    return part._replace(box=first), part._replace(box=second)
+def _inside(wanted: Numbers, size: Numbers, row_bytes: Numbers, grain: int) -> Numbers:
+    """Where parts of `size` bytes are cut instead of at byte `wanted`: at whole rows, and not near their ends."""
+    rows = (wanted + row_bytes // 2) // row_bytes * row_bytes
+    near = (rows < grain // 2) | (size - rows < grain // 2)
+    return np.where(near, np.where(2 * wanted < size, 0, size), rows)

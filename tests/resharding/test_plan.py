@@ -14,6 +14,8 @@ from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Shard, Tensor, Want, check_wanted, make_plan, rounds_of
+from megatron_r1.resharding.rounds import layer_order
+from megatron_r1.resharding.takes import numbers_of
 
 BUCKET = 1 << 12
 
@@ -129,6 +131,29 @@ def test_a_piece_above_the_bucket_is_cut():
     plan = make_plan(tensors, [Shard(0, Box(0, 3, 0, 100), (0,))], [[[Want(0, Box(0, 3, 0, 100))]]], 320)
     assert [m.num_bytes for m in plan.messages] == [320, 80, 320, 80, 320, 80]
     assert [m.round for m in plan.messages] == [0, 1, 2, 3, 4, 5]
+
+
+def test_wants_may_be_numbers():
+    """What workers send rank 0 need not become objects: the plan is the same."""
+    tensors = [Tensor("a", 400, 8, 2, "layer"), Tensor("b", 16, 1, 4, "norm")]
+    shards = [
+        Shard(0, Box(0, 100, 0, 8), (0,)),
+        Shard(0, Box(100, 400, 0, 8), (1, 2)),
+        Shard(1, Box(0, 16, 0, 1), (0,)),
+    ]
+    server = [[Want(1, Box(0, 16, 0, 1)), Want(0, Box(0, 200, 0, 8))], [Want(0, Box(200, 400, 0, 8))]]
+    plans = [make_plan(tensors, shards, [[form(own) for own in server]], 1 << 10, 64) for form in (list, numbers_of)]
+    assert plans[0].messages == plans[1].messages
+    assert sum(message.num_bytes for message in plans[0].messages) == plans[0].num_bytes == 400 * 16 + 16 * 4
+
+
+def test_a_server_of_more_workers_than_a_stage_has_ranks_takes_layers_of_several_stages():
+    """Stages of 2, 2 and 2 ranks hold two layers each. A server of 4 workers needs two stages at a time; two servers
+    of 2 workers need one each, and begin apart."""
+    layers = {f"{stage}{layer}": frozenset({2 * stage, 2 * stage + 1}) for stage in range(3) for layer in range(2)}
+    assert list(layer_order(layers, 0, 1, 4)) == [("00", "10"), ("20",), ("01", "11"), ("21",)]
+    assert list(layer_order(layers, 0, 2, 2)) == [("00",), ("10",), ("01",), ("11",), ("20",), ("21",)]
+    assert next(layer_order(layers, 1, 2, 2)) == ("10",)
 
 
 NORM = [Tensor("model.norm.weight", 8, 1, 2, "model.norm")]

@@ -83,6 +83,13 @@ class Plan:
     def num_bytes(self) -> int:
         return int(self._chunks[-1].sum())
 
+    @property
+    def sizes(self) -> Numbers:
+        """int64[4, messages]: round, sender, worker and bytes of each, in their order."""
+        ends = self._chunks[:3]
+        begins = np.flatnonzero(np.append(True, (ends[:, 1:] != ends[:, :-1]).any(axis=0)))
+        return np.concatenate([ends[:, begins], [np.add.reduceat(self._chunks[-1], begins)]])
+
     def made(self, chunks: Numbers) -> Iterator[Message]:
         """The messages of some of the chunks, which are in their order."""
         for (number, sender, worker), own in groupby(chunks.T.tolist(), key=lambda chunk: tuple(chunk[:3])):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from layout_pairs import MODELS, Served, pairs, shape_of
-from resharding_layouts import sent_entries, server_wants, trainer_shards, wire_tensors
 
 from megatron_r1.config.schema import ParallelConfig
 from megatron_r1.errors import EngineError
+from megatron_r1.planning.holdings import sent_entries, server_wants, trainer_shards, wire_tensors
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Shard, Tensor, Want, check_wanted, make_plan, rounds_of
 from megatron_r1.resharding.rounds import layer_order

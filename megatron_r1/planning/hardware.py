@@ -100,7 +100,12 @@ class Assumptions:
     matmul_efficiency: float = 0.45
     """Share of the dense peak that a training step's matmuls reach, without communication and bubbles."""
     network_efficiency: float = 0.8
-    """Share of a link's rate that collectives reach."""
+    """Share of a link's rate that collectives and a weight sync's messages reach. NVIDIA expects 46 to 48 of 50 GB/s of
+    an H100's network link in large rings (github.com/NVIDIA/nccl-tests/issues/290); less is counted, since here each
+    GPU has many peers."""
+    sync_overlap: float = 0.84
+    """Share of a weight sync in which its busiest link is at work; in between its messages wait for their turn in the
+    plan's rounds. The least of the layouts that tools/simulate_sync.py goes through, the greatest is 0.97."""
     memory_efficiency: float = 0.7
     """Share of the memory bandwidth that decoding reaches."""
     expert_imbalance: float = 1.25

@@ -15,9 +15,16 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.planning.decoding import RooflineCost, ServerMemory, server_memory
 from megatron_r1.planning.hardware import GIB, GPU, Assumptions
 from megatron_r1.planning.needs import Needs
-from megatron_r1.planning.parameters import count_parameters
 from megatron_r1.planning.rollouts import Request, simulate
-from megatron_r1.planning.sharing import Moment, colocated_moments, layer_bytes_of_server, sync_bytes_of_server
+from megatron_r1.planning.sharing import (
+    Moment,
+    colocated_moments,
+    layer_bytes_of_server,
+    layers_at_once,
+    sync_bytes_of_server,
+)
+from megatron_r1.planning.sync import SyncTime, sync_time
+from megatron_r1.planning.traffic import Served
 from megatron_r1.planning.trainer import RankMemory, TrainerSetup, TrainerTime, trainer_memory, trainer_time
 from megatron_r1.planning.workload import Workload
 
@@ -53,6 +60,16 @@ class ServerSetup:
     def gpus(self) -> int:
         return self.num_servers * self.tensor
 
+    @property
+    def served(self) -> Served:
+        """What decides which bytes they want."""
+        return Served(
+            count=self.num_servers,
+            tensor=self.tensor,
+            expert_parallel=self.expert_parallel,
+            weight_bytes=self.weight_bytes,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutTime:
@@ -62,15 +79,6 @@ class RolloutTime:
     tail: float
     floor: float
     preemptions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncTime:
-    """`seconds` of this project's way (every weight enters and leaves rank 0 once); `floor`: all links at once."""
-
-    bytes_sent: int
-    seconds: float
-    floor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +210,7 @@ def make_plan(
     trainer_faults = trainer_memory_faults(gpu, memory, trainer) if memory and trainer else []
     server_faults = []
     if server and servers:
-        server_faults = server_memory_faults(shape, gpu, server, servers, syncs=trainer is not None)
+        server_faults = server_memory_faults(shape, gpu, server, servers, trainer)
     if memory and trainer and server and servers and servers.colocated and not trainer_faults + server_faults:
         trainer_faults = shared_memory_faults(shape, gpu, memory, server, trainer, servers)
     time = rollout = sync = None
@@ -211,7 +219,7 @@ def make_plan(
     if timed and servers and server and not server_faults:
         rollout = rollout_time(shape, servers, server, work, gpu, assume)
         if trainer:
-            sync = sync_time(shape, trainer, servers, gpu, assume)
+            sync = sync_of(shape, trainer, servers, gpu, assume)
     return Plan(
         trainer=trainer,
         servers=servers,
@@ -235,10 +243,10 @@ def trainer_memory_faults(gpu: GPU, memory: RankMemory, trainer: TrainerSetup) -
 
 
 def server_memory_faults(
-    shape: ModelShape, gpu: GPU, server: ServerMemory, servers: ServerSetup, *, syncs: bool
+    shape: ModelShape, gpu: GPU, server: ServerMemory, servers: ServerSetup, trainer: TrainerSetup | None
 ) -> list[str]:
-    """Whether a server holds its weights and its longest sequence, and, if it is given weights over the network, a sync
-    beside them."""
+    """Whether a server holds its weights and its longest sequence, and, if a trainer gives it weights over the network,
+    a sync beside them."""
     have = gpu.memory_gib
     if server.cache_tokens < servers.max_model_len:
         holds = "cannot hold the weights" if server.cache < 0 else f"keeps a cache of {server.cache_tokens:,} tokens"
@@ -247,9 +255,12 @@ def server_memory_faults(
             f"({server.weights / GIB:.1f} GiB of weights on each, {servers.memory_fraction:.0%} of {have:.1f} GiB to "
             f"use), and needs a cache of rollout.max_model_len = {servers.max_model_len:,}"
         ]
-    at_sync = sync_bytes_of_server(shape, _layer_bytes(shape, servers), servers.bucket_bytes) / GIB
+    if servers.colocated or trainer is None:
+        return []
+    layers = layers_at_once(trainer.parallel, servers.tensor, servers.num_servers)
+    at_sync = sync_bytes_of_server(shape, _layer_bytes(shape, servers), servers.bucket_bytes, layers) / GIB
     free = (1 - servers.memory_fraction) * have
-    if servers.colocated or not syncs or at_sync <= free:
+    if at_sync <= free:
         return []
     return [
         f"rollout.memory_fraction is {servers.memory_fraction}; a sync needs {at_sync:.1f} GiB beside a server's "
@@ -347,16 +358,6 @@ def server_cost(shape: ModelShape, servers: ServerSetup, gpu: GPU, assume: Assum
     )
 
 
-def sync_time(
-    shape: ModelShape, trainer: TrainerSetup, servers: ServerSetup, gpu: GPU, assume: Assumptions
-) -> SyncTime:
-    """Rank 0 gathers every bucket and sends it on, one after the other (engines/vllm/sync.py). Colocated servers take
-    it from the host's memory, at the network's rate here. The floor has every sender and receiver busy at once."""
-    size = servers.weight_bytes * count_parameters(shape).total
-    link = gpu.network * assume.network_efficiency
-    seconds = size / link * (1 if servers.colocated else 2)
-    return SyncTime(
-        bytes_sent=size,
-        seconds=seconds,
-        floor=size / (min(trainer.parallel.world_size, servers.gpus) * gpu.network),
-    )
+def sync_of(shape: ModelShape, trainer: TrainerSetup, servers: ServerSetup, gpu: GPU, assume: Assumptions) -> SyncTime:
+    """The weights' way from a trainer to servers."""
+    return sync_time(shape, trainer.parallel, servers.served, gpu, assume, colocated=servers.colocated)

@@ -60,6 +60,8 @@ def layout(plan: Plan) -> str:
 
 def _row(plan: Plan) -> str:
     phases = ", ".join(f"{name} {seconds:,.3g}" for name, seconds in plan.phases().items())
+    if plan.sync:
+        phases += f" for {plan.sync.busiest_bytes / 1e9:,.1f} GB on a link"
     memory = f", {plan.memory.total / GIB:.1f} GiB" if plan.memory else ""
     return f"  {plan.seconds:8,.1f} s  {layout(plan)}{memory} ({phases}; most: {plan.binding})"
 
@@ -81,7 +83,8 @@ def _plan_lines(plan: Plan, answer: Answer) -> list[str]:
             f"{server.cache_tokens:,} tokens of {server.cache_bytes_per_token:,} bytes"
         )
     for name, seconds in plan.phases().items():
-        lines.append(f"  {name}: {seconds:,.1f} s{_remark(plan, name)}")
+        digits = 2 if name == "sync" else 1
+        lines.append(f"  {name}: {seconds:,.{digits}f} s{_remark(plan, name)}")
     if plan.phases():
         lines.append(f"  step: {plan.seconds:,.1f} s, most of it {plan.binding} ({plan.parts()[plan.binding]:,.1f} s)")
     return lines
@@ -100,7 +103,12 @@ def _remark(plan: Plan, phase: str) -> str:
             f"{rollout.preemptions:,} preemptions per server)"
         )
     if phase == "sync" and sync:
-        return f" ({sync.bytes_sent / 1e9:,.0f} GB through rank 0; {sync.floor:.2f} if every link worked)"
+        over = {"network": "the network", "nvlink": "NVLink", "host memory": "the host's memory"}[sync.link]
+        return (
+            f" ({sync.bytes_sent / 1e9:,.0f} GB over {over}: at most {sync.sender_bytes / 1e9:,.1f} out of a GPU, "
+            f"{sync.receiver_bytes / 1e9:,.1f} into one, {sync.node_bytes / 1e9:,.0f} of a node; some link has "
+            f"{sync.least_bytes / 1e9:,.1f} in any plan, {sync.floor:.2f} s at its full rate)"
+        )
     return ""
 
 
@@ -133,6 +141,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "phases": plan.phases(),
         "parts": plan.parts(),
         "seconds": plan.seconds,
+        "busiest_bytes": plan.sync.busiest_bytes if plan.sync else None,
         "binding": plan.binding,
         "options": options(plan),
     }

@@ -17,7 +17,7 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.trainer_faults import parallel_faults
 from megatron_r1.planning.decoding import FP8_BLOCK, server_memory
 from megatron_r1.planning.hardware import GPU, Assumptions
-from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, sync_time
+from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, sync_of
 from megatron_r1.planning.stages import even_layout
 from megatron_r1.planning.trainer import TrainerSetup, trainer_memory, trainer_time
 from megatron_r1.planning.workload import Workload
@@ -238,7 +238,7 @@ def _joined(shape: ModelShape, trainer: Plan, server: Plan, gpu: GPU, assume: As
         servers=server.servers,
         server=server.server,
         rollout=server.rollout,
-        sync=sync_time(shape, trainer.trainer, server.servers, gpu, assume),
+        sync=sync_of(shape, trainer.trainer, server.servers, gpu, assume),
     )
 
 

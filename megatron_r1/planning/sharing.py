@@ -1,9 +1,9 @@
 """Memory of GPUs in the moments when trainer and servers both have a claim: sampling, training, and weight sync.
 
 Colocated (rollout.sync ipc), a GPU has a server's part and a rank's: what sleeps, what is offloaded and what stays is
-the configuration's (stages/grpo/colocation.py). Apart, a server needs room at a sync beside all that it has: a decoder
-layer's new weights, its share of them, twice (as loaded and as the kernels want them), and the buffers that they come
-in (engines/vllm/reload.py).
+the configuration's (stages/grpo/colocation.py). Apart, a server needs room at a sync beside all that it has: the new
+weights of the decoder layers that it takes at once, its share of them, one of them also as the kernels want it, and the
+buffers that they come in (engines/vllm/reload.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_r1.config.schema import OffloadPart
+from megatron_r1.config.schema import OffloadPart, ParallelConfig
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.planning.decoding import server_layout
 from megatron_r1.planning.hardware import GIB
@@ -56,10 +56,17 @@ def embedding_bytes(shape: ModelShape) -> float:
     return 2.0 * shape.vocab_size * shape.hidden_size
 
 
-def sync_bytes_of_server(shape: ModelShape, layer_bytes: float, bucket_bytes: int) -> float:
-    """Beside a server's weights and cache, while it is given new weights over the network. A buffer is closed by the
-    tensor that passes its limit."""
-    return LAYER_COPIES * layer_bytes + SYNC_BUFFERS * (bucket_bytes + embedding_bytes(shape))
+def layers_at_once(parallel: ParallelConfig, tensor: int, num_servers: int) -> int:
+    """Decoder layers that a server of `tensor` GPUs takes at the same time: of as many pipeline stages as have ranks
+    for all its GPUs, or as there are for each server (resharding/rounds.py)."""
+    stage_ranks = parallel.world_size // parallel.pipeline_parallel
+    return min(-(-tensor // stage_ranks), -(-parallel.pipeline_parallel // num_servers))
+
+
+def sync_bytes_of_server(shape: ModelShape, layer_bytes: float, bucket_bytes: int, layers: int = 1) -> float:
+    """Beside a server's weights and cache, while it is given new weights over the network, `layers` at once. A buffer
+    is closed by the tensor that passes its limit."""
+    return (LAYER_COPIES - 1 + layers) * layer_bytes + SYNC_BUFFERS * (bucket_bytes + embedding_bytes(shape))
 
 
 def colocated_moments(

@@ -1,9 +1,9 @@
 """Published figures of other systems, the conditions as far as they were published, and what the planner says of them.
 
 usage: python tests/planning/published.py, prints the table of docs/planner.md.
-Where a condition is not known the value taken is marked `assumed` in `note`. Not here: NeMo-RL's m-to-n refit and
-checkpoint-engine, whose ways of syncing this project does not have; slime's and Megatron-Core's figures, whose layouts
-are not known.
+Where a condition is not known the value taken is marked `assumed` in `note`. Not here: checkpoint-engine's sync, a way
+that this project does not have; slime's and Megatron-Core's figures, and other syncs shard to shard, whose layouts are
+not known.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from megatron_r1.planning.decoding import server_memory
 from megatron_r1.planning.hardware import Assumptions, find_gpu
 from megatron_r1.planning.plan import ServerSetup, rollout_time
 from megatron_r1.planning.stages import even_layout
+from megatron_r1.planning.sync import sync_time
 from megatron_r1.planning.trainer import TrainerSetup, trainer_time
 from megatron_r1.planning.workload import Workload
 
@@ -72,6 +73,19 @@ def tokens_per_second(gpu_name: str, setup: TrainerSetup, sequences: int) -> flo
     return sequences * row / time.train / setup.parallel.world_size
 
 
+def sync_seconds() -> float:
+    """Of DeepSeek-V3 in bf16 from PP16 x EP16 to eight servers of TP32, shard to shard as here."""
+    served = ServerSetup(num_servers=8, tensor=32).served
+    return sync_time(V3, _setup(256, 1, 16, 16, 4096).parallel, served, find_gpu("h100"), ASSUME).seconds
+
+
+def part_broadcast() -> float:
+    """Seconds of a broadcast of DeepSeek-V3's attention, embedding and head at the network's rate."""
+    mla = 7168 * (1536 + 576) + 1536 * 128 * 192 + 512 * 128 * 256 + 128 * 128 * 7168
+    size = 2 * (61 * mla + 2 * 129_280 * 7168)
+    return size / (find_gpu("h100").network * ASSUME.network_efficiency)
+
+
 SHORT = Workload(samples=512, group_size=16, prompt_tokens=150, mean_response=700, max_response=1536, scoring_passes=2)
 PAPER = Workload(samples=8192, group_size=16, optimizer_steps=16, scoring_passes=2)
 
@@ -101,6 +115,20 @@ PUBLISHED = (
             ahead=True,
         ),
         note="assumed: half of the GPUs serve; otherwise as above",
+    ),
+    Published(
+        name="NeMo-RL's refit, V3 bf16, PP16 EP16 to 8 of TP32, H100",
+        unit="s a sync, at least",
+        value=2.39,
+        estimate=sync_seconds,
+        note="2.39 to 2.83 s; theirs goes shard to shard for the MLPs only",
+    ),
+    Published(
+        name="NeMo-RL's refit, as they do it",
+        unit="s a sync, at most",
+        value=2.83,
+        estimate=lambda: sync_seconds() + part_broadcast(),
+        note="with a broadcast of attention, embedding and head; assumed: after the rest",
     ),
     Published(
         name="verl, V3, 96 H20, TP8 PP12 EP8",

@@ -1,6 +1,7 @@
 """megatron-r1 plan from outside: what it prints, its exit status, and what it says to wrong input."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ def test_the_671b_recipe_without_its_folder(capsys):
     assert said["own"]["seconds"] == pytest.approx(sum(said["own"]["phases"].values()))
     assert said["own"]["parts"][said["own"]["binding"]] == max(said["own"]["parts"].values())
     assert all(plan["memory_bytes"] <= 79.6 * 2**30 for plan in said["found"])
+    sync = said["own"]["sync"]
+    assert sync["link"] == "network" and sync["receiver_bytes"] == said["own"]["busiest_bytes"] > sync["sender_bytes"]
+
+
+def test_the_bytes_on_a_syncs_links_are_said(capsys):
+    """Qwen2.5-7B on one node of eight: 7.6 billion numbers of two bytes, through the host's memory."""
+    status, out, _ = run(capsys, "grpo_qwen_7b_colocated", "--gpu", "h100")
+    assert status == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("  sync: ")][:1]
+    assert re.search(r"\([\d.]+ GB over the host's memory: at most [\d.]+ out of a GPU, [\d.]+ into one, ", line)
+    assert re.search(r"some link has [\d.]+ in any plan, [\d.]+ s at its full rate\)", line)
+    rows = out[out.index("layouts that fit") :].splitlines()[1:]
+    assert re.search(r"sync [\d.]+ for [\d.]+ GB on a link; most: ", rows[0])
 
 
 def test_too_few_gpus_are_status_1_with_what_would_fit(capsys):

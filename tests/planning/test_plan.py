@@ -19,7 +19,7 @@ from megatron_r1.planning.decoding import (
     server_weights,
 )
 from megatron_r1.planning.hardware import GIB, GPUS, Assumptions, find_gpu
-from megatron_r1.planning.plan import ServerSetup, make_plan, planned_shape, setups_of, sync_time
+from megatron_r1.planning.plan import ServerSetup, make_plan, planned_shape, setups_of
 from megatron_r1.planning.search import layouts, search
 from megatron_r1.planning.stages import even_layout, pipeline_chunks
 from megatron_r1.planning.state import rank_state
@@ -98,14 +98,6 @@ def test_decoding_reads_the_weights_that_it_meets():
     assert 2 * 671_026_404_352 - one == pytest.approx(58 * 248 * 3 * 7168 * 2048 * 2)
     assert cost.met_weights(10_000) == pytest.approx(2 * 671_026_404_352)
     assert cost.decode(1, 1000) == pytest.approx((one + 1000 * 70_272) / 3350e9)
-
-
-def test_weights_go_through_rank_0_in_and_out():
-    trainer, servers = setups_of(needs_of(RECIPES["grpo_671b"]()))
-    found = sync_time(V3, trainer, servers, H100, EXACT)
-    assert found.bytes_sent == 2 * 671_026_419_200
-    assert found.seconds == pytest.approx(2 * found.bytes_sent / 50e9)
-    assert found.floor == pytest.approx(found.bytes_sent / 256 / 50e9)
 
 
 def test_the_recipes_fullest_rank_is_its_state_and_what_it_keeps():
@@ -230,7 +222,8 @@ def test_the_recipes_servers_fit_in_bf16_on_32_gpus_and_in_fp8_on_16():
         found = search(V3, 768, H100, needs_of(one).work, Assumptions(), trainer, servers)
         assert {plan.servers.tensor for plan in found if plan.servers} == {servers.tensor}
     assert plans[1].rollout.seconds < 0.6 * plans[0].rollout.seconds
-    assert plans[1].sync.bytes_sent * 2 == plans[0].sync.bytes_sent
+    # A byte instead of two, to twice as many servers; scales, norms and what is whole on every GPU come on top.
+    assert plans[1].sync.bytes_sent == pytest.approx(plans[0].sync.bytes_sent, rel=0.02)
 
 
 def test_phases_that_are_planned_past_their_deadline_are_refused():

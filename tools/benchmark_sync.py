@@ -112,12 +112,12 @@ def measure(arguments: argparse.Namespace) -> None:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*WAYS, EXPORT, PLAIN)}
     base = arguments.folder.parent / "base"
     num_bytes = sum(math.prod(size) * kind.itemsize for _, kind, size in policy.weights(dtype=dtype).metadata())
-    plain = torch.ones(num_bytes if dist.get_rank() == 0 else 0, dtype=torch.uint8)
+    plain = b"1" * (num_bytes if dist.get_rank() == 0 else 0)
     for repeat in range(arguments.repeats):
         target = base if repeat == 0 else arguments.folder.parent / f"export-{repeat}"
         rows[EXPORT].append(timed(lambda: save_hf_folder(policy.weights(dtype=dtype), arguments.folder, target)))  # noqa: B023
-        rows[PLAIN].append(timed(lambda: (base.parent / f"plain-{repeat}").write_bytes(memoryview(plain.numpy()))))  # noqa: B023
-    plain = None
+        rows[PLAIN].append(timed(lambda: (base.parent / f"plain-{repeat}").write_bytes(plain)))  # noqa: B023
+    plain = b""
     rollout = RolloutConfig(
         device="cpu", dtype=arguments.dtype, tensor_parallel=arguments.tensor, max_model_len=64, max_num_seqs=4,
         memory_fraction=0.2, kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=64, start_timeout_seconds=400,

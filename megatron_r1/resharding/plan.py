@@ -90,6 +90,15 @@ class Plan:
         begins = np.flatnonzero(np.append(True, (ends[:, 1:] != ends[:, :-1]).any(axis=0)))
         return np.concatenate([ends[:, begins], [np.add.reduceat(self._chunks[-1], begins)]])
 
+    def numbers(self, worker: int) -> Numbers:
+        """int64[pieces, 8] of a worker's messages, in their order: round, sender, want, tensor, top, bottom, left,
+        right."""
+        rows = [np.zeros((0, 8), np.int64)]
+        for number, sender, _, which, first, end, _ in self._chunks[:, self._chunks[2] == worker].T.tolist():
+            pieces = self._pieces[which][:, first:end].T
+            rows.append(np.hstack([np.tile(np.array([number, sender]), (len(pieces), 1)), pieces]))
+        return np.concatenate(rows)
+
     def made(self, chunks: Numbers) -> Iterator[Message]:
         """The messages of some of the chunks, which are in their order."""
         for (number, sender, worker), own in groupby(chunks.T.tolist(), key=lambda chunk: tuple(chunk[:3])):

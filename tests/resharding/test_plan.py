@@ -6,10 +6,12 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from layout_pairs import MODELS, Served, pairs, shape_of
 
 from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.engines.vllm.messages import messages_of
 from megatron_r1.errors import EngineError
 from megatron_r1.planning.holdings import sent_entries, server_wants, trainer_shards, wire_tensors
 from megatron_r1.resharding.boxes import Box
@@ -41,6 +43,14 @@ def test_any_pair_of_layouts(pair):
     sent_by_holders(case, plan)
     within_buffers(plan)
     loads_are_level(case, plan)
+    told_as_numbers(case, plan)
+
+
+def told_as_numbers(case, plan):
+    """What a worker is told gives its messages again."""
+    for worker in range(len(case.workers)):
+        told = torch.from_numpy(plan.numbers(worker))
+        assert messages_of(told, worker, case.tensors) == plan.received.get(worker, [])
 
 
 def written_once(case, plan):

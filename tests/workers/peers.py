@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.engines.vllm.messages import (
-    messages_as_numbers,
     messages_of,
     prepare_to_receive,
     prepare_to_send,
@@ -101,7 +100,7 @@ def one_way(way: str, folder: Path, rank: int) -> list[tuple[int, int]]:
     if rank < TRAINERS:
         plan = make_plan(tensors, SHARDS, SERVERS, BUCKET, grain=64)
         for worker in range(WORKERS if rank == 0 else 0):
-            peers.send_numbers(messages_as_numbers(plan.received[worker]), to=TRAINERS + worker)
+            peers.send_numbers(torch.from_numpy(plan.numbers(worker)), to=TRAINERS + worker)
         prepare_to_send(peers, plan.sent[rank])
         for update in range(2):
             held = weights(update)

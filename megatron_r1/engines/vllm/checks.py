@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.destination import Destination
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
-from megatron_r1.resharding.plan import Want
+from megatron_r1.resharding.takes import Wants, numbers_of
 from megatron_r1.weights.fingerprint import fingerprint
 from megatron_r1.weights.wire import ParamSpec
 
@@ -85,10 +86,12 @@ def layout_of(destination: Destination) -> tuple:
     return () if parameter is None else (tuple(parameter.shape), parameter.stride(), parameter.dtype)
 
 
-def parts_wanted(servers: Sequence[Sequence[Sequence[Want]]], checked: Collection[int]) -> list[tuple[int, Box]]:
+def parts_wanted(servers: Sequence[Sequence[Wants]], checked: Sequence[int]) -> list[tuple[int, Box]]:
     """(tensor, box) of everything of `checked` tensors that some worker takes, each once, in order."""
-    found = {(want.tensor, want.box) for workers in servers for wants in workers for want in wants}
-    return sorted(part for part in found if part[0] in checked)
+    rows = [np.zeros((0, 5), np.int64)]
+    for numbers in (numbers_of(wants) for workers in servers for wants in workers):
+        rows.append(np.unique(numbers[np.isin(numbers[:, 0], checked)], axis=0))
+    return [(tensor, Box(*box)) for tensor, *box in np.unique(np.concatenate(rows), axis=0).tolist()]
 
 
 def own_fingerprints(

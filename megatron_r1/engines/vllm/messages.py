@@ -20,22 +20,8 @@ def wants_as_numbers(wants: Sequence[Want]) -> torch.Tensor:
     return torch.tensor([(want.tensor, *want.box) for want in wants], dtype=torch.int64).reshape(-1, 5)
 
 
-def wants_of(numbers: torch.Tensor) -> list[Want]:
-    return [Want(tensor, Box(*box)) for tensor, *box in numbers.tolist()]
-
-
-def messages_as_numbers(messages: Sequence[Message]) -> torch.Tensor:
-    """int64[pieces, 8]: round, sender, want, tensor, top, bottom, left, right; in the messages' order."""
-    rows = [
-        (message.round, message.sender, piece.want, piece.tensor, *piece.box)
-        for message in messages
-        for piece in message.pieces
-    ]
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 8)
-
-
 def messages_of(numbers: torch.Tensor, worker: int, tensors: Sequence[Tensor]) -> list[Message]:
-    """A worker's messages again."""
+    """A worker's messages, of Plan.numbers."""
     pieces: dict[tuple[int, int], list[Piece]] = {}
     for number, sender, want, tensor, *box in numbers.tolist():
         pieces.setdefault((number, sender), []).append(Piece(want, tensor, Box(*box)))

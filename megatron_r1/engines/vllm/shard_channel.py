@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,11 +23,11 @@ from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.checks import compare, own_fingerprints, parts_wanted
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
-from megatron_r1.engines.vllm.messages import messages_as_numbers, prepare_to_send, send_all, wants_of
+from megatron_r1.engines.vllm.messages import prepare_to_send, send_all
 from megatron_r1.engines.vllm.peers import Meeting, Peers, SyncWay, join
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
-from megatron_r1.resharding.plan import Message, Piece, Plan, Want, check_wanted, make_plan
+from megatron_r1.resharding.plan import Message, Piece, Plan, check_wanted, make_plan
 from megatron_r1.weights.fingerprint import drawn
 from megatron_r1.weights.wire import ParamSpec, wire_tensors
 
@@ -62,8 +63,8 @@ class ShardChannel:
         self.names = [engine.name for engine in engines]
         try:
             self.place = on_rank_zero(lambda: self.announce(private_dir))
-            self.servers: list[list[list[Want]]] = []
-            """What each worker of each server wants."""
+            self.servers: list[list[np.ndarray]] = []
+            """What each worker of each server wants, as numbers."""
             self.plan = self.meet(len(engines), bucket_bytes)
         except BaseException:
             self.close()
@@ -103,7 +104,7 @@ class ShardChannel:
         wanted = on_rank_zero(lambda: self.hear(meeting, workers))
         first = 0
         for count in per_engine:
-            self.servers.append([wants_of(torch.from_numpy(own)) for own in wanted[first : first + count]])
+            self.servers.append(wanted[first : first + count])
             first += count
         check_wanted(self.tensors, self.servers)
         plan = together(lambda: make_plan(self.tensors, self.source.shards, self.servers, bucket_bytes))
@@ -122,7 +123,7 @@ class ShardChannel:
     def tell(self, plan: Plan, meeting: Meeting, workers: Future[None] | None) -> None:
         with explained(workers):
             for worker in range(meeting.workers if workers is not None else 0):
-                numbers = messages_as_numbers(plan.received.get(worker, []))
+                numbers = torch.from_numpy(plan.numbers(worker))
                 self.joined.send_numbers(numbers, to=meeting.trainers + worker)
             prepare_to_send(self.joined, plan.sent.get(self.rank, []))
         if workers is not None:
@@ -134,7 +135,7 @@ class ShardChannel:
             raise EngineError("weight sync: this rank has left the group")
         return self.peers
 
-    @property
+    @cached_property
     def own_messages(self) -> list[Message]:
         return self.plan.sent.get(self.rank, [])
 
@@ -142,7 +143,7 @@ class ShardChannel:
         """One whole update. EngineError, naming the tensor, if a worker then holds something else."""
         together(lambda: self.control.start_weight_update() if self.control else None)
         checked = self.tensors_to_check()
-        wanted = parts_wanted(self.servers, set(checked))
+        wanted = parts_wanted(self.servers, checked)
         self.updates += 1
         try:
             own, reports = together(lambda: self.transfer(checked, wanted))

@@ -126,9 +126,9 @@ def test_ranks_shares_add_up_to_what_workers_took():
     source: Source = Source()
     middle, rest = Box(0, 4, 2, 5), Box(0, 4, 0, 2)
     servers = [[[Want(0, NORM), Want(1, middle)], [Want(0, NORM), Want(1, rest)]], [[Want(1, middle)]]]
-    wanted = parts_wanted(servers, {0, 1})
+    wanted = parts_wanted(servers, [0, 1])
     assert wanted == [(0, NORM), (1, rest), (1, middle)]
-    assert parts_wanted(servers, {0}) == [(0, NORM)]
+    assert parts_wanted(servers, [0]) == [(0, NORM)]
     shares = [own_fingerprints(wanted, source, SPECS, rank) for rank in (0, 1)]  # pyright: ignore[reportArgumentType]
     matrix = source.weights[1].bfloat16()
     assert (shares[0] + shares[1]).tolist() == [

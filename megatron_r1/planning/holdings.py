@@ -1,7 +1,7 @@
 """What ranks hold and workers want of the weights in a sync, from two layouts alone.
 
 A run asks its ranks what they hold and vLLM what its workers want; the planner derives both from the layouts, the
-servers' in the trainer's terms (vLLM splits attention heads, experts, matrices and vocabulary as Megatron does). In FP8
+servers' in the trainer's terms (vLLM splits attention heads, experts and matrices as Megatron does). In FP8
 what DeepSeek's format quantises is one byte a number, and each tensor is followed by its scales, 4 bytes for a block of
 128 x 128 (engines/quantised.py).
 """
@@ -22,6 +22,9 @@ from megatron_r1.resharding.layers import group_of_tensor
 from megatron_r1.resharding.plan import Shard, Tensor, Want
 from megatron_r1.weights.regions import regions
 from megatron_r1.weights.table import Entry, build_table
+
+VOCABULARY_UNIT = 64
+"""vLLM fills a vocabulary up to a multiple of this before it splits it."""
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -109,6 +112,11 @@ def wanted_boxes(
 def _wanted(entry: Entry, shape: ModelShape, rank: int, tensor: int, whole_expert: bool) -> Iterator[tuple[int, Box]]:
     if whole_expert:
         yield from ((part, whole(full)) for part, full in enumerate(entry.hf_shapes))
+    elif entry.kind == "vocabulary":
+        box = whole(entry.hf_shapes[0])
+        height = -(-box.rows // VOCABULARY_UNIT) * VOCABULARY_UNIT // tensor
+        if (common := box.meet(Box(rank * height, (rank + 1) * height, 0, box.columns))) is not None:
+            yield 0, common
     elif entry.kind == "qkv" and tensor > shape.num_kv_heads:
         for part, full in enumerate(entry.hf_shapes):  # several workers have the same key and value
             box = whole(full)

@@ -28,7 +28,7 @@ from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.parts import ALIGNMENT_BYTES, WANT, Numbers, aligned
 from megatron_r1.resharding.rounds import Rounds, chunks_in_turns
 from megatron_r1.resharding.senders import GRAIN_BYTES, Holders
-from megatron_r1.resharding.takes import Shard, Tensor, Want, Wants, numbers_of, takes
+from megatron_r1.resharding.takes import Shard, Tensor, Want, Wants, takes
 
 __all__ = [
     "Message", "Piece", "Plan", "Shard", "Tensor", "Want", "check_wanted", "make_plan", "message_bytes", "offsets",
@@ -159,7 +159,7 @@ def check_wanted(tensors: Sequence[Tensor], servers: Sequence[Sequence[Wants]]) 
     for number, workers in enumerate(servers):
         wanted = np.zeros(len(tensors), bool)
         for wants in workers:
-            wanted[numbers_of(wants)[:, 0]] = True
+            wanted[wants[:, 0] if isinstance(wants, np.ndarray) else [want.tensor for want in wants]] = True
         left = [tensor.name for tensor, taken in zip(tensors, wanted, strict=True) if not taken]
         if left:
             raise EngineError(

@@ -82,6 +82,8 @@ def within_buffers(plan):
     for own in (*plan.sent.values(), *plan.received.values()):
         assert all(sum(message.num_bytes for message in group) <= BUCKET for group in rounds_of(own))
         assert [message.round for message in own] == sorted(message.round for message in own)
+    ends = [(message.round, message.sender, message.worker, message.num_bytes) for message in plan.messages]
+    assert plan.sizes.T.tolist() == [list(each) for each in ends] and ends == sorted(ends)
     pairs_of_rounds = Counter((message.round, message.sender, message.worker) for message in plan.messages)
     assert set(pairs_of_rounds.values()) <= {1}
 
@@ -180,5 +182,6 @@ def test_what_a_server_takes_nothing_of_is_refused():
     tensors = [*NORM, Tensor("lm_head.weight", 8, 4, 2, "lm_head")]
     norm, head = Want(0, Box(0, 8, 0, 1)), Want(1, Box(0, 8, 0, 4))
     check_wanted(tensors, [[[norm], [head]]])
+    check_wanted(tensors, [[[], numbers_of([norm, head])]])
     with pytest.raises(EngineError, match=r"server 1 takes nothing of lm_head\.weight \(1 of 2"):
         check_wanted(tensors, [[[norm], [head]], [[norm], [norm]]])

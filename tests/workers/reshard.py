@@ -1,8 +1,9 @@
 """Worker: push folders' weights from trainers of several layouts into servers, and ask those for their checksums.
 
 usage: reshard.py STORE ROOT DTYPE TENSOR SERVERS NAMES. Servers are started from ROOT/a; each layout of NAMES loads
-ROOT/b or ROOT/a in turn, and pushes. ROOT/found_NAMES.json: by layout, the folder and each server's checksums; under
-"fresh", by folder, those of a server that was started from it.
+ROOT/b or ROOT/a in turn, and pushes. ROOT/found_NAMES.json: by layout, the folder, the trainer's layout, each server's
+checksums, and the bytes that the plan has into each worker; under "fresh", by folder, the checksums of a server that
+was started from it.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ def main(store: str, root: Path, dtype: str, tensor: int, servers: int, names: l
             topology.initialise(
                 ParallelConfig(world_size=world, **LAYOUTS[name]), seed=1, cpu=True, store_path=f"{store}-{number}"
             )
-            push(config, root / folder, LAYOUTS[name], world, engines, version=number + 1)
+            received = push(config, root / folder, LAYOUTS[name], world, engines, version=number + 1)
             if is_first:
-                found[name] = {"folder": folder, "servers": [checksums(engine) for engine in engines]}
+                sums = [checksums(engine) for engine in engines]
+                found[name] = {"folder": folder, "servers": sums, "received": received, "parallel": LAYOUTS[name]}
             topology.finalise()
     finally:
         for engine in engines:
@@ -86,7 +88,8 @@ def fresh(root: Path, folder: str, dtype: str, tensor: int) -> dict[str, str]:
         return checksums(engine)
 
 
-def push(config: RolloutConfig, folder: Path, layout: dict, world: int, engines, version: int) -> None:
+def push(config: RolloutConfig, folder: Path, layout: dict, world: int, engines, version: int) -> list[int]:
+    """The bytes of weights that the plan has into each worker, of what vLLM's loaders were recorded to want."""
     policy = Policy(
         load_shape(folder),
         parallel=ParallelConfig(world_size=world, **layout),
@@ -99,8 +102,14 @@ def push(config: RolloutConfig, folder: Path, layout: dict, world: int, engines,
     source = policy.weights(dtype=torch.bfloat16 if config.dtype == "bf16" else torch.float32)
     sync = WeightSync(config, source=source, engines=engines, model_path=folder, rank=dist.get_rank())
     sync.push(version)
+    assert sync.shards is not None
+    received = [0] * (config.tensor_parallel * config.num_engines)
+    for message in sync.shards.plan.messages:
+        for piece in message.pieces:
+            received[message.worker] += piece.box.size * sync.shards.tensors[piece.tensor].itemsize
     sync.close()
     dist.barrier()
+    return received
 
 
 if __name__ == "__main__":

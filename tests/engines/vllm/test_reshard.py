@@ -14,6 +14,10 @@ from oracles import save_model, write_tokenizer
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
+from megatron_r1.config.schema import ParallelConfig
+from megatron_r1.config.shape import load_shape
+from megatron_r1.planning.traffic import Served, traffic
+
 pytestmark = pytest.mark.timeout(1800)
 
 
@@ -63,7 +67,8 @@ def results(tmp_path_factory):
         save_file(moved, root / "b" / "model.safetensors", metadata={"format": "pt"})
         words = [str(root), group.dtype, str(group.tensor), str(group.servers), ",".join(group.layouts)]
         run_ranks("reshard.py", *words, ranks=group.ranks, timeout_seconds=1000)
-        return json.loads((root / f"found_{'_'.join(group.layouts)}.json").read_text())
+        found = json.loads((root / f"found_{'_'.join(group.layouts)}.json").read_text())
+        return found | {"shape": load_shape(root / "a")}
 
     return of
 
@@ -76,3 +81,12 @@ def test_a_pushed_server_is_a_fresh_one_to_the_bit(results, name, layout):
     for sums in servers:
         assert len(sums) > 10 and sums == found["fresh"][folder]
     assert found["fresh"]["a"] != found["fresh"]["b"]
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_the_planner_knows_the_bytes_without_asking(results, name, layout):
+    """Into each worker, of what vLLM's loaders were recorded to want."""
+    found, group = results(name), GROUPS[name]
+    served = Served(count=group.servers, tensor=group.tensor, weight_bytes=4 if group.dtype == "fp32" else 2)
+    parallel = ParallelConfig(world_size=group.ranks, **found[layout]["parallel"])
+    assert found[layout]["received"] == traffic(found["shape"], parallel, served).received.tolist() * group.servers

@@ -24,7 +24,7 @@ def folder(transformer_engine, tmp_path_factory):
     (made / "config.json").write_bytes((TINY_V3 / "config.json").read_bytes())
     for gpu in (9, 10):  # a process asks its GPU once
         jobs = [f"{name}:{major}" for name, (_, major) in RECIPES.items() if major == gpu]
-        run_ranks("fp8_contexts.py", str(made), *jobs, ranks=1)
+        run_ranks("fp8_contexts.py", str(made), *jobs, ranks=1, shared=False)
     return made
 
 

@@ -28,7 +28,7 @@ def results(transformer_engine, tmp_path_factory) -> dict:
     for name in SPARSE + DENSE:
         save_model(name, root / name, mtp_layers=int(name.startswith("deepseek")))
     launches = {ranks: [str(root), *layouts] for ranks, layouts in RANKS.items()}
-    failures = run_launches("te_weights.py", launches, timeout_seconds=500)
+    failures = run_launches("te_weights.py", launches, timeout_seconds=500, shared=False)
     found = {path.stem: json.loads(path.read_text()) for path in root.glob("*.json")}
     return {"failures": failures, "found": found}
 

@@ -14,4 +14,4 @@ def test_offloaded_training_equals_training(tmp_path):
 def test_memory_that_does_not_come_back_is_said_and_can_be_asked_for_again(tmp_path, monkeypatch):
     # So that what is given back leaves the process, and what is taken comes from outside.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "4096")
-    run_ranks("offload_memory.py", str(tmp_path), ranks=1, timeout_seconds=200)
+    run_ranks("offload_memory.py", str(tmp_path), ranks=1, timeout_seconds=200, shared=False)

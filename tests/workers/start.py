@@ -6,8 +6,8 @@ and, when that has ended, `ended`. What launch i says goes to PRIVATE/said-i; it
 is said besides to PRIVATE/output.
 
 Most of a rank's seconds were imports. Here they are done once, before any thread or process group exists, and torchrun
-forks its ranks from that (its options --start-method and --run-path): those of SCRIPT, or those that the scripts with
-the CPU as a platform have in common. Every launch is a process of its own, so that none finds what another left.
+forks its ranks from that (its options --start-method and --run-path): those of SCRIPT, or else of nearly all scripts,
+on a patched CPU. Every launch is a process of its own, so that none finds what another left.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
-SHARED = "layouts"
-"""A script that imports what nearly all do, on a patched CPU."""
+SHARED = ("layouts", "transformers.models.llama.configuration_llama")
+"""A script that imports what nearly all do, and what a model with a scaled rotary embedding imports when it is made."""
 
 
-def main(first: str) -> None:
-    importlib.import_module(first)
+def main(modules: Sequence[str]) -> None:
+    for name in modules:
+        importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
@@ -76,4 +78,4 @@ def torchrun(script: str, private: str, number: int, ranks: int, arguments: list
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).stem if len(sys.argv) > 1 else SHARED)
+    main([Path(script).stem for script in sys.argv[1:]] or SHARED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,30 +16,52 @@ hypothesis.settings.load_profile("ours")
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 
+SHARE_A_SERVER = tuple(f"engines/vllm/test_{name}.py" for name in ("auth", "client", "collect", "server", "sync"))
 LONGEST_FIRST = (
+    "engines/vllm/test_reshard.py",
     "pipeline/test_run.py",
+    *SHARE_A_SERVER,
     "engines/vllm/test_sync_layouts.py",
     "pipeline/test_chain.py",
-    "engines/vllm/test_auth.py",
-    "engines/vllm/test_client.py",
-    "engines/vllm/test_collect.py",
-    "engines/vllm/test_server.py",
-    "engines/vllm/test_sync.py",
     "pipeline/test_rejection.py",
-    "stages/test_reward_model.py",
-    "policy/test_policy.py",
+    "resharding/test_plan.py",
+    "slurm/test_launch.py",
     "policy/test_checkpoint.py",
     "policy/test_layouts.py",
-    "model/test_config_fields.py",
     "weights/test_layouts.py",
+    "weights/test_verify.py",
+    "stages/test_reward_model.py",
+    "model/test_config_fields.py",
+    "test_extending.py",
 )
-"""Two workers take whole files in this order (make test): a long one that came last would leave one of them idle.
-Those that share a server (engines/vllm/) stand together, so that one worker gets them all and starts it once."""
+"""Two workers take whole files in this order (make test): a long one that came last would leave one of them idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {TESTS / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """--dist loadfile, but that the files of SHARE_A_SERVER go to one worker, which starts their server once."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "engines/vllm" if file.removeprefix("tests/") in SHARE_A_SERVER else file
+
+    return ByServer(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One core a worker: threads that wait for each other's turn burn processor time."""
+    if "PYTEST_XDIST_WORKER" in os.environ and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

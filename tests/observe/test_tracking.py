@@ -230,7 +230,8 @@ def test_wandb_without_its_server_is_left_out(log, said, monkeypatch, tmp_path):
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setattr(tracking, "OPEN_SECONDS", 0.5)
-        monkeypatch.setattr(tracking, "CLOSE_SECONDS", 2.0)
+        monkeypatch.setattr(tracking, "CLOSE_SECONDS", 1.0)
+        monkeypatch.setattr(tracking, "GRACE_SECONDS", 1.0)
         begun = time.monotonic()
         with log("wandb", wandb=WandbConfig(mode="online")) as metrics:
             metrics.write(ROWS[0])

@@ -1,7 +1,8 @@
 """launch.sh without Slurm: what it asks srun for, and what it makes of how a step ended.
 
 srun and scontrol are small scripts here: srun notes its words and runs the command once a task, with the variables that
-the real one sets. The same launch.sh under the real ones is test_jobs.py.
+the real one sets. Its sleep lasts a tenth of a second, as it is in launch.sh between two looks at what runs. The same
+launch.sh under the real ones is test_jobs.py.
 """
 
 import contextlib
@@ -50,12 +51,16 @@ SCONTROL = """#!/bin/bash
 exit 0
 """
 
+SLEEP = f"""#!/bin/bash
+exec {shutil.which("sleep")} 0.1
+"""
+
 
 @pytest.fixture
 def job(tmp_path):
     """A folder to submit from, and a function that runs launch.sh in it as one attempt of job 7."""
     (tmp_path / "bin").mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sleep", SLEEP)):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")

@@ -1,4 +1,6 @@
-"""A request's deadline is its server's progress: other processes that are slow, paused, stuck or stopped."""
+"""A request's deadline is its server's progress: other processes that are slow, paused, stuck or stopped.
+
+What happens then takes seconds of waiting, so all of it happens at the same time, and each test asks how it went."""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,14 +44,14 @@ def ask(client: EngineClient) -> object:
     return client.generate([5], num_completions=1, sampling=SamplingConfig(max_new_tokens=2))[0].finish_reason
 
 
-def test_a_request_may_last_for_as_long_as_tokens_move():
+def a_request_may_last_for_as_long_as_tokens_move():
     with server(moves=NEVER, answers=5.0) as (client, _):
         begun = time.monotonic()
         assert ask(client) == "stop"
         assert time.monotonic() - begun > 3.5  # several times the stall time
 
 
-def test_all_requests_of_a_server_whose_tokens_stand_still_end_with_that_reason():
+def all_requests_of_a_server_whose_tokens_stand_still_end_with_that_reason():
     with server(moves=1.0, answers=NEVER) as (client, _), ThreadPoolExecutor(8) as pool:
         begun = time.monotonic()
         waiting = [pool.submit(ask, client) for _ in range(8)]
@@ -59,14 +61,14 @@ def test_all_requests_of_a_server_whose_tokens_stand_still_end_with_that_reason(
         assert 1.0 < time.monotonic() - begun < 10
 
 
-def test_a_server_that_cannot_even_be_asked_is_stuck_too():
+def a_server_that_cannot_even_be_asked_is_stuck_too():
     with server(moves=NEVER, answers=NEVER) as (client, pid):
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(EngineError, match="no token has moved"):
             ask(client)
 
 
-def test_a_paused_server_is_waited_for_and_a_pause_that_waits_for_stuck_requests_is_not():
+def a_paused_server_is_waited_for_and_a_pause_that_waits_for_stuck_requests_is_not():
     with server(moves=0.0, answers=NEVER) as (client, _), ThreadPoolExecutor(1) as pool:
         client.request("POST", "/set/paused")
         waiting = pool.submit(ask, client)
@@ -80,7 +82,7 @@ def test_a_paused_server_is_waited_for_and_a_pause_that_waits_for_stuck_requests
             client.pause()
 
 
-def test_a_request_that_a_paused_server_refuses_waits_for_the_end_of_the_pause():
+def a_request_that_a_paused_server_refuses_waits_for_the_end_of_the_pause():
     with server(moves=0.0, answers=0.0) as (client, _), ThreadPoolExecutor(1) as pool:
         client.request("POST", "/set/refusing")
         waiting = pool.submit(ask, client)
@@ -90,14 +92,35 @@ def test_a_request_that_a_paused_server_refuses_waits_for_the_end_of_the_pause()
         assert waiting.result(20) == "stop"
 
 
-def test_the_clock_begins_with_the_work():
+def the_clock_begins_with_the_work():
     with server(moves=0.0, answers=NEVER, stall=2.0) as (client, _):
-        for _ in range(2):
+        for pause in (0.0, 2.5):
+            time.sleep(pause)
             begun = time.monotonic()
             with pytest.raises(EngineError, match="no token has moved"):
                 ask(client)
             assert time.monotonic() - begun > 1.9
-            time.sleep(2.5)
+
+
+CASES = (
+    a_request_may_last_for_as_long_as_tokens_move,
+    all_requests_of_a_server_whose_tokens_stand_still_end_with_that_reason,
+    a_server_that_cannot_even_be_asked_is_stuck_too,
+    a_paused_server_is_waited_for_and_a_pause_that_waits_for_stuck_requests_is_not,
+    a_request_that_a_paused_server_refuses_waits_for_the_end_of_the_pause,
+    the_clock_begins_with_the_work,
+)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[dict[Callable, Future]]:
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        yield {case: pool.submit(case) for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_deadline(running, case):
+    running[case].result()
 
 
 def test_counters_of_all_engines_are_added():

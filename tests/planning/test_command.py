@@ -42,10 +42,10 @@ def test_the_bytes_on_a_syncs_links_are_said(capsys):
 
 
 def test_too_few_gpus_are_status_1_with_what_would_fit(capsys):
-    status, out, err = run(capsys, "grpo_671b", "--gpus", 16, "--gpu", "h100", "--mean-tokens", 512)
+    status, out, err = run(capsys, "grpo_moe_16b", "--gpus", 1, "--gpu", "h100", "--mean-tokens", 512)
     assert (status, err) == (1, "")
-    assert "grpo_671b asks for 768 GPUs; --gpus is 16" in out
-    assert "nothing that was searched fits 16 h100" in out
+    assert "grpo_moe_16b asks for 8 GPUs; --gpus is 1" in out
+    assert "nothing that was searched fits 1 h100" in out
     assert "the least that does, " in out and "--parallel.world-size" in out
 
 

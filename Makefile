@@ -1,6 +1,6 @@
 # make quickstart   R1-Zero on a 1M-parameter DeepSeek-V3, two CPU cores, some minutes; installs into .venv first
 # make install      only .venv and what a run needs
-# make test         style and types, then every test that needs neither a GPU, nor slurm, nor minutes
+# make test         style, types and every test that needs neither a GPU, nor slurm, nor minutes
 # make test-slurm   jobs under a real Slurm on loopback (root; installs Debian's slurm packages if they are missing)
 # make test-megatron the trainer's tests under every megatron-core that is supported; ten minutes a version
 # make test-gpu-paths what only GPUs reach, without one: under every vLLM and megatron-core; makes CUDA environments in
@@ -47,14 +47,12 @@ quickstart: check $(RUNTIME)
 
 install: check $(RUNTIME)
 
-# Style, dead code and types first: they take seconds, and a fault there is not found after a quarter of an hour. Types
-# need node and pyright's npm package, which a machine may lack; then it is said, and `make lint` says why.
+# Style and dead code first: they take seconds, and a fault there is not found after minutes. Types are among the tests
+# (tests/test_types.py), since pyright takes a core for a minute.
 test: check $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m vulture
-	@if timeout 120 $(PY) -m pyright --version >/dev/null 2>&1; then $(PY) -m pyright --pythonpath $(PY); \
-		else echo "types were not checked: pyright cannot start here (make lint says why)"; fi
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slurm and not slow and not gpu_paths" $(ARGS)
 
 test-slow: check $(DEV)

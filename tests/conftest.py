@@ -20,6 +20,7 @@ SHARE_A_SERVER = tuple(f"engines/vllm/test_{name}.py" for name in ("auth", "clie
 LONGEST_FIRST = (
     "engines/vllm/test_reshard.py",
     "pipeline/test_run.py",
+    "test_types.py",
     *SHARE_A_SERVER,
     "engines/vllm/test_sync_layouts.py",
     "pipeline/test_chain.py",

@@ -1,7 +1,8 @@
-"""Makes tests/ importable for the shared oracles and the rank launcher; puts the longest files first."""
+"""Makes tests/ importable for the shared oracles and the rank launcher; says which worker takes which files."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -19,43 +20,60 @@ sys.path.insert(0, str(TESTS))
 SHARE_A_SERVER = tuple(f"engines/vllm/test_{name}.py" for name in ("auth", "client", "collect", "server", "sync"))
 LONGEST_FIRST = (
     "engines/vllm/test_reshard.py",
-    "pipeline/test_run.py",
-    "test_types.py",
     *SHARE_A_SERVER,
-    "engines/vllm/test_sync_layouts.py",
+    "pipeline/test_run.py",
     "pipeline/test_chain.py",
     "pipeline/test_rejection.py",
-    "resharding/test_plan.py",
-    "slurm/test_launch.py",
     "policy/test_checkpoint.py",
     "policy/test_layouts.py",
     "weights/test_layouts.py",
-    "weights/test_verify.py",
+    "policy/test_policy.py",
     "stages/test_reward_model.py",
+)
+"""Files that start several processes: one of two workers begins with the first of these (make test)."""
+LONGEST_LAST = (
     "model/test_config_fields.py",
     "test_extending.py",
+    "slurm/test_launch.py",
+    "resharding/test_plan.py",
+    "test_types.py",
 )
-"""Two workers take whole files in this order (make test): a long one that came last would leave one of them idle."""
+"""Long files of one process at a time: the other worker begins with the last of these."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {TESTS / name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    first = {TESTS / name: place - len(LONGEST_FIRST) for place, name in enumerate(LONGEST_FIRST)}
+    last = {TESTS / name: place + 1 for place, name in enumerate(LONGEST_LAST)}
+    items.sort(key=lambda item: first.get(item.path, last.get(item.path, 0)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """--dist loadfile, but that the files of SHARE_A_SERVER go to one worker, which starts their server once."""
+    """--dist loadfile, in an order of ours: see OneForLong."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class ByServer(LoadFileScheduling):
+    class OneForLong(LoadFileScheduling):
+        """The first worker takes files from the front, the others from the end: beside tests of several processes run
+        those of one, which often wait, and the short files in the middle are what is left when one has nothing to do.
+        The files of SHARE_A_SERVER go to one worker, which starts their server once."""
+
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
             return "engines/vllm" if file.removeprefix("tests/") in SHARE_A_SERVER else file
 
-    return ByServer(config, log)
+        def _assign_work_unit(self, node: object) -> None:
+            if node is not next(iter(self.assigned_work)):
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
+    return OneForLong(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it need not be looked through for garbage again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

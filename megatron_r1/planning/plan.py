@@ -258,7 +258,7 @@ def server_memory_faults(
     if servers.colocated or trainer is None:
         return []
     layers = layers_at_once(trainer.parallel, servers.tensor, servers.num_servers)
-    at_sync = sync_bytes_of_server(shape, _layer_bytes(shape, servers), servers.bucket_bytes, layers) / GIB
+    at_sync = sync_bytes_of_server(_layer_bytes(shape, servers), servers.bucket_bytes, layers) / GIB
     free = (1 - servers.memory_fraction) * have
     if at_sync <= free:
         return []

@@ -22,8 +22,8 @@ from megatron_r1.planning.tensors import chunk_numbers
 
 ASLEEP_GIB = 2.0
 """What a sleeping server keeps: its CUDA context, NCCL's buffers, CUDA graphs. An assumption."""
-SYNC_BUFFERS = 3
-"""vLLM's two receiving buffers and the tensors that are cut from one."""
+SYNC_BUFFERS = 2
+"""What a worker receives into (engines/vllm/nccl_peers.py); its parts are copied from there."""
 LAYER_COPIES = 2
 
 
@@ -63,10 +63,9 @@ def layers_at_once(parallel: ParallelConfig, tensor: int, num_servers: int) -> i
     return min(-(-tensor // stage_ranks), -(-parallel.pipeline_parallel // num_servers))
 
 
-def sync_bytes_of_server(shape: ModelShape, layer_bytes: float, bucket_bytes: int, layers: int = 1) -> float:
-    """Beside a server's weights and cache, while it is given new weights over the network, `layers` at once. A buffer
-    is closed by the tensor that passes its limit."""
-    return (LAYER_COPIES - 1 + layers) * layer_bytes + SYNC_BUFFERS * (bucket_bytes + embedding_bytes(shape))
+def sync_bytes_of_server(layer_bytes: float, bucket_bytes: int, layers: int = 1) -> float:
+    """Beside a server's weights and cache, while it is given new weights over the network, `layers` at once."""
+    return (LAYER_COPIES - 1 + layers) * layer_bytes + SYNC_BUFFERS * bucket_bytes
 
 
 def colocated_moments(

@@ -87,7 +87,8 @@ def test_a_sync_needs_room_beside_the_cache():
     trainer, servers = setups_of(needs_of(config))
     layer = layer_bytes_of_server(V3, tensor=32, expert_parallel=True, weight_bytes=2)
     # A buffer of 512 MiB may end with the embedding, 129,280 x 7,168 numbers of two bytes.
-    assert sync_bytes_of_server(V3, layer, 512 << 20) == 2 * layer + 3 * ((512 << 20) + 2 * 129_280 * 7_168)
+    assert sync_bytes_of_server(layer, 512 << 20) == 2 * layer + 2 * (512 << 20)
+    assert sync_bytes_of_server(layer, 512 << 20, layers=3) == 4 * layer + 2 * (512 << 20)
     plan = make_plan(V3, trainer, servers, needs_of(config).work, H100, Assumptions(), timed=False)
     assert plan.faults == []
     greedy = dataclasses.replace(servers, memory_fraction=0.98)

@@ -61,10 +61,11 @@ def main(store: str, root: Path, dtype: str, tensor: int, servers: int, names: l
     is_first, world = os.environ["RANK"] == "0", int(os.environ["WORLD_SIZE"])
     config = rollout(dtype, tensor, servers)
     found: dict[str, object] = {}
-    if is_first:
-        found["fresh"] = {folder: fresh(root, folder, dtype, tensor) for folder in ("a", "b")}
+    fresh_b = fresh(root, "b", dtype, tensor) if is_first else {}
     engines = start_engines(config, model_path=root / "a", run_dir=root / "run") if is_first else ()
     try:
+        if is_first:
+            found["fresh"] = {"a": checksums(engines[0]), "b": fresh_b}
         for number, name in enumerate(names):
             folder = "ba"[number % 2]
             topology.initialise(

@@ -5,7 +5,8 @@ usage: python tools/benchmark_sync.py [--megabytes 500] [--layout tensor=2,pipel
 
 Servers of the same random DeepSeek-V3 (--tensor workers each) stand side by side, one for each way: over sockets
 (rollout.sync gloo), the same with nothing compared afterwards, and through the host's memory (ipc). Pushes take turns.
-After each export rank 0 alone writes as many bytes: the disk's own speed. Medians of seconds, processor seconds of all
+After each export rank 0 alone writes as many bytes: the disk's own speed. All ranks then load what was saved, once when
+the page cache has forgotten it and once again. Medians of seconds, processor seconds of all
 ranks together, and by how much rank 0's memory grew at most.
 """
 
@@ -34,6 +35,7 @@ TINY = Path(__file__).resolve().parent.parent / "megatron_r1" / "recipes" / "tin
 WAYS = {"gloo": ("gloo", 8), "gloo, nothing compared": ("gloo", 0), "ipc": ("ipc", 8)}
 """Name -> rollout.sync and rollout.check_tensors."""
 EXPORT, PLAIN = "export", "as many bytes written by rank 0"
+LOAD, AGAIN = "load by all ranks", "load again"
 
 
 def main() -> None:
@@ -92,6 +94,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from megatron_r1.engines.vllm.sync import WeightSync
     from megatron_r1.policy import topology
     from megatron_r1.policy.policy import Policy
+    from megatron_r1.weights.load import load_weights
     from megatron_r1.weights.save import save_hf_folder
 
     layout: dict[str, Any] = {
@@ -109,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> None:
         total_steps=1,
         device=torch.device("cpu"),
     )
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*WAYS, EXPORT, PLAIN)}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*WAYS, EXPORT, PLAIN, LOAD, AGAIN)}
     base = arguments.folder.parent / "base"
     num_bytes = sum(math.prod(size) * kind.itemsize for _, kind, size in policy.weights(dtype=dtype).metadata())
     plain = b"1" * (num_bytes if dist.get_rank() == 0 else 0)
@@ -118,6 +121,16 @@ def measure(arguments: argparse.Namespace) -> None:
         rows[EXPORT].append(timed(lambda: save_hf_folder(policy.weights(dtype=dtype), arguments.folder, target)))  # noqa: B023
         rows[PLAIN].append(timed(lambda: (base.parent / f"plain-{repeat}").write_bytes(plain)))  # noqa: B023
     plain = b""
+    disk = {name: 0 for name in (LOAD, AGAIN)}
+    for _ in range(arguments.repeats):
+        if dist.get_rank() == 0:
+            forget(base)
+        for name in (LOAD, AGAIN):
+            begun = disk_bytes()
+            rows[name].append(timed(lambda: load_weights(policy._tensors, base)))
+            read = torch.tensor(disk_bytes() - begun)
+            dist.all_reduce(read)
+            disk[name] = max(disk[name], int(read))
     rollout = RolloutConfig(
         device="cpu", dtype=arguments.dtype, tensor_parallel=arguments.tensor, max_model_len=64, max_num_seqs=4,
         memory_fraction=0.2, kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=64, start_timeout_seconds=400,
@@ -136,6 +149,7 @@ def measure(arguments: argparse.Namespace) -> None:
             rows[name].append(timed(lambda: opened.push(repeat + 2)))  # noqa: B023
     if dist.get_rank() == 0:
         found = {"megabytes": num_bytes >> 20, "ranks": arguments.ranks, "layout": arguments.layout, "rows": rows}
+        found |= {"disk_megabytes": {name: size >> 20 for name, size in disk.items()}}
         (arguments.folder.parent / "result.json").write_text(json.dumps(found))
     for opened in syncs.values():
         opened.close()
@@ -159,6 +173,21 @@ def timed(work: Any) -> dict[str, float]:
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     dist.all_reduce(total)
     return {"seconds": float(slowest[0]), "cpu": float(total[1]), "grew": (status("VmHWM") - before) / 1024}
+
+
+def forget(folder: Path) -> None:
+    """Have the page cache forget the folder's weights."""
+    for path in folder.glob("*.safetensors"):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def disk_bytes() -> int:
+    """What this process has read from the disk, not from the page cache."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
 
 
 def status(field: str) -> int:
@@ -185,7 +214,8 @@ def as_table(result: dict[str, Any]) -> str:
             f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} | {max(seconds):.2f} | "
             f"{middle[0]:.2f} | {middle[1]:.0f} |"
         )
-    return "\n".join(lines)
+    read = ", ".join(f"{name}: {size} MB" for name, size in result["disk_megabytes"].items())
+    return "\n".join([*lines, f"read from the disk, by all ranks together: {read}"])
 
 
 if __name__ == "__main__":

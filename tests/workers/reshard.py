@@ -103,11 +103,11 @@ def push(config: RolloutConfig, folder: Path, layout: dict, world: int, engines,
     source = policy.weights(dtype=torch.bfloat16 if config.dtype == "bf16" else torch.float32)
     sync = WeightSync(config, source=source, engines=engines, model_path=folder, rank=dist.get_rank())
     sync.push(version)
-    assert sync.shards is not None
+    assert sync.channel is not None
     received = [0] * (config.tensor_parallel * config.num_engines)
-    for message in sync.shards.plan.messages:
+    for message in sync.channel.plan.messages:
         for piece in message.pieces:
-            received[message.worker] += piece.box.size * sync.shards.tensors[piece.tensor].itemsize
+            received[message.worker] += piece.box.size * sync.channel.tensors[piece.tensor].itemsize
     sync.close()
     dist.barrier()
     return received

@@ -16,6 +16,9 @@ from megatron_r1.engines.vllm.engine import Engine
 
 Result = TypeVar("Result")
 
+RECOVERY_SECONDS = 30.0
+"""For a server to go on after an update that failed."""
+
 MEETING_SECONDS = 600.0
 """For the meeting of the trainer and all workers of all servers."""
 
@@ -31,7 +34,8 @@ class ControlPlane:
         self.clients: tuple[EngineClient, ...] = tuple(engine.client for engine in engines)
         self.workers_per_engine = engines[0].config.tensor_parallel if engines else 1
         self.version = 0
-        self.pool = ThreadPoolExecutor(max(1, len(self.clients)), thread_name_prefix="vllm-control")
+        # Two each: while an update that hangs is waited for, its server is asked to go on.
+        self.pool = ThreadPoolExecutor(max(1, 2 * len(self.clients)), thread_name_prefix="vllm-control")
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         def init(position: int, client: EngineClient) -> None:
@@ -63,6 +67,12 @@ class ControlPlane:
 
     def resume(self) -> None:
         self.each(lambda _, client: client.request("POST", "/resume", {}))
+
+    def resume_after_failure(self) -> list[int]:
+        """Have all servers go on; returns the positions of those that do not say so in RECOVERY_SECONDS."""
+        path, seconds = "/resume", RECOVERY_SECONDS
+        pending = [self.pool.submit(client.request, "POST", path, {}, timeout=seconds) for client in self.clients]
+        return [position for position, future in enumerate(pending) if future.exception() is not None]
 
     def weight_versions(self) -> list[int]:
         return self.each(lambda _, client: client.weight_version())

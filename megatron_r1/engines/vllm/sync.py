@@ -93,11 +93,9 @@ class WeightSync:
             with timed(parts, "verify"):
                 together(lambda: control and check_versions(control.weight_versions(), version))
         except BaseException as error:
-            try:
-                if control is not None:
-                    control.resume()
-            except (EngineError, RequestError) as second:
-                error.add_note(f"and the servers did not resume: {second}")
+            for position in control.resume_after_failure() if control is not None else ():
+                engines[position].stop()  # it hangs, or is dead; the run starts it again
+                error.add_note(f"and {engines[position].name} did not resume and was stopped")
             self.disconnect()
             if self.rank == 0 or not isinstance(error, (EngineError, RequestError)):
                 raise

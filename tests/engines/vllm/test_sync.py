@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -299,9 +300,11 @@ class Halves(Weights):
         return rows if held else torch.full_like(rows, torch.nan)
 
 
-def second_rank(store: str, config: RolloutConfig, folder: Path, pushes: int) -> None:
+def second_rank(
+    store: str, config: RolloutConfig, folder: Path, pushes: int, source: type[Halves] | None = None
+) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=1, world_size=2)
-    sync = WeightSync(config, source=Halves(folder, 1), engines=(), model_path=folder, rank=1)
+    sync = WeightSync(config, source=(source or Halves)(folder, 1), engines=(), model_path=folder, rank=1)
     for version in range(1, pushes + 1):
         sync.push(version)
     torch.distributed.destroy_process_group()
@@ -328,6 +331,86 @@ def test_each_trainer_rank_sends_what_it_holds(
     np.testing.assert_allclose(engine.client.score(ids), oracles[2].logprobs(ids), atol=1e-4)
     sync.disconnect()
     sync.push(sync.version + 3)
+
+
+class Dying(Halves):
+    """Its process is killed in the middle of the second push."""
+
+    pushes = 0
+
+    def reading(self) -> AbstractContextManager[object]:
+        self.pushes += 1
+        return super().reading()
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        if self.pushes == 2 and tensor > len(self.tensors) // 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(tensor, box)
+
+
+@pytest.mark.parametrize("way", ["gloo", "ipc"])
+def test_a_trainer_rank_that_is_killed_in_a_push_ends_it_and_the_next_is_whole(
+    way: str, engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles, tmp_path: Path
+) -> None:
+    sync.disconnect()
+    own = dataclasses.replace(config, sync=way)
+    other = multiprocessing.get_context("spawn").Process(
+        target=second_rank, args=(str(tmp_path / "store"), own, folders[2], 2, Dying)
+    )
+    other.start()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=2)
+    both = WeightSync(own, source=Halves(folders[2], 0), engines=(engine,), model_path=folders[2])
+    try:
+        both.push(sync.version + 1)
+        begun = time.monotonic()
+        with pytest.raises((EngineError, RuntimeError)):
+            both.push(sync.version + 2)
+        assert time.monotonic() - begun < 60
+    finally:
+        torch.distributed.destroy_process_group()
+        other.join(30)
+    both.close()
+    assert other.exitcode == -signal.SIGKILL
+    ids = prompt(60, 7)
+    assert np.isfinite(engine.client.score(ids)).all()
+    sync.push(sync.version + 3)
+    assert engine.client.weight_version() == sync.version
+
+
+class Stopping(Weights):
+    """Stops a server's worker, which then neither works nor ends."""
+
+    server: LocalEngine | None = None
+
+    def read(self, tensor: int, box: Box) -> torch.Tensor:
+        if self.server is not None and tensor == len(self.tensors) // 2:
+            for process in psutil.Process(self.server.pid).children(recursive=True):
+                process.suspend()
+            self.server = None
+        return super().read(tensor, box)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_the_push_at_the_deadline_and_the_next_is_whole(
+    config: RolloutConfig, folders: list[Path], oracles: list[Oracle], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("megatron_r1.engines.vllm.shard_channel.MEETING_SECONDS", 10.0)
+    (engine,) = start_engines(config, model_path=folders[0], run_dir=tmp_path)
+    with engine:
+        weights = Stopping(folders[1])
+        sync = WeightSync(config, source=weights, engines=(engine,), model_path=folders[0])
+        sync.push(1)
+        weights.server = engine
+        begun = time.monotonic()
+        with pytest.raises(EngineError):
+            sync.push(2)
+        assert time.monotonic() - begun < 60
+        engine.restart()
+        weights.show(folders[2])
+        sync.push(3)
+        ids = prompt(60, 7)
+        np.testing.assert_allclose(engine.client.score(ids), oracles[2].logprobs(ids), atol=1e-4)
+        sync.close()
 
 
 @pytest.mark.slow

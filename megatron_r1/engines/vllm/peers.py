@@ -10,6 +10,7 @@ ranks come first, then the workers, one server's after another's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -118,8 +119,8 @@ def join(meeting: Meeting, rank: int, device: torch.device) -> Peers:
 class GlooPeers:
     """Over loopback's sockets: trainer and servers share a host. Members meet through a file (no TCP store).
 
-    Nobody but this object may hold the process group, because a reference kept by a traceback would keep its
-    connections open.
+    Nobody but this object may hold the process group or what it has begun, because a reference kept by a traceback
+    would keep its connections open.
     """
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
@@ -140,18 +141,21 @@ class GlooPeers:
         self._group: torch.distributed.ProcessGroupGloo | None = torch.distributed.ProcessGroupGloo(
             store, rank, meeting.size, options
         )
+        self._begun: dict[int, torch.distributed.Work] = {}
+        """Sends and receives that nobody has waited for, by number."""
+        self._numbers = itertools.count()
 
     def send_numbers(self, numbers: torch.Tensor, to: int) -> None:
         for part in (torch.tensor(numbers.shape), numbers.contiguous()):
             if part.numel():
-                self._send(part.view(torch.uint8).flatten(), to, NUMBERS_TAG).wait()
+                self._send(part.view(torch.uint8).flatten(), to, NUMBERS_TAG)()
 
     def receive_numbers(self, of: int) -> torch.Tensor:
         shape = torch.empty(2, dtype=torch.int64)
-        self._receive(shape.view(torch.uint8), of, NUMBERS_TAG).wait()
+        self._receive(shape.view(torch.uint8), of, NUMBERS_TAG)()
         numbers = torch.empty(tuple(shape.tolist()), dtype=torch.int64)
         if numbers.numel():
-            self._receive(numbers.view(torch.uint8).flatten(), of, NUMBERS_TAG).wait()
+            self._receive(numbers.view(torch.uint8).flatten(), of, NUMBERS_TAG)()
         return numbers
 
     def prepare(self, num_bytes: int, *, to: Sequence[int], of: Sequence[int]) -> None:
@@ -163,13 +167,13 @@ class GlooPeers:
     inbox = outbox
 
     def send(self, parts: Sequence[Part], number: int) -> Callable[[], None]:
-        works = [self._send(buffer, to, number) for to, buffer in parts]
-        return lambda: wait(works)
+        gone = [self._send(buffer, to, number) for to, buffer in parts]
+        return lambda: call_all(gone)
 
     def receive(self, parts: Sequence[Part], number: int) -> list[Arrival]:
-        def arrival(buffer: torch.Tensor, work: torch.distributed.Work) -> Arrival:
+        def arrival(buffer: torch.Tensor, come: Callable[[], None]) -> Arrival:
             def arrived() -> torch.Tensor:
-                work.wait()
+                come()
                 return buffer
 
             return arrived
@@ -184,12 +188,26 @@ class GlooPeers:
 
     def close(self) -> None:
         self._group = None
+        self._begun.clear()
 
-    def _send(self, buffer: torch.Tensor, to: int, tag: int) -> torch.distributed.Work:
-        return self._members().send([buffer], to, tag)
+    def _send(self, buffer: torch.Tensor, to: int, tag: int) -> Callable[[], None]:
+        return self._begin(lambda group: group.send([buffer], to, tag))
 
-    def _receive(self, buffer: torch.Tensor, of: int, tag: int) -> torch.distributed.Work:
-        return self._members().recv([buffer], of, tag)
+    def _receive(self, buffer: torch.Tensor, of: int, tag: int) -> Callable[[], None]:
+        return self._begin(lambda group: group.recv([buffer], of, tag))
+
+    def _begin(
+        self, call: Callable[[torch.distributed.ProcessGroupGloo], torch.distributed.Work]
+    ) -> Callable[[], None]:
+        """Begin a send or receive; the result waits for it, once. It holds nothing of the group."""
+        number = next(self._numbers)
+        self._begun[number] = call(self._members())
+
+        def done() -> None:
+            self._members()
+            self._begun.pop(number).wait()
+
+        return done
 
     def _members(self) -> torch.distributed.ProcessGroupGloo:
         if self._group is None:
@@ -197,6 +215,6 @@ class GlooPeers:
         return self._group
 
 
-def wait(works: list[torch.distributed.Work]) -> None:
-    while works:
-        works.pop(0).wait()
+def call_all(waits: list[Callable[[], None]]) -> None:
+    while waits:
+        waits.pop(0)()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from megatron_r1.engines.vllm.peers import IN_FLIGHT, Arrival, GlooPeers, Meeting, Part, wait
+from megatron_r1.engines.vllm.peers import IN_FLIGHT, Arrival, GlooPeers, Meeting, Part, call_all
 from megatron_r1.errors import EngineError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -33,7 +33,7 @@ class SharedMemoryPeers(GlooPeers):
         super().__init__(meeting, rank)
         self._memory: dict[int, torch.Tensor] = {}
         """By member: what it packs into, u8. On a trainer rank its own, on a worker those that it receives from."""
-        self._told: list[torch.distributed.Work] = []
+        self._told: list[Callable[[], None]] = []
         """A worker's words that parts were taken."""
 
     def prepare(self, num_bytes: int, *, to: Sequence[int], of: Sequence[int]) -> None:
@@ -67,16 +67,16 @@ class SharedMemoryPeers(GlooPeers):
 
     def send(self, parts: Sequence[Part], number: int) -> Callable[[], None]:
         self._members()
-        memory, works, words = self._memory[self.rank], [], []
+        memory, waits, words = self._memory[self.rank], [], []
         for to, buffer in parts:
             begin = torch.tensor([buffer.data_ptr() - memory.data_ptr()])
             answer = torch.empty(1, dtype=torch.uint8)
             words += [begin, answer]  # they must stay until they have gone, or come
-            works.append(self._send(begin.view(torch.uint8), to, number))
-            works.append(self._receive(answer, to, number))
+            waits.append(self._send(begin.view(torch.uint8), to, number))
+            waits.append(self._receive(answer, to, number))
 
         def settled() -> None:
-            wait(works)
+            call_all(waits)
             words.clear()
 
         return settled
@@ -84,10 +84,10 @@ class SharedMemoryPeers(GlooPeers):
     def receive(self, parts: Sequence[Part], number: int) -> list[Arrival]:
         def arrival(of: int, num_bytes: int) -> Arrival:
             begin = torch.empty(1, dtype=torch.int64)
-            work = self._receive(begin.view(torch.uint8), of, number)
+            come = self._receive(begin.view(torch.uint8), of, number)
 
             def arrived() -> torch.Tensor:
-                work.wait()
+                come()
                 return self._memory[of][int(begin) : int(begin) + num_bytes]
 
             return arrived
@@ -101,7 +101,7 @@ class SharedMemoryPeers(GlooPeers):
 
     def finish(self, given_up: Callable[[], bool]) -> None:
         del given_up
-        wait(self._told)
+        call_all(self._told)
 
     def close(self) -> None:
         super().close()

@@ -42,6 +42,21 @@ def test_too_little_shared_memory_is_said():
     assert not path.exists()
 
 
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> list[dict[str, tuple[float, str]]]:
+    folder = tmp_path_factory.mktemp("broken")
+    run_ranks("peers_fail.py", str(folder), ranks=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("way", ["gloo", "ipc"])
+@pytest.mark.parametrize("raises", [0, 1])
+def test_who_leaves_releases_the_other_though_its_error_is_kept(broken, way, raises):
+    (_, own), (seconds, heard) = (broken[rank][f"{way} {raises}"] for rank in (raises, 1 - raises))
+    assert (own, heard) == ("ValueError", "RuntimeError")
+    assert seconds < 10  # of 30, after which an operation ends by itself
+
+
 @pytest.mark.parametrize("sync", ["gloo", "ipc"])
 def test_a_worker_on_another_machine_is_told_what_to_use(tmp_path, sync):
     place = tmp_path / "elsewhere" / "meet"

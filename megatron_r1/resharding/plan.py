@@ -87,7 +87,7 @@ class Plan:
     def sizes(self) -> Numbers:
         """int64[4, messages]: round, sender, worker and bytes of each, in their order."""
         ends = self._chunks[:3]
-        begins = np.flatnonzero(np.append(True, (ends[:, 1:] != ends[:, :-1]).any(axis=0)))
+        begins = np.flatnonzero(np.append(True, (ends[:, 1:] != ends[:, :-1]).any(axis=0))[: ends.shape[1]])
         return np.concatenate([ends[:, begins], [np.add.reduceat(self._chunks[-1], begins)]])
 
     def numbers(self, worker: int) -> Numbers:
@@ -117,7 +117,7 @@ class MessagesOf(Mapping[int, list[Message]]):
         self._plan = plan
         self._chunks = chunks[:, np.argsort(chunks[row], kind="stable")]
         names, starts = np.unique(self._chunks[row], return_index=True)
-        ends = np.append(starts[1:], self._chunks.shape[1])
+        ends = np.append(starts, self._chunks.shape[1])[1:]
         self._places = {name: slice(start, end) for name, start, end in zip(names.tolist(), starts, ends, strict=True)}
 
     def __getitem__(self, name: int) -> list[Message]:

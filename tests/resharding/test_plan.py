@@ -145,6 +145,13 @@ def test_a_piece_above_the_bucket_is_cut():
     assert [m.round for m in plan.messages] == [0, 1, 2, 3, 4, 5]
 
 
+def test_where_nothing_is_wanted_nothing_is_sent():
+    """As of a rank alone, which saves what it holds itself."""
+    plan = make_plan([Tensor("a", 4, 2, 4, "a")], [Shard(0, Box(0, 4, 0, 2), (0,))], [[[]]], 1 << 20)
+    assert not plan.messages and not plan.sent and not plan.received and plan.num_bytes == 0
+    assert plan.sizes.shape == (4, 0) and plan.numbers(0).shape == (0, 8)
+
+
 def test_wants_may_be_numbers():
     """What workers send rank 0 need not become objects: the plan is the same."""
     tensors = [Tensor("a", 400, 8, 2, "layer"), Tensor("b", 16, 1, 4, "norm")]

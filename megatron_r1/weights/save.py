@@ -91,9 +91,7 @@ def _write_weights(stream: WeightStream, partial: Path, file_bytes: int) -> None
 
     plan = make_plan(tensors, shards, [wants], stream.bucket_bytes)
     exchange(plan, files.specs, tensors, stream.device, fill, files.take)
-    dist.barrier()
-    if rank == 0:
-        files.sink.finish(())
+    together(lambda: files.sink.finish(()) if rank == 0 else None)
 
 
 class _Files:

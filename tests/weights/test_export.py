@@ -50,6 +50,12 @@ def test_four_ranks_save_what_they_loaded(saved, layout):
     assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
 
 
+def test_an_index_that_cannot_be_written_is_an_error_on_all_ranks(saved):
+    for rank in range(4):
+        assert "refused: cannot be written: " in (saved / f"refused-{rank}").read_text()
+    assert not (saved / "refused").exists() and not (saved / "refused.partial").exists()
+
+
 def test_files_are_written_by_all_ranks_that_hold_them():
     """Three tensors of 100 bytes: ranks 0 and 1 hold the first two, rank 2 the third; none writes two."""
     shards = [Shard(0, Box(0, 50, 0, 1), (0, 1)), Shard(1, Box(0, 50, 0, 1), (0, 1)), Shard(2, Box(0, 50, 0, 1), (2,))]

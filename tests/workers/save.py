@@ -1,6 +1,7 @@
 """Worker: save a model folder again from each layout, in several files.
 
-usage: save.py STORE ROOT NAMES; ROOT/model is the folder, ROOT/NAME what layout NAME saves.
+usage: save.py STORE ROOT NAMES; ROOT/model is the folder, ROOT/NAME what layout NAME saves. With the first layout also
+what cannot be saved (ROOT/refused).
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from megatron_r1.policy.platform import configure_process
 configure_process(threads=1, cpu=True)
 
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.errors import CheckpointError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
+from megatron_r1.resharding.boxes import Box  # noqa: E402
+from megatron_r1.weights.export import WeightStream  # noqa: E402
 from megatron_r1.weights.save import save_hf_folder  # noqa: E402
 
 LAYOUTS = {
@@ -44,7 +49,24 @@ def main(store: str, root: Path, names: list[str]) -> None:
         )
         stream = policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 14)
         save_hf_folder(stream, root / "model", root / name, file_bytes=1 << 17)
+        if number == 0:
+            refused(stream, root)
         topology.finalise()
+
+
+def refused(stream: WeightStream, root: Path) -> None:
+    """A folder whose index cannot be written: ROOT/refused-RANK is what the rank raised."""
+    target, read = root / "refused", stream.read
+
+    def read_and_obstruct(tensor: int, box: Box) -> torch.Tensor:
+        (root / "refused.partial" / "model.safetensors.index.json").mkdir(exist_ok=True)
+        return read(tensor, box)
+
+    stream.read = read_and_obstruct  # type: ignore[method-assign]
+    try:
+        save_hf_folder(stream, root / "model", target, file_bytes=1 << 17)
+    except CheckpointError as error:
+        (root / f"refused-{dist.get_rank()}").write_text(str(error))
 
 
 if __name__ == "__main__":

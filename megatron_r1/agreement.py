@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from megatron_r1.errors import UserError
+from megatron_r1.errors import EngineError, UserError
 
 Result = TypeVar("Result")
 
@@ -19,8 +19,9 @@ def trainers() -> int:
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """This rank's result. A collective: raises this rank's error, or that of the lowest rank that had one (as a
-    RuntimeError with its words, if it is none that users see)."""
+    """This rank's result. A collective: if any rank had an error, all raise the same, that of the lowest rank of those
+    whose error is not only a server's (EngineError: others that left are one); on other ranks as a RuntimeError with
+    its words, if it is none that users see."""
     error: Exception | None = None
     result: Any = None
     try:
@@ -29,35 +30,42 @@ def together(work: Callable[[], Result]) -> Result:
         error = caught
     if trainers() > 1:
         said: list[Any] = [None] * trainers()
-        known = error
-        if error is not None and not isinstance(error, (UserError, OSError)):
-            known = RuntimeError(f"{type(error).__name__}: {error}")
-        dist.all_gather_object(said, known)
-        if error is None and (others := [other for other in said if other is not None]):
-            raise others[0]
+        dist.all_gather_object(said, error if error is None else as_told(error))
+        failed = [rank for rank, other in enumerate(said) if other is not None]
+        failed.sort(key=lambda rank: isinstance(said[rank], EngineError))
+        if failed and failed[0] != dist.get_rank():
+            raise said[failed[0]] from error
     if error is not None:
         raise error
     return result
 
 
 def on_rank_zero(work: Callable[[], Result]) -> Result:
-    """Do `work` on rank 0 only; every rank returns its (picklable) result, or raises what it raised there.
+    """Do `work` on rank 0 only; every rank returns its (picklable) result, or raises what it raised there
+    (as `together` does).
 
     Without this an error on rank 0 would leave the other ranks waiting in a collective.
     """
     if trainers() == 1:
         return work()
     outcome: list[Any] = [None, None]
+    failure: Exception | None = None
     if dist.get_rank() == 0:
         try:
             outcome[0] = work()
         except Exception as error:
-            outcome[1] = error
+            failure, outcome[1] = error, as_told(error)
     dist.broadcast_object_list(outcome, src=0)
-    result, error = outcome
-    if error is not None:
-        raise error
+    result, told = outcome
+    if told is not None:
+        raise failure or told
     return result
+
+
+def as_told(error: Exception) -> Exception:
+    """`error` as other ranks are told of it: itself, or a RuntimeError with its words if users do not see such ones,
+    which need not be made of what can be sent."""
+    return error if isinstance(error, (UserError, OSError)) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def sum_over_ranks(numbers: torch.Tensor) -> torch.Tensor:

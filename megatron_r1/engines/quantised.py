@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 
+from megatron_r1.agreement import together, trainers
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.resharding.boxes import Box, whole
 from megatron_r1.resharding.plan import Shard
@@ -101,14 +102,20 @@ class QuantisedSource:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Finds the scales of the present weights; a collective if a block lies on several ranks."""
-        with self._source.reading():
-            amax = self._largest()
+        """Finds the scales of the present weights; a collective if a block lies on several ranks, which then fails on
+        all if it fails on one."""
+        with contextlib.ExitStack() as source:
+
+            def look() -> dict[int, torch.Tensor]:
+                source.enter_context(self._source.reading())
+                return self._largest()
+
+            amax = together(look) if self._straddled else look()
             if self._straddled:
-                together = torch.cat([amax[tensor].flatten() for tensor in self._straddled])
-                if dist.is_initialized() and dist.get_world_size() > 1:
-                    dist.all_reduce(together, dist.ReduceOp.MAX)
-                parts = together.split([amax[tensor].numel() for tensor in self._straddled])
+                largest_of_all = torch.cat([amax[tensor].flatten() for tensor in self._straddled])
+                if trainers() > 1:
+                    dist.all_reduce(largest_of_all, dist.ReduceOp.MAX)
+                parts = largest_of_all.split([amax[tensor].numel() for tensor in self._straddled])
                 for tensor, part in zip(self._straddled, parts, strict=True):
                     amax[tensor] = part.view_as(amax[tensor])
             self._scales = {

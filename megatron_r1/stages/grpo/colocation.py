@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from megatron_r1.agreement import on_rank_zero
+from megatron_r1.agreement import on_rank_zero, together
 from megatron_r1.config.schema import RolloutConfig, TrainConfig
 from megatron_r1.engines.base import Client, Engine, RequestError
 from megatron_r1.engines.source import ShardedSource
@@ -187,8 +187,10 @@ class ResidentSource:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        with self._resident(), self._source.reading():
-            yield
+        with contextlib.ExitStack() as resident:
+            together(lambda: resident.enter_context(self._resident()))  # what follows may be a collective
+            with self._source.reading():
+                yield
 
     def read(self, tensor: int, box: Box) -> torch.Tensor:
         return self._source.read(tensor, box)

@@ -99,9 +99,11 @@ class NcclPeers:
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(self.device))
         communicator.group_start()
-        for call, member, buffer in calls:
-            call(buffer, member, stream=stream)
-        communicator.group_end()
+        try:
+            for call, member, buffer in calls:
+                call(buffer, member, stream=stream)
+        finally:
+            communicator.group_end()  # a group left open would hold back all NCCL calls of this thread, torch's too
         if stream is None:
             return lambda: None
         done = stream.record_event()

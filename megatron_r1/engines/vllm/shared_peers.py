@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,9 +138,11 @@ def allocate(path: Path, num_bytes: int) -> None:
 
 
 def map_memory(path: Path, num_bytes: int) -> torch.Tensor:
-    """The file's bytes, u8, shared with every process that maps it. On a machine with GPUs they are page-locked, which
-    makes copies to and from them faster; where that is refused, it works without."""
-    buffer = torch.from_file(str(path), shared=True, size=max(1, num_bytes), dtype=torch.uint8)
+    """The file's bytes, u8, shared with every process that maps it. FileNotFoundError where there is none. On a machine
+    with GPUs they are page-locked, which makes copies to and from them faster; where that is refused, it works
+    without."""
+    with path.open("r+b") as file:  # torch.from_file would make one that is not there, and nobody would remove it
+        buffer = torch.frombuffer(mmap.mmap(file.fileno(), max(1, num_bytes)), dtype=torch.uint8)
     if torch.cuda.is_initialized() and int(_cuda_runtime().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)):
         _forget_error()
         _PAGED.add(buffer.data_ptr())

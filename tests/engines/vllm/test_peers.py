@@ -10,8 +10,9 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from megatron_r1.engines.vllm.nccl_peers import NcclPeers
 from megatron_r1.engines.vllm.peers import Meeting, join
-from megatron_r1.engines.vllm.shared_peers import SHARED_MEMORY, allocate
+from megatron_r1.engines.vllm.shared_peers import SHARED_MEMORY, allocate, map_memory
 from megatron_r1.errors import EngineError
 
 WANTED = {2: 48 * 20 * 2 + 48 + 48 * 33, 3: 48 * 20 * 2 + 48 + 48 * 33, 4: 48 * 40 * 2 + 48 + 96 * 33}
@@ -40,6 +41,37 @@ def test_too_little_shared_memory_is_said():
     with pytest.raises(EngineError, match=r"rollout.sync ipc needs .* MiB in /dev/shm.*--shm-size.*sync_bucket_mib"):
         allocate(path, 1 << 50)
     assert not path.exists()
+
+
+def test_memory_that_is_not_there_is_not_made():
+    path = SHARED_MEMORY / f"mr1-weights-{uuid.uuid4().hex}-0"
+    with pytest.raises(FileNotFoundError):
+        map_memory(path, 4096)
+    assert not path.exists()
+
+
+class Refusing:
+    """A communicator that refuses to send, as NCCL does where the buffer or the member is none of its own."""
+
+    open_groups = 0
+
+    def group_start(self) -> None:
+        self.open_groups += 1
+
+    def group_end(self) -> None:
+        self.open_groups -= 1
+
+    def send(self, buffer: torch.Tensor, dst: int, stream: object) -> None:
+        raise AssertionError("this communicator is made for another device")
+
+
+def test_a_refused_call_leaves_no_group_of_nccl_calls_open():
+    meeting = Meeting(sync="nccl", place="", trainers=1, workers=1, timeout_seconds=5)
+    communicator = Refusing()
+    peers = NcclPeers(meeting, 0, torch.device("cpu"), communicator)
+    with pytest.raises(AssertionError, match="another device"):
+        peers.send([(1, torch.zeros(4, dtype=torch.uint8))], 0)
+    assert communicator.open_groups == 0
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ def trainers() -> int:
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """This rank's result. A collective: if any rank had an error, all raise the same, that of the lowest rank of those
-    whose error is not only a server's (EngineError: others that left are one); on other ranks as a RuntimeError with
-    its words, if it is none that users see."""
+    """This rank's result. A collective: if any rank had an error, all raise the same, on other ranks as a RuntimeError
+    with its words if it is none that users see. Which: the lowest rank's, but of no rank that has a plain EngineError
+    if another has anything else, since that may be the other's leaving as this rank or a server saw it."""
     error: Exception | None = None
     result: Any = None
     try:
@@ -32,7 +32,7 @@ def together(work: Callable[[], Result]) -> Result:
         said: list[Any] = [None] * trainers()
         dist.all_gather_object(said, error if error is None else as_told(error))
         failed = [rank for rank, other in enumerate(said) if other is not None]
-        failed.sort(key=lambda rank: isinstance(said[rank], EngineError))
+        failed.sort(key=lambda rank: type(said[rank]) is EngineError)
         if failed and failed[0] != dist.get_rank():
             raise said[failed[0]] from error
     if error is not None:

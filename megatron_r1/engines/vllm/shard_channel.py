@@ -121,13 +121,13 @@ class ShardChannel:
             return [self.joined.receive_numbers(of=meeting.trainers + i).numpy() for i in range(meeting.workers)]
 
     def tell(self, plan: Plan, meeting: Meeting, workers: Future[None] | None) -> None:
-        with explained(workers):
+        with self.or_leave(), explained(workers):
             for worker in range(meeting.workers if workers is not None else 0):
                 numbers = torch.from_numpy(plan.numbers(worker))
                 self.joined.send_numbers(numbers, to=meeting.trainers + worker)
             prepare_to_send(self.joined, plan.sent.get(self.rank, []))
-        if workers is not None:
-            workers.result()
+            if workers is not None:
+                workers.result()
 
     @property
     def joined(self) -> Peers:
@@ -182,14 +182,13 @@ class ShardChannel:
             return alarm.heard() or (received is not None and received.done() and received.exception() is not None)
 
         try:
-            with self.source.reading(), explained(received):
+            with self.or_leave(), self.source.reading(), explained(received):
                 send_all(self.joined, self.own_messages, self.specs, self.tensors, self.fill, given_up)
                 own, reports = own_fingerprints(wanted, self.source, self.specs, self.rank), []
                 for worker in range(sum(map(len, self.servers)) if checked and control is not None else 0):
                     reports.append(self.joined.receive_numbers(of=trainers() + worker))
         except BaseException:
             alarm.ring()
-            self.leave()
             raise
         if received is not None:
             received.result()
@@ -204,6 +203,15 @@ class ShardChannel:
                 f"the weight source announced {rows} x {columns} numbers of {name} and read {list(values.shape)}"
             )
         place.copy_(values)
+
+    @contextlib.contextmanager
+    def or_leave(self) -> Iterator[None]:
+        """Leave the group if the block fails, before other ranks are told: they may wait for this one in the block."""
+        try:
+            yield
+        except BaseException:
+            self.leave()
+            raise
 
     def leave(self) -> None:
         """End this rank's connections, which releases who waits for it."""

@@ -27,6 +27,10 @@ ALIGNMENT_BYTES = 64
 """Of a buffer's begin, so that numbers of any dtype can lie there."""
 
 
+class NoRoomError(EngineError):
+    """The shared memory has no room for a rank's buffers: says how much is needed, and how much there is."""
+
+
 class SharedMemoryPeers(GlooPeers):
     """Meets as GlooPeers does."""
 
@@ -38,7 +42,7 @@ class SharedMemoryPeers(GlooPeers):
         """A worker's words that parts were taken."""
 
     def prepare(self, num_bytes: int, *, to: Sequence[int], of: Sequence[int]) -> None:
-        """EngineError if the shared memory has no room."""
+        """NoRoomError if the shared memory has no room."""
         if to:
             path, size = self._path_of(self.rank), IN_FLIGHT * -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
             allocate(path, size)
@@ -118,7 +122,7 @@ ANSWER = torch.ones(1, dtype=torch.uint8)
 
 
 def allocate(path: Path, num_bytes: int) -> None:
-    """A new file of that size, of this user alone. EngineError if its folder has no room."""
+    """A new file of that size, of this user alone. NoRoomError if its folder has no room."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         # Without this a full file system would kill a process by SIGBUS in the middle of a copy.
@@ -128,7 +132,7 @@ def allocate(path: Path, num_bytes: int) -> None:
         if error.errno not in (errno.ENOSPC, errno.EFBIG):
             raise
         free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
-        raise EngineError(
+        raise NoRoomError(
             f"rollout.sync ipc needs {num_bytes / 2**20:,.0f} MiB in {path.parent} for this rank, which has "
             f"{free / 2**20:,.0f}: give the container more shared memory (docker --shm-size), or lower "
             "rollout.sync_bucket_mib"

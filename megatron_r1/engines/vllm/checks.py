@@ -56,7 +56,7 @@ class WorkerCheck:
         for number in self.by_layer.get(layer, ()):
             destination = self.destinations[number]
             values, (_, dtype, _) = destination.view(destination.box), self.specs[destination.tensor]
-            if values.dtype.itemsize >= dtype.itemsize:  # else it is rounded on its way, and cannot be the same
+            if values.dtype == dtype or values.dtype.itemsize > dtype.itemsize:  # else it is rounded on its way
                 self.loaded[number] = (self.fingerprint_of(destination), layout_of(destination))
 
     def report(self) -> torch.Tensor:

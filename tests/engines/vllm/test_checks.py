@@ -59,12 +59,15 @@ def test_it_says_what_the_model_runs_with(modules):
 
 
 def test_a_parameter_of_another_dtype(modules):
-    """A wider one holds the same numbers; a narrower one rounds them, and nothing is said of it."""
+    """A wider one holds the same numbers; a narrower one, or another of its width, rounds them, and nothing is said of
+    it."""
     before = held(modules)
     modules[1].weight = torch.nn.Parameter(modules[1].weight.float(), requires_grad=False)
     assert updated(modules, set(), first=True) == before
     modules[0].weight = torch.nn.Parameter(modules[0].weight.bfloat16(), requires_grad=False)
     assert updated(modules, set(), first=True) == {1: before[1]}
+    modules[1].weight = torch.nn.Parameter(modules[1].weight.half(), requires_grad=False)
+    assert updated(modules, set(), first=True) == {}
 
 
 def test_a_norm_that_is_changed_after_it_was_placed_is_told(modules):

@@ -5,13 +5,15 @@ of the same parts by the trainer's ranks.
 
 A worker reads what its model runs with wherever that still has the checkpoint's layout. Some kernels want another
 (packed matrices on CPUs, shuffled experts on GPUs): those parameters are read when all their parts have been placed,
-before they are processed. Which they are is found at the first update, and only among modules that have a method to
-process weights: norms, router biases and the like are always read as the model has them.
+before they are processed. Which they are is found at the first update (later for those whose numbers were all the same
+then), and only among modules that have a method to process weights: norms, router biases and the like are always read
+as the model has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,8 +29,17 @@ from megatron_r1.weights.wire import ParamSpec
 FAULTS_SHOWN = 5
 
 
+@dataclass
+class Layouts:
+    """What is known of parameters (module name, name) whose module processes weights, from one update to the next:
+    `kept` run in the checkpoint's layout, `repacked` do not."""
+
+    kept: set[tuple[str, str]] = field(default_factory=set)
+    repacked: set[tuple[str, str]] = field(default_factory=set)
+
+
 class WorkerCheck:
-    """A worker's part: call `placed` before a layer is processed, `report` when all are."""
+    """A worker's part of one update: call `placed` before a layer is processed, `report` when all are."""
 
     def __init__(
         self,
@@ -36,49 +47,74 @@ class WorkerCheck:
         specs: Sequence[ParamSpec],
         layers: Sequence[str],
         checked: Collection[int],
-        repacked: set[tuple[str, str]],
-        *,
-        first: bool,
+        layouts: Layouts,
     ) -> None:
-        """`specs`, `layers`: by tensor. `checked`: tensors. `repacked`: parameters (module name, name) whose kernels
-        have another layout; of the `first` update those that turn out to are added."""
-        self.specs, self.repacked, self.first = specs, repacked, first
+        """`specs`, `layers`: by tensor. `checked`: tensors."""
+        self.destinations, self.specs, self.layouts = destinations, specs, layouts
         self.by_layer: dict[str, list[int]] = {}
-        self.destinations = destinations
         for number, destination in enumerate(destinations):
             if destination.tensor in checked:
                 self.by_layer.setdefault(layers[destination.tensor], []).append(number)
-        self.loaded: dict[int, tuple[torch.Tensor, tuple]] = {}
-        """By destination: the fingerprint of what was placed, and the layout of its parameter."""
+        self.loaded: dict[tuple[str, str], list[_Placed]] = {}
+        """By parameter."""
 
     def placed(self, layer: str) -> None:
         """The parameters of the layer are as the checkpoint has them, and whole."""
         for number in self.by_layer.get(layer, ()):
             destination = self.destinations[number]
+            place = (destination.module_name, destination.parameter)
             values, (_, dtype, _) = destination.view(destination.box), self.specs[destination.tensor]
-            if values.dtype == dtype or values.dtype.itemsize > dtype.itemsize:  # else it is rounded on its way
-                self.loaded[number] = (self.fingerprint_of(destination), layout_of(destination))
+            if values.dtype != dtype and values.dtype.itemsize <= dtype.itemsize:
+                continue  # it is rounded on its way
+            known = place in self.layouts.kept or place in self.layouts.repacked
+            varied = not known and bool((values != values[:1, :1]).any())
+            found = self.fingerprint_of(destination)
+            self.loaded.setdefault(place, []).append(_Placed(destination, found, layout_of(destination), varied))
 
     def report(self) -> torch.Tensor:
         """int64[parts, 6]: tensor, box, fingerprint."""
         rows = []
-        for number, (before, layout) in self.loaded.items():
-            destination, served = self.destinations[number], before
-            place = (destination.module_name, destination.parameter)
-            if place not in self.repacked:
-                same_layout = layout_of(destination) == layout
-                served = self.fingerprint_of(destination) if same_layout else served
-                processes = getattr(destination.module, "quant_method", None) is not None
-                if not same_layout or (self.first and processes and int(served) != int(before)):
-                    self.repacked.add(place)
-                    served = before
-            rows.append((destination.tensor, *destination.box, int(served)))
+        for place, parts in self.loaded.items():
+            before = [int(part.fingerprint) for part in parts]
+            served = self.served(place, parts, before)
+            rows += [
+                (part.destination.tensor, *part.destination.box, number)
+                for part, number in zip(parts, served, strict=True)
+            ]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 6)
+
+    def served(self, place: tuple[str, str], parts: Sequence[_Placed], before: list[int]) -> list[int]:
+        """Fingerprints of a parameter's parts as the model runs with them, or, where its kernel has another layout, as
+        they were placed. Numbers that are all the same do not tell which it is."""
+        kept, repacked = self.layouts.kept, self.layouts.repacked
+        if place in repacked:
+            return before
+        if any(layout_of(part.destination) != part.layout for part in parts):
+            repacked.add(place)
+            return before
+        served = [int(self.fingerprint_of(part.destination)) for part in parts]
+        processes = getattr(parts[0].destination.module, "quant_method", None) is not None
+        if processes and place not in kept:
+            if served != before:
+                repacked.add(place)
+                return before
+            if any(part.varied for part in parts):
+                kept.add(place)
+        return served
 
     def fingerprint_of(self, destination: Destination) -> torch.Tensor:
         """In the wire's dtype: a parameter may have a wider one."""
         _, dtype, _ = self.specs[destination.tensor]
         return fingerprint(destination.view(destination.box).to(dtype), destination.box)
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    destination: Destination
+    fingerprint: torch.Tensor
+    layout: tuple
+    varied: bool
+    """The part has different numbers."""
 
 
 def layout_of(destination: Destination) -> tuple:

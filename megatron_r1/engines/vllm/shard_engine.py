@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from megatron_r1.engines.vllm.checks import WorkerCheck
+from megatron_r1.engines.vllm.checks import Layouts, WorkerCheck
 from megatron_r1.engines.vllm.messages import (
     messages_of,
     pieces_by_layer,
@@ -62,8 +62,7 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
     tensors: Sequence[Tensor] = ()
     messages: Sequence[Message] = ()
     peers: Peers | None = None
-    repacked: set[tuple[str, str]] | None = None
-    """Parameters whose kernels have another layout; None before the first update."""
+    layouts = Layouts()
 
     def init_transfer_engine(self, init_info: ShardInitInfo) -> None:
         if init_info.meeting is None:
@@ -72,7 +71,7 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
             shapes = [tuple(shape) for shape in init_info.shapes]
             self.specs = list(zip(init_info.names, dtypes, shapes, strict=True))
             self.tensors = wire_tensors(self.specs)
-            self.recording, self.repacked = record(self.model, self.specs), None
+            self.recording, self.layouts = record(self.model, self.specs), Layouts()
         else:
             self.meet(Meeting(**init_info.meeting), init_info.first_worker)
 
@@ -103,12 +102,9 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
         senders fail too."""
         if self.peers is None or self.recording is None:
             raise RuntimeError("weight sync: update_weights came before the meeting with the trainer's ranks")
-        recording, first = self.recording, self.repacked is None
-        self.repacked = set() if self.repacked is None else self.repacked
+        recording = self.recording
         layers = [tensor.layer for tensor in self.tensors]
-        check = WorkerCheck(
-            recording.destinations, self.specs, layers, set(update_info.checked), self.repacked, first=first
-        )
+        check = WorkerCheck(recording.destinations, self.specs, layers, set(update_info.checked), self.layouts)
         coming = pieces_by_layer(self.messages, self.tensors)
         reload = Reload(self.model, self.model_config, coming, recording.filled, check.placed)
 

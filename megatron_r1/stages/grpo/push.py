@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_r1.agreement import on_rank_zero
-from megatron_r1.engines.base import Engine, SyncReport, WeightSync
+from megatron_r1.engines.base import Engine, RequestError, SyncReport, WeightSync
 from megatron_r1.errors import EngineError
 from megatron_r1.stages.grpo.colocation import Colocation
 
@@ -30,13 +30,15 @@ def _attempt(sync: WeightSync, colocation: Colocation, version: int, *, suspect:
     """The report on each rank, or the error that rank 0 had, on all."""
     colocation.revive(lambda: fallen(sync.engines, suspect=suspect))
     report: SyncReport | None = None
-    failure: EngineError | None = None
+    failure: EngineError | RequestError | None = None
     with colocation.for_sync():
         try:
             report = sync.push(version)
-        except EngineError as error:  # on rank 0 only: the others' part of the push is done
+        except (EngineError, RequestError) as error:  # on rank 0 only: the others' part of the push is done
             failure = error
         failure = on_rank_zero(lambda: failure)
+    if isinstance(failure, RequestError):  # a new server would refuse it too
+        raise failure
     if failure is not None:
         return failure
     assert report is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_r1.engines.vllm.checks import WorkerCheck, compare, own_fingerprints, parts_wanted
+from megatron_r1.engines.vllm.checks import Layouts, WorkerCheck, compare, own_fingerprints, parts_wanted
 from megatron_r1.engines.vllm.destination import Destination
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
@@ -39,8 +39,8 @@ def destinations(modules: list[Module]) -> list[Destination]:
     ]
 
 
-def updated(modules, repacked, *, first, between=lambda: None, checked=(0, 1)) -> dict[int, int]:
-    check = WorkerCheck(destinations(modules), SPECS, ["a", "b"], checked, repacked, first=first)
+def updated(modules, layouts, *, between=lambda: None, checked=(0, 1)) -> dict[int, int]:
+    check = WorkerCheck(destinations(modules), SPECS, ["a", "b"], checked, layouts)
     check.placed("a")
     check.placed("b")
     between()
@@ -52,10 +52,18 @@ def held(modules) -> dict[int, int]:
     return {n: int(fingerprint(each.weight.view(len(each.weight), -1), boxes[n])) for n, each in enumerate(modules)}
 
 
+PLACE = ("linear", "weight")
+
+
+def reorder(modules) -> None:
+    """As a kernel that wants its rows in another order."""
+    modules[1].weight.data.copy_(modules[1].weight.flip(0))
+
+
 def test_it_says_what_the_model_runs_with(modules):
     before = held(modules)
-    assert updated(modules, set(), first=True) == before
-    assert updated(modules, set(), first=False, checked=[1]) == {1: before[1]}
+    assert updated(modules, Layouts()) == before
+    assert updated(modules, Layouts(), checked=[1]) == {1: before[1]}
 
 
 def test_a_parameter_of_another_dtype(modules):
@@ -63,51 +71,55 @@ def test_a_parameter_of_another_dtype(modules):
     it."""
     before = held(modules)
     modules[1].weight = torch.nn.Parameter(modules[1].weight.float(), requires_grad=False)
-    assert updated(modules, set(), first=True) == before
+    assert updated(modules, Layouts()) == before
     modules[0].weight = torch.nn.Parameter(modules[0].weight.bfloat16(), requires_grad=False)
-    assert updated(modules, set(), first=True) == {1: before[1]}
+    assert updated(modules, Layouts()) == {1: before[1]}
     modules[1].weight = torch.nn.Parameter(modules[1].weight.half(), requires_grad=False)
-    assert updated(modules, set(), first=True) == {}
+    assert updated(modules, Layouts()) == {}
 
 
 def test_a_norm_that_is_changed_after_it_was_placed_is_told(modules):
-    before = held(modules)
-    for first in (True, False):
-        found = updated(modules, set(), first=first, between=lambda: modules[0].weight.data.add_(1))
+    before, layouts = held(modules), Layouts()
+    for _ in range(2):
+        found = updated(modules, layouts, between=lambda: modules[0].weight.data.add_(1))
         assert found == held(modules) and found[0] != before[0]
         before = held(modules)
 
 
 def test_a_weight_that_kernels_want_otherwise_is_read_before(modules):
     """Its numbers in another order, or in another shape; known from the first update on."""
-    before, repacked = held(modules), set()
-    assert updated(
-        modules, repacked, first=True, between=lambda: modules[1].weight.data.copy_(modules[1].weight.flip(0))
-    )
-    assert repacked == {("linear", "weight")}
-    before = held(modules)
-    found = updated(
-        modules, repacked, first=False, between=lambda: modules[1].weight.data.copy_(modules[1].weight.flip(0))
-    )
-    assert found == before
+    before, layouts = held(modules), Layouts()
+    for _ in range(2):
+        assert updated(modules, layouts, between=lambda: reorder(modules)) == before
+        assert layouts == Layouts(repacked={PLACE})
+        before = held(modules)
 
     def packed() -> None:
         modules[1].weight = torch.nn.Parameter(torch.zeros(24), requires_grad=False)
 
-    torch.manual_seed(1)
-    others = [modules[0], Module((4, 6), torch.bfloat16, processes=True)]
-    modules[1], before, repacked = others[1], held(others), set()
-    assert updated(modules, repacked, first=False, between=packed) == before
-    assert repacked == {("linear", "weight")}
+    layouts = Layouts()
+    assert updated(modules, layouts, between=packed) == before
+    assert layouts == Layouts(repacked={PLACE})
 
 
 def test_a_matrix_that_was_kept_as_it_is_must_stay_so(modules):
-    """Not the first update: it is known that its kernel takes the checkpoint's layout."""
-    before, repacked = held(modules), set()
-    updated(modules, repacked, first=True)
-    assert repacked == set()
-    found = updated(modules, repacked, first=False, between=lambda: modules[1].weight.data.zero_())
+    """From the second update on it is known that its kernel takes the checkpoint's layout."""
+    before, layouts = held(modules), Layouts()
+    assert updated(modules, layouts) == before and layouts == Layouts(kept={PLACE})
+    found = updated(modules, layouts, between=lambda: modules[1].weight.data.zero_())
     assert found[1] == 0 != before[1]
+
+
+def test_numbers_that_are_all_the_same_do_not_tell_the_layout(modules):
+    """Reordered zeros are zeros: it is seen at the next update that they were reordered."""
+    numbers, layouts = modules[1].weight.clone(), Layouts()
+    modules[1].weight.data.zero_()
+    updated(modules, layouts, between=lambda: reorder(modules))
+    assert layouts == Layouts()
+    modules[1].weight.data.copy_(numbers)
+    before = held(modules)
+    assert updated(modules, layouts, between=lambda: reorder(modules)) == before
+    assert layouts == Layouts(repacked={PLACE})
 
 
 class Source:

@@ -1,13 +1,13 @@
-"""Measure pushes of weights, each way beside the others, and an export, of one model in one run.
+"""Measure pushes of weights, each way beside the others, an export and loads, of one model in one run.
 
-usage: python tools/benchmark_sync.py [--megabytes 500] [--layout tensor=2,pipeline_parallel=2] [--ranks 4]
-           [--tensor 2] [--dtype bf16] [--repeats 5] [--json OUT]
+usage: python tools/benchmark_sync.py [--megabytes 500 | --model FOLDER] [--layout tensor=2,pipeline_parallel=2]
+           [--ranks 4] [--tensor 2] [--dtype bf16] [--repeats 5] [--json OUT]
 
-Servers of the same random DeepSeek-V3 (--tensor workers each) stand side by side, one for each way: over sockets
-(rollout.sync gloo), the same with nothing compared afterwards, and through the host's memory (ipc). Pushes take turns.
-After each export rank 0 alone writes as many bytes: the disk's own speed. All ranks then load what was saved, once when
-the page cache has forgotten it and once again. Medians of seconds, processor seconds of all
-ranks together, and by how much rank 0's memory grew at most.
+Servers of the same random DeepSeek-V3, or of FOLDER's model (--tensor workers each), stand side by side, one for each
+way: over sockets (rollout.sync gloo), the same with nothing compared afterwards, and through the host's memory (ipc).
+Pushes take turns. After each export rank 0 alone writes as many bytes: the disk's own speed. All ranks then load what
+was saved, once when the page cache has forgotten it and once again. Medians of seconds, processor seconds of all ranks
+together, and by how much rank 0's memory grew at most.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the table as JSON too")
+    parser.add_argument("--model", type=Path, help="this folder's model, with its weights if it has any")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.folder:
@@ -54,7 +56,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        make_folder(folder, arguments.megabytes << 20, 2 if arguments.dtype == "bf16" else 4)
+        if arguments.model:
+            shutil.copytree(arguments.model, folder)
+        else:
+            make_folder(folder, arguments.megabytes << 20, 2 if arguments.dtype == "bf16" else 4)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
         words = [*launch, __file__, *sys.argv[1:], "--folder", str(folder)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -103,11 +108,12 @@ def measure(arguments: argparse.Namespace) -> None:
     parallel = ParallelConfig(world_size=arguments.ranks, sequence=layout.get("tensor", 1) > 1, **layout)
     topology.initialise(parallel, seed=1, cpu=True)
     dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+    has_weights = any(arguments.folder.glob("*.safetensors"))
     policy = Policy(
         load_shape(arguments.folder),
         parallel=parallel,
         train=TrainConfig(dtype=arguments.dtype),
-        model=ModelConfig(path=arguments.folder, initialise="random"),
+        model=ModelConfig(path=arguments.folder, initialise="weights" if has_weights else "random"),
         optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-3),
         total_steps=1,
         device=torch.device("cpu"),

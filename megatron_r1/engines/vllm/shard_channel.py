@@ -246,8 +246,8 @@ def explained(answer: Future[None] | None) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, EngineError):
-            raise
+        if isinstance(error, (EngineError, torch.OutOfMemoryError)):
+            raise  # this rank's own
         cause = settled_error(answer) if answer is not None else None
         if cause is not None:
             raise cause from None

@@ -341,7 +341,7 @@ class DeadlineConfig:
     teacher: NonNegative = 3600.0
     """Scoring of a rollout by the teacher."""
     logprob: NonNegative = 3600.0
-    """Scoring by the old and the reference policy, and the check of rollouts against the trainer."""
+    """Scoring by the old and the reference policy."""
     train: NonNegative = 2 * 3600.0
     """All optimizer steps of one rollout."""
     sync: NonNegative = 2 * 3600.0
@@ -359,7 +359,7 @@ class DeadlineConfig:
             named |= {
                 name: named[name] + self.reward for name in ("rollout", "evaluate") if named[name] and self.reward
             }
-        return named | {"check": self.logprob, "checkpoint": self.save}
+        return named | {"checkpoint": self.save}
 
 
 class StageConfig(Protocol):

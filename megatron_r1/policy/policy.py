@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ class LossOutput:
 
 
 LossFunction = Callable[[TokenScores, DeviceBatch], LossOutput] | Callable[[TokenValues, DeviceBatch], LossOutput]
+Inspect = Callable[[list[np.ndarray]], None]
+"""Is told each row's logprobs as `Policy.logprobs` gives them."""
 
 
 class Policy:
@@ -105,11 +108,14 @@ class Policy:
 
     # ---- training
 
-    def step(self, rows: Sequence[PackedMicrobatch], loss: LossFunction) -> StepResult:
+    def step(
+        self, rows: Sequence[PackedMicrobatch], loss: LossFunction, *, inspect: Inspect | None = None
+    ) -> StepResult:
         """One optimizer step on this data-parallel rank's `rows` (every rank passes equally many).
 
         The step's loss is the sum over all ranks' rows; gradients are summed likewise. A step whose gradient is not
-        finite changes nothing and says so.
+        finite changes nothing and says so. `inspect` is told the logprobs that the gradients were computed with, before
+        anything is changed by them; if it raises, on every rank, nothing is.
         """
         for chunk in self.chunks:
             chunk.train()
@@ -117,14 +123,20 @@ class Policy:
         self.optimizer.zero_grad()
         # Megatron moves them while it finishes the gradients, before it is known whether the step is taken.
         router_biases = [(bias, bias.clone()) for bias in self._router_biases()]
-        outputs = self._run(rows, loss, forward_only=False)
-        rate = learning_rate(self._optimizer_config, self.steps_taken, self._total_steps)
-        updated, grad_norm = step_if_finite(self.optimizer, rate=rate, weight_decay=self._optimizer_config.weight_decay)
-        if not updated:
-            for bias, before in router_biases:
-                bias.copy_(before)
+        updated = False
+        try:
+            outputs = self._run(rows, loss, forward_only=False)
+            if inspect is not None:
+                inspect(self._of_whole_rows(rows, outputs))
+            rate = learning_rate(self._optimizer_config, self.steps_taken, self._total_steps)
+            decay = self._optimizer_config.weight_decay
+            updated, grad_norm = step_if_finite(self.optimizer, rate=rate, weight_decay=decay)
+        finally:
+            if not updated:
+                for bias, before in router_biases:
+                    bias.copy_(before)
         self.steps_taken += 1
-        totals = self._reduce_sums(outputs)
+        totals = self._reduce_sums([output["sums"] for output in outputs])
         tokens = max(totals.pop("tokens"), 1.0)
         total_loss = totals.pop("loss")
         return StepResult(
@@ -183,7 +195,10 @@ class Policy:
     def _scores(self, rows: Sequence[PackedMicrobatch]) -> list[np.ndarray]:
         for chunk in self.chunks:
             chunk.eval()
-        outputs = self._run(rows, None, forward_only=True)
+        return self._of_whole_rows(rows, self._run(rows, None, forward_only=True))
+
+    def _of_whole_rows(self, rows: Sequence[PackedMicrobatch], outputs: Sequence[Mapping]) -> list[np.ndarray]:
+        """What `_run` found at each token, f32[S] of each row; the same on all ranks that hold the same data."""
         flat = torch.zeros(sum(row.num_tokens for row in rows), device=self.device)
         start = 0
         if outputs and parallel_state.get_tensor_model_parallel_rank() == 0:
@@ -306,15 +321,16 @@ def _forward_step(
         loss_mask=batch.token_weight,
     )
 
-    def finish(scores: TokenScores | TokenValues) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def finish(scores: TokenScores | TokenValues) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         # Megatron would divide by the number of tokens; our weights have done so already.
         no_tokens = torch.zeros((), dtype=torch.int, device=batch.labels.device)
+        tokens = (scores.values if isinstance(scores, TokenValues) else scores.logprobs).detach().squeeze(0)
+        found = {"tokens": tokens, "positions": batch.positions}
         if loss is None:
-            tokens = (scores.values if isinstance(scores, TokenValues) else scores.logprobs).squeeze(0)
-            return tokens.new_zeros(()), no_tokens, {"tokens": tokens, "positions": batch.positions}
+            return tokens.new_zeros(()), no_tokens, found
         result = loss(scores, batch)
         sums = {"loss": result.loss.detach(), "tokens": batch.loss_mask.sum(), **result.sums}
-        return result.loss, no_tokens, sums
+        return result.loss, no_tokens, found | {"sums": sums}
 
     return output, finish
 

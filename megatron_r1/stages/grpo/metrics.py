@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm
 from megatron_r1.stages.evaluate.scores import mean_parts
+from megatron_r1.stages.grpo.mismatch import Mismatch
 from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.stages.grpo.usable import left_out, usable_places, without_signal
 from megatron_r1.types import StepResult
@@ -19,14 +20,17 @@ ASIDE = ("evaluate", "save")
 
 
 def step_metrics(
-    results: Sequence[StepResult], sampled: Sampled, advantages: Sequence[np.ndarray], algorithm: Algorithm
+    results: Sequence[StepResult],
+    sampled: Sampled,
+    advantages: Sequence[np.ndarray],
+    algorithm: Algorithm,
+    mismatch: Mismatch,
 ) -> dict[str, Any]:
     """All but the timing. `advantages`: f64[G] of each group that was kept.
 
     Means of rewards, lengths and the like are over all groups that were sampled, and over rewards that are usable (of a
     part: where it is a finite number; `broken_parts` counts the others). Token metrics of several minibatches are
-    averaged, except `mismatch`, which only the first that is trained measures (later ones differ because the policy has
-    moved)."""
+    averaged; `mismatch` is of the whole rollout before the first of them."""
     groups = sampled.groups
     usable = [usable_places(group) for group in groups]
     rewards = [
@@ -46,7 +50,7 @@ def step_metrics(
             name: _mean([result.metrics[name] for result in trained if name in result.metrics])
             for name in (*algorithm.METRICS, "entropy")
         },
-        "mismatch": next((result.metrics["mismatch"] for result in trained), math.nan),
+        **mismatch.metrics(),
         "grad_norm": _mean([result.grad_norm for result in trained]),
         "lr": results[-1].learning_rate,
         "skipped_steps": sum(result.skipped for result in results),

@@ -245,7 +245,10 @@ class Bench:
             found.append(self.timed("of it the mismatch", lambda: measure(rows, logprobs)))
 
         result = self.timed("train", lambda: self.policy.step(rows, loss, inspect=inspect))
-        self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm, *found)))
+        self.timed(
+            "bookkeeping",
+            lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm, found[0].metrics())),
+        )
         report = self.timed("sync", lambda: self.sync.push(repeat + 1))
         self.sync_bytes = report.num_bytes
         self.timed("bare sync", self.bare_copy)

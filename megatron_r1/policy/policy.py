@@ -25,6 +25,7 @@ from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConf
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.model.build import build_model_chunks
 from megatron_r1.model.policy_model import TokenScores, TokenValues
+from megatron_r1.model.routing import Routing
 from megatron_r1.model.transformer_config import PARAMETER_DTYPE, transformer_config
 from megatron_r1.policy.batch import DeviceBatch, to_device
 from megatron_r1.policy.optimizer import build_optimizer, learning_rate, step_if_finite
@@ -66,7 +67,9 @@ class Policy:
         device: torch.device,
         transformer_engine: bool = False,
         temperature: float = 1.0,
+        replay_routes: bool = False,
     ) -> None:
+        """`replay_routes`: the routes of rows are used; else they are compared with the model's own only."""
         self.shape, self.device = shape, device
         self.parallel, self.train_config = parallel, train
         self._optimizer_config, self._total_steps = optimizer, total_steps
@@ -85,6 +88,8 @@ class Policy:
             chunk.train_mtp = model.train_mtp
             if chunk.mtp_process and not model.train_mtp:
                 chunk.mtp.requires_grad_(False)
+        self._routing = Routing(chunks, shape) if shape.moe is not None else None
+        self._replay: bool | None = replay_routes
         self._tensors = local_tensors(chunks, self.table)
         source = model.load_from or model.path
         self.bytes_read = load_weights(self._tensors, source) if model.initialise == "weights" else 0
@@ -218,6 +223,16 @@ class Policy:
             if group.size() > 1:
                 dist.all_reduce(tensor, group=group)
 
+    def routes_differ(self) -> dict[int, float]:
+        """By sparse layer (from 0): of the tokens with routes, in the last pass or step but the reference policy's, the
+        share that this model would have sent to other experts; empty without any. A collective."""
+        if self._routing is None:
+            return {}
+        counts = self._routing.counts(self.device)
+        dist.all_reduce(counts)
+        pairs = zip(self._routing.sparse, counts.tolist(), strict=True)
+        return {layer: differing / known for layer, (differing, known) in pairs if known}
+
     # ---- the reference policy
 
     def refresh_reference(self) -> None:
@@ -226,14 +241,17 @@ class Policy:
 
     @contextmanager
     def reference_weights(self) -> Iterator[None]:
-        """Within, the model holds the reference policy's weights; after, its own again, bit for bit."""
+        """Within, the model holds the reference policy's weights; after, its own again, bit for bit. The reference
+        chooses its experts itself."""
         if self._reference is None:
             raise ValueError("refresh_reference() has not been called")
         own = {name: local.tensor.detach().to("cpu", copy=True) for name, local in self._tensors.items()}
+        replay, self._replay = self._replay, None
         try:
             self._copy_in(self._reference)
             yield
         finally:
+            self._replay = replay
             self._copy_in(own)
 
     @torch.no_grad()
@@ -280,7 +298,9 @@ class Policy:
         """Forward (and backward) over all rows. On the last pipeline stage: one dict of tensors for each row."""
         if not rows:
             raise ValueError("no microbatches: every data-parallel rank needs at least one row")
-        iterators = [iter([to_device(row, self.device) for row in rows]) for _ in self.chunks]
+        if self._routing is not None and self._replay is not None:
+            self._routing.forget_counts()
+        iterators = [iter([to_device(row, self.device, replay=self._replay) for row in rows]) for _ in self.chunks]
         return get_forward_backward_func()(
             forward_step_func=lambda iterator, model: _forward_step(iterator, model, loss),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],

@@ -105,7 +105,8 @@ class TrainingLoop:
         self.max_new_tokens, self.seed, self.first_step = max_new_tokens, seed, first_step
         self.loss = policy_loss(algorithm, on_policy=config.minibatches == 1)
         self.timer = PhaseTimer(around=loop.watch)
-        self.gate = Gate(config.mismatch_bound, loop.decode, loop.warn, restarted=first_step > 0)
+        bound, differ = config.mismatch_bound, policy.routes_differ
+        self.gate = Gate(bound, loop.decode, loop.warn, restarted=first_step > 0, routes_differ=differ)
 
     def run(self) -> int:
         """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights.
@@ -135,7 +136,7 @@ class TrainingLoop:
         metrics: dict[str, Any] = {}
         if sampled is not None and prepared.trained is not None:
             self.gate.warn_if_grown(step)
-            metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm, self.gate.found)
+            metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm, self.gate.metrics())
         self.aside(step, metrics)
         seconds = self.timer.take()
         if sampled is not None:

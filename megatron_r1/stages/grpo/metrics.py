@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm
 from megatron_r1.stages.evaluate.scores import mean_parts
-from megatron_r1.stages.grpo.mismatch import Mismatch
 from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.stages.grpo.usable import left_out, usable_places, without_signal
 from megatron_r1.types import StepResult
@@ -24,13 +23,13 @@ def step_metrics(
     sampled: Sampled,
     advantages: Sequence[np.ndarray],
     algorithm: Algorithm,
-    mismatch: Mismatch,
+    mismatch: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All but the timing. `advantages`: f64[G] of each group that was kept.
 
     Means of rewards, lengths and the like are over all groups that were sampled, and over rewards that are usable (of a
     part: where it is a finite number; `broken_parts` counts the others). Token metrics of several minibatches are
-    averaged; `mismatch` is of the whole rollout before the first of them."""
+    averaged; `mismatch` (Gate.metrics) is of the rollout before the first of them."""
     groups = sampled.groups
     usable = [usable_places(group) for group in groups]
     rewards = [
@@ -50,7 +49,7 @@ def step_metrics(
             name: _mean([result.metrics[name] for result in trained if name in result.metrics])
             for name in (*algorithm.METRICS, "entropy")
         },
-        **mismatch.metrics(),
+        **mismatch,
         "grad_norm": _mean([result.grad_norm for result in trained]),
         "lr": results[-1].learning_rate,
         "skipped_steps": sum(result.skipped for result in results),

@@ -14,8 +14,9 @@ run stops before its first update, with the tokens that differ most.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,19 +61,38 @@ class Gate:
     once. A run that goes on (`restarted`) would have gone on, so it only warns."""
 
     def __init__(
-        self, bound: float, decode: Callable[[Sequence[int]], str], warn: Callable[[str], None], *, restarted: bool
+        self,
+        bound: float,
+        decode: Callable[[Sequence[int]], str],
+        warn: Callable[[str], None],
+        *,
+        restarted: bool,
+        routes_differ: Callable[[], Mapping[int, float]] = dict,
     ) -> None:
+        """`routes_differ`: by sparse layer the share of tokens that the trainer sends to other experts than the engine
+        (Policy.routes_differ)."""
         self._bound, self._decode, self._warn, self._restarted = bound, decode, warn, restarted
+        self._routes_differ = routes_differ
         self._passed = self._warned = self._first = False
         self.found, self.looked = Mismatch(), False
+        self.routes: Mapping[int, float] = {}
+
+    def metrics(self) -> dict[str, Any]:
+        """The step's, by their names in metrics.jsonl."""
+        found: dict[str, Any] = self.found.metrics()
+        if self.routes:
+            by_layer = {f"layer@{layer}": share for layer, share in self.routes.items()}
+            found["routes_differ"] = {"mean": sum(by_layer.values()) / len(by_layer), **by_layer}
+        return found
 
     def next_step(self) -> None:
         """Nothing is known of the next step's rollout."""
-        self.found, self.looked, self._first = Mismatch(), False, False
+        self.found, self.looked, self._first, self.routes = Mismatch(), False, False, {}
 
     def look(self, rows: Sequence[PackedMicrobatch], logprobs: Sequence[np.ndarray]) -> None:
         """`measure` these, of the trainer as it is before it learns from them. A collective."""
         self.found, self.looked = measure(rows, logprobs), True
+        self.routes = self._routes_differ()
         if self._passed:
             return
         self._passed = self._first = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_r1.observe.names import OPTIMIZER, PART, SECONDS_TOTAL, STEP, Names, Number
+from megatron_r1.observe.names import NUMBER, OPTIMIZER, PART, SECONDS_TOTAL, STEP, Names, Number
 
 PARTS: Names = {
     "accuracy": Number("share", "Mean accuracy reward: answers that are right."),
@@ -38,6 +38,10 @@ STEP_NAMES: Names = {
     "mismatch_kl_rollout": Number("nats per token", "KL(servers || trainer), estimated from the samples."),
     "mismatch_kl_trainer": Number("nats per token", "KL(trainer || servers), estimated from the samples."),
     "effective_samples": Number("share", "Effective sample size of the tokens' importance weights, by their number."),
+    "routes_differ/mean": Number("share", "Mean of the layers' shares, with rollout.routes."),
+    f"routes_differ/layer@{NUMBER}": Number(
+        "share", "Tokens that the trainer's router sends to other experts than the servers' did, in layer K (from 0)."
+    ),
     **OPTIMIZER,
     "skipped_steps": Number("count", "Optimizer steps of the rollout that were skipped: no finite gradient, no data."),
     "length_mean": Number("tokens", "Mean length of the completions."),

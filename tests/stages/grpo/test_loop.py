@@ -53,6 +53,9 @@ class StandIn:
         self.calls.append("logprobs")
         return [np.full(row.num_tokens, self.logprob, np.float32) for row in rows]
 
+    def routes_differ(self) -> dict[int, float]:
+        return {}
+
     def refresh_reference(self) -> None:
         self.calls.append("refresh")
         self.reference = self.logprob

@@ -31,7 +31,9 @@ def advantages_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS) -> 
 
 
 def metrics_of(results: list[StepResult], groups: list[RolloutGroup]):
-    return step_metrics(results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS, Mismatch())
+    return step_metrics(
+        results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS, Mismatch().metrics()
+    )
 
 
 def sequences_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS):

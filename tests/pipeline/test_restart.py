@@ -25,6 +25,7 @@ STEPS = 8
 SMALL = (
     "--prompts-per-step 4 --group-size 4 --data.holdout 8 "
     f"--steps {STEPS} --minibatches 2 --algorithm.kl.refresh-steps 5 --checkpoint-every 1 "
+    "--rollout.routes replay "
     "--if-exists resume --rollouts-logged-per-step 100"
 ).split()
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.types import RolloutGroup
@@ -58,6 +59,8 @@ class Tokens:
     sequence_mean: Callable[[Tensor], Tensor]
     """values -> at each token the mean of `values` over its sequence's trained tokens, without gradient; context-
     parallel ranks are summed over, so all of them must call it."""
+    sequence_sum: Callable[[Tensor], Tensor]
+    """The same with the sum."""
 
 
 class TokenLoss(NamedTuple):
@@ -73,6 +76,8 @@ class Needs:
 
     kl: KL | None = None
     """A reference policy: one more pass over a rollout, and a copy of the weights in host memory."""
+    correction: Correction | None = None
+    """For the policy that sampled; its rules are looked at, and whether old logprobs are asked for."""
     teacher: Teacher | None = None
     """Logprobs of a teacher, by a server of its own; then rewards are recorded and not trained on."""
     old: bool = False

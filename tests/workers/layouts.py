@@ -25,6 +25,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from megatron_r1.algorithms import GRPO, GSPO  # noqa: E402
 from megatron_r1.algorithms.clip import Clip  # noqa: E402
+from megatron_r1.algorithms.correction import Correction  # noqa: E402
 from megatron_r1.algorithms.kl import KL  # noqa: E402
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
@@ -61,7 +62,7 @@ LAYOUTS = {
     "tp4nosp": {"tensor": 4},
 }
 ALGORITHM = GRPO(clip=Clip(low=0.2, high=0.3), kl=KL(coef=0.05))
-SEQUENCE_ALGORITHM = GSPO(clip=Clip(low=0.05, high=0.05))
+SEQUENCE_ALGORITHM = GSPO(clip=Clip(low=0.05, high=0.05), correction=Correction(weight="sequence", high=1.5))
 
 
 def main(store: str, folder: Path, names: list[str]) -> None:

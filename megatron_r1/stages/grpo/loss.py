@@ -25,6 +25,7 @@ def policy_loss(algorithm: Algorithm, *, on_policy: bool) -> LossFunction:
             advantages=batch.advantages,
             mask=mask,
             sequence_mean=batch.sequence_mean,
+            sequence_sum=batch.sequence_sum,
         )
         token_loss, metrics = algorithm.token_loss(tokens)
         detached = {

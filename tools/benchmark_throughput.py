@@ -236,7 +236,7 @@ class Bench:
         if self.policy._reference is None:
             self.policy.refresh_reference()
         rows = self.timed("logprob", lambda: add_logprobs(self.policy, [rows], algorithm))[0]
-        loss = policy_loss(algorithm, on_policy=True)
+        loss = policy_loss(algorithm, own_is_old=True)
         self.timed("bare train", lambda: self.bare_train(rows))
         result = self.timed("train", lambda: self.policy.step(rows, loss))
         self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm)))

@@ -33,7 +33,7 @@ class Setting:
     """What a run is otherwise, as far as an algorithm's rules ask for it."""
 
     minibatches: int
-    """Optimizer steps per rollout; with one, the policy that is trained is the one that sampled."""
+    """Optimizer steps per rollout."""
     max_new_tokens: int
     temperature: float
 
@@ -49,9 +49,10 @@ class Tokens:
     logprobs: Tensor
     """Of the policy that is trained; the only one with a gradient."""
     old_logprobs: Tensor
-    """Of the policy before this rollout's first optimizer step, by the trainer."""
+    """Of the policy before this rollout's first optimizer step, by the trainer: of a pass made then, or, at a rollout's
+    only step without such a pass, the values of `logprobs`."""
     behaviour_logprobs: Tensor
-    """Of the engine that sampled."""
+    """Of the engine that sampled, with the weights that it had: with sync_every above 1 those of an earlier step."""
     reference_logprobs: Tensor
     teacher_logprobs: Tensor
     advantages: Tensor
@@ -81,7 +82,7 @@ class Needs:
     teacher: Teacher | None = None
     """Logprobs of a teacher, by a server of its own; then rewards are recorded and not trained on."""
     old: bool = False
-    """Old logprobs even if a rollout is trained on in one step."""
+    """Old logprobs by a pass of their own even if a rollout is trained on in one step."""
 
     @property
     def reference(self) -> bool:
@@ -91,9 +92,11 @@ class Needs:
     def kl_in_reward(self) -> bool:
         return self.kl is not None and self.reference and self.kl.place == "reward"
 
-    @property
-    def old_logprobs(self) -> bool:
-        return self.old or self.kl_in_reward
+    def old_pass(self, minibatches: int) -> bool:
+        """Whether a pass is made for old logprobs before the first optimizer step on a rollout. With one step its own
+        forward gives them; a ratio against the engine's probabilities needs none."""
+        against_old = self.correction is None or self.correction.ratio_against == "trainer"
+        return self.old or self.kl_in_reward or (minibatches > 1 and against_old)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,13 +153,19 @@ def test_a_penalty_is_finite_for_impossible_tokens(estimator):
 def test_what_a_penalty_needs():
     assert not GRPO(kl=KL(coef=0.0)).needs.reference
     needs = GRPO().needs
-    assert (needs.reference, needs.old_logprobs, needs.kl_in_reward, needs.teacher) == (True, False, False, None)
+    assert (needs.reference, needs.old_pass(1), needs.kl_in_reward, needs.teacher) == (True, False, False, None)
     charged = GRPO(kl=KL(place="reward", refresh_steps=7)).needs
-    assert (charged.reference, charged.old_logprobs, charged.kl_in_reward) == (
-        True,
-        True,
-        True,
-    ) and charged.kl.refresh_steps == 7
+    assert (charged.reference, charged.old_pass(1), charged.kl_in_reward) == (True, True, True)
+    assert charged.kl is not None and charged.kl.refresh_steps == 7
+
+
+@pytest.mark.parametrize("kind", [GRPO, DrGRPO, DAPO, GSPO, CISPO])
+def test_a_pass_for_old_logprobs_is_made_where_the_ratio_or_the_weight_needs_it(kind):
+    assert [kind().needs.old_pass(steps) for steps in (1, 2)] == [False, True]
+    weighed = kind(correction=Correction(weight="token")).needs
+    assert [weighed.old_pass(steps) for steps in (1, 2)] == [False, True], "one step's forward has them"
+    coupled = kind(correction=Correction(ratio_against="rollout")).needs
+    assert [coupled.old_pass(steps) for steps in (1, 2)] == [False, False]
 
 
 # ---- rules

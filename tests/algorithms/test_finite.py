@@ -307,7 +307,7 @@ def test_every_algorithms_loss(name, new, old, reference, behaviour, rewards, st
     x = tensor(new).requires_grad_()
     fields = {"old_logprobs": old, "reference_logprobs": reference, "behaviour_logprobs": behaviour}
     fields = {name: np.where(mask, np.float32(values), np.float32(0)) for name, values in fields.items()}
-    result = policy_loss(algorithm, on_policy=steps == 1)(
+    result = policy_loss(algorithm, own_is_old=steps == 1)(
         scores_of(x),
         batch_of(loss_mask=mask, token_weight=w, advantages=A, **fields),  # pyright: ignore
     )
@@ -332,7 +332,7 @@ def test_distillation(student, teacher, weights):
     w = np.float32(weights)
     x = tensor(student).requires_grad_()
     y = np.where(w > 0, np.float32(teacher), np.float32(0))
-    result = policy_loss(OnPolicyDistill(), on_policy=True)(
+    result = policy_loss(OnPolicyDistill(), own_is_old=True)(
         scores_of(x),
         batch_of(loss_mask=w > 0, token_weight=w, teacher_logprobs=y, behaviour_logprobs=y),  # pyright: ignore
     )

@@ -19,7 +19,7 @@ from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup
 
 ALGORITHM = OnPolicyDistill(teacher=Teacher(model=Path("teacher")))
-LOSS = policy_loss(ALGORITHM, on_policy=True)
+LOSS = policy_loss(ALGORITHM, own_is_old=True)
 
 
 def batch(teacher, weights, mask=None):

@@ -104,9 +104,9 @@ def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str,
         found["unpacked_logits"] = unpacked[0]
     scored = unpack(rows, policy.logprobs(rows), [len(s) for s in sequences])
     found |= {f"logprobs_{i}": value for i, value in merge(scored).items()}
-    gradients = policy.gradients(rows, policy_loss(ALGORITHM, on_policy=False))
+    gradients = policy.gradients(rows, policy_loss(ALGORITHM, own_is_old=False))
     found |= {f"gradient:{name}": value for name, value in full(policy, gradients).items()}
-    gradients = policy.gradients(rows, policy_loss(SEQUENCE_ALGORITHM, on_policy=False))
+    gradients = policy.gradients(rows, policy_loss(SEQUENCE_ALGORITHM, own_is_old=False))
     found |= {f"gspo:{name}": value for name, value in full(policy, gradients).items()}
     own = {
         name: value.numpy()

@@ -103,7 +103,8 @@ class TrainingLoop:
     ) -> None:
         self.policy, self.algorithm, self.config, self.layout, self.loop = policy, algorithm, config, layout, loop
         self.max_new_tokens, self.seed, self.first_step = max_new_tokens, seed, first_step
-        self.loss = policy_loss(algorithm, on_policy=config.minibatches == 1)
+        only_step = config.minibatches == 1
+        self.loss = policy_loss(algorithm, own_is_old=only_step and not algorithm.needs.old_pass(1))
         self.timer = PhaseTimer(around=loop.watch)
         self.checked = self.warned = False
 

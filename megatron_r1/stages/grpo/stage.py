@@ -75,7 +75,7 @@ def _workload(config: GRPOConfig) -> Workload:
         mean_response=max(1, longest // 4),
         max_response=longest,
         optimizer_steps=config.minibatches,
-        scoring_passes=(config.minibatches > 1 or of_algorithm.old_logprobs) + of_algorithm.reference,
+        scoring_passes=of_algorithm.old_pass(config.minibatches) + of_algorithm.reference,
     )
 
 

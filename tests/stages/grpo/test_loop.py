@@ -6,17 +6,21 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_r1.algorithms import DAPO, GRPO, Algorithm, OnPolicyDistill
 from megatron_r1.algorithms.base import RESERVED
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.errors import DivergedError, MismatchError
+from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy import topology
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo.collector import Rollout
@@ -193,6 +197,40 @@ def test_minibatches_are_steps_of_their_own_groups():
         assert weights == pytest.approx(1.0), "normalised over the minibatch"
         for row in rows:
             assert (row.old_logprobs[row.loss_mask] == np.float32(SAMPLED)).all()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "minibatches", "passes", "ratio"),
+    [
+        (GRPO(kl=KL(coef=0.0)), 1, 0, 1.0),  # of this forward: p / p_old is 1
+        (GRPO(kl=KL(coef=0.0)), 2, 1, 1.1),
+        (GRPO(kl=KL(place="reward")), 1, 1, 1.1),  # there is a pass, so its values count
+        (GRPO(kl=KL(coef=0.0), correction=Correction(ratio_against="rollout")), 1, 0, 1.3),
+        (GRPO(kl=KL(coef=0.0), correction=Correction(ratio_against="rollout")), 2, 0, 1.3),
+    ],
+)
+def test_which_probability_the_ratio_is_against(algorithm, minibatches, passes, ratio):
+    """The batch says p / p_old = 1.1 and p / p_rollout = 1.3; at advantage -1 no clip binds above 1."""
+    policy, world = StandIn(), World()
+    policy.reference = SAMPLED
+    loop = loop_of(policy, world, algorithm, minibatches=minibatches, first_step=1, steps=2)
+    loop.run()
+    references = int(algorithm.needs.reference)
+    assert world.calls.count("logprobs") == 1 + passes + references, "the gate's, old and reference"
+    ones = torch.ones(1, 2)
+    batch = SimpleNamespace(
+        old_logprobs=-math.log(1.1) * ones,
+        behaviour_logprobs=-math.log(1.3) * ones,
+        reference_logprobs=0 * ones,
+        teacher_logprobs=0 * ones,
+        advantages=-ones,
+        loss_mask=ones > 0,
+        token_weight=ones / 2,
+        sequence_mean=None,
+        sequence_sum=None,
+    )
+    found = loop.loss(TokenScores(0 * ones, 0 * ones), batch)  # pyright: ignore[reportArgumentType]
+    assert found.loss.item() == pytest.approx(ratio)
 
 
 def test_the_reference_policy_is_renewed_every_n_optimizer_steps():

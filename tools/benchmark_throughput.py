@@ -239,7 +239,7 @@ class Bench:
         loss = policy_loss(algorithm, own_is_old=True)
         self.timed("bare train", lambda: self.bare_train(rows))
         result = self.timed("train", lambda: self.policy.step(rows, loss))
-        self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm)))
+        self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm, step=0)))
         report = self.timed("sync", lambda: self.sync.push(repeat + 1))
         self.sync_bytes = report.num_bytes
         self.timed("bare sync", self.bare_copy)

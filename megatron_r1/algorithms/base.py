@@ -36,6 +36,9 @@ class Setting:
     """Optimizer steps per rollout."""
     max_new_tokens: int
     temperature: float
+    sync_every: int = 1
+    """Rollouts per weight sync. With 1, and one optimizer step per rollout, the policy that is trained is the one that
+    sampled, but for the engine's numerics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +151,7 @@ class Algorithm(abc.ABC):
 RESERVED = frozenset({
     "step", "loss", "reward_mean", "entropy", "mismatch", "grad_norm", "lr", "skipped_steps", "length_mean",
     "truncated", "zero_advantage_groups", "completions_left_out", "groups_left_out", "broken_parts",
-    "groups_sampled", "sampling_rounds", "weight_version", "completion_tokens", "tokens", "tokens_per_second",
-    "seconds", "grading_timeouts", "grading_errors", "eval_accuracy",
+    "groups_sampled", "sampling_rounds", "weight_version", "staleness", "completion_tokens", "tokens",
+    "tokens_per_second", "seconds", "grading_timeouts", "grading_errors", "eval_accuracy",
 })  # fmt: skip
 """Names in metrics.jsonl that mean something already: no part of a reward and no metric of an algorithm has one."""

@@ -122,6 +122,8 @@ def test_a_sound_configuration_gives_the_shape(sound, model):
         {"rollout.sync": "ipc"},
         {"rollout.sampling.top_k": -1},
         {"minibatches": 32},
+        {"sync_every": 4, "checkpoint_every": 8},
+        {"sync_every": 16, "checkpoint_every": 0},
         {"algorithm.correction.weight": "token", "algorithm.kl.refresh_steps": 0, "algorithm.kl.coef": 0.0},
         {"algorithm.correction.ratio_against": "rollout"},
         {"checkpoint_every": 10, "keep_best_checkpoint": True, "eval_every": 5, "data.validation": 8},
@@ -247,6 +249,12 @@ ALONE = [
     (
         {"algorithm.correction.ratio_against": "rollout", "algorithm.correction.weight": "sequence"},
         ["algorithm.correction.weight is sequence", "use weight none, or ratio_against trainer"],
+    ),
+    ({"sync_every": 0}, ["sync_every is 0", "at least 1"]),
+    ({"sync_every": 4}, ["checkpoint_every is 5; ", "must be a multiple of sync_every = 4: use 8"]),
+    (
+        {"sync_every": 5, "eval_every": 12, "data.validation": 8},
+        ["eval_every is 12; ", "must be a multiple of sync_every = 5: use 15"],
     ),
     ({"mismatch_bound": -1.0}, ["mismatch_bound is -1.0"]),
     ({"algorithm.kl.refresh_steps": -1}, ["algorithm.kl.refresh_steps is -1"]),

@@ -55,7 +55,7 @@ def test_a_step_of_each_algorithm_writes_names_of_its_table_only():
             skipped=False,
         )
         row = step_metrics(
-            [result], Sampled(groups=[group], kept=[group], rounds=1), [np.array([-1.0, 1.0])], algorithm
+            [result], Sampled(groups=[group], kept=[group], rounds=1), [np.array([-1.0, 1.0])], algorithm, step=0
         )
         assert unknown_names(row, step_names(kind), ["helpful"]) == []
         assert set(kind.METRICS) <= set(row) and not set(kind.METRICS) & set(STEP_NAMES)

@@ -59,8 +59,8 @@ class Loop:
     save: Callable[[int], None]
     """Export the policy after step n."""
     checkpoint: Callable[[int, dict[str, Any]], None]
-    """After step n, unless it is the last, with its evaluation: save what a restart needs, if it is time. Raises
-    PreemptedError if the run is to end here."""
+    """After step n, unless it is the last, with its evaluation: save what a restart needs, if it is time and the
+    servers have the current weights. Raises PreemptedError if the run is to end here."""
     skips: SkippedSteps
     warn: Callable[[str], None]
     """Say something on rank 0."""
@@ -131,11 +131,12 @@ class TrainingLoop:
         prepared = self.prepare(step, sampled)
         with self.timer.phase("train"):
             results = self.train(step, prepared)
-        with self.timer.phase("sync"):
-            self.loop.push(step + 1)
+        if self.config.synced_after(step + 1):
+            with self.timer.phase("sync"):
+                self.loop.push(step + 1)
         metrics: dict[str, Any] = {}
         if sampled is not None and prepared.trained is not None:
-            metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm)
+            metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm, step=step)
             if prepared.first is not None:
                 self.warn_of_mismatch(step, metrics["mismatch"])
         self.aside(step, metrics)
@@ -180,7 +181,7 @@ class TrainingLoop:
         algorithm, longest = self.algorithm, self.max_new_tokens
         trained: Trained | None = None
         with self.timer.phase("packing"):
-            self.loop.to_trainer(False)
+            self.loop.to_trainer(not self.config.synced_after(step + 1))
 
             def work() -> list[list[Share]]:
                 nonlocal trained
@@ -229,9 +230,10 @@ class TrainingLoop:
             self.loop.warn(f"going on in spite of this, as the run before its restart would have: {error}")
 
     def warn_of_mismatch(self, step: int, mismatch: float) -> None:
-        """Once: servers and trainer differ by more than the bound (NaN too) though the gate has passed."""
-        bound = self.config.mismatch_bound
-        if self.warned or step == self.first_step or mismatch <= bound:
+        """Once: servers and trainer differ by more than the bound (NaN too) though the gate has passed. Not asked of
+        samples of earlier steps' weights, which differ by what was learned since."""
+        bound, stale = self.config.mismatch_bound, step % self.config.sync_every > 0
+        if self.warned or step == self.first_step or stale or mismatch <= bound:
             return
         self.warned = True
         self.loop.warn(

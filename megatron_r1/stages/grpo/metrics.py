@@ -19,9 +19,14 @@ ASIDE = ("evaluate", "save")
 
 
 def step_metrics(
-    results: Sequence[StepResult], sampled: Sampled, advantages: Sequence[np.ndarray], algorithm: Algorithm
+    results: Sequence[StepResult],
+    sampled: Sampled,
+    advantages: Sequence[np.ndarray],
+    algorithm: Algorithm,
+    *,
+    step: int,
 ) -> dict[str, Any]:
-    """All but the timing. `advantages`: f64[G] of each group that was kept.
+    """All but the timing. `advantages`: f64[G] of each group that was kept; `step` counts from 0.
 
     Means of rewards, lengths and the like are over all groups that were sampled, and over rewards that are usable (of a
     part: where it is a finite number; `broken_parts` counts the others). Token metrics of several minibatches are
@@ -58,6 +63,7 @@ def step_metrics(
         "broken_parts": sum(not math.isfinite(part) for g in groups for r in g.rewards for part in r.parts.values()),
         **({"groups_sampled": len(groups), "sampling_rounds": sampled.rounds} if algorithm.sampling_rounds > 1 else {}),
         "weight_version": max(completion.weight_version for completion in completions),
+        "staleness": float(np.mean([step - completion.weight_version for completion in completions])),
         "completion_tokens": sum(len(completion.token_ids) for completion in completions),
         "tokens": sum(len(g.prompt_ids) + len(c.token_ids) for g in groups for c in g.completions),
     }

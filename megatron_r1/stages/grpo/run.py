@@ -201,6 +201,7 @@ def _wired(
         journal=Journal(config.run_dir) if config.checkpoint_every else None,
         watch=watch,
         before=colocation.for_sampling,
+        version=lambda: policy.steps_taken // config.minibatches,
     )
     stream = ProblemStream(split, seed=config.seed)
     judges = [judge.engine for judge in graders.judges]

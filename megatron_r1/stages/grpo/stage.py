@@ -75,18 +75,20 @@ def _workload(config: GRPOConfig) -> Workload:
         mean_response=max(1, longest // 4),
         max_response=longest,
         optimizer_steps=config.minibatches,
+        sync_every=config.sync_every,
         scoring_passes=of_algorithm.old_pass(config.minibatches) + of_algorithm.reference,
     )
 
 
 def describe(config: GRPOConfig, asked: Needs, shape: ModelShape) -> list[str]:
     samples = config.prompts_per_step * config.group_size
+    stale = f", weights to the servers every {config.sync_every} steps" if config.sync_every > 1 else ""
     return [
         *describe_trainer(asked, shape),
         f"rollout: {describe_servers(config.rollout)}",
         f"step: {config.prompts_per_step} prompts x {config.group_size} = {samples:,} samples, at most "
-        f"{samples * config.rollout.max_model_len:,} tokens, {config.minibatches} optimizer step(s); "
-        f"{config.steps:,} steps",
+        f"{samples * config.rollout.max_model_len:,} tokens, {config.minibatches} optimizer step(s)"
+        f"{stale}; {config.steps:,} steps",
     ]
 
 
@@ -122,6 +124,7 @@ STAGE = Stage(
         "prompts_per_step",
         "group_size",
         "minibatches",
+        "sync_every",
         "eval_every",
         "target_accuracy",
         "checkpoint_every",

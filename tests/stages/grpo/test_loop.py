@@ -87,6 +87,7 @@ class World:
 
     def __init__(self, rewards=lambda n: (1.0, 0.0)) -> None:
         self.rewards, self.drawn, self.calls = rewards, 0, []
+        self.version = 0
         self.told: list[tuple[int, dict, Trained]] = []
         self.warnings: list[str] = []
         self.accuracies = iter([0.25, 0.5, 0.75, 1.0])
@@ -118,7 +119,7 @@ class World:
                 token_ids=np.arange(length, dtype=np.int32),
                 logprobs=np.full(length, SAMPLED, np.float32),
                 finish_reason="stop",
-                weight_version=0,
+                weight_version=self.version,
             )
             for length in (2, 3)
         )
@@ -130,6 +131,10 @@ class World:
     def evaluate(self) -> float:
         self.calls.append("evaluate")
         return next(self.accuracies)
+
+    def push(self, version: int) -> None:
+        self.calls.append(f"push {version}")
+        self.version = version
 
     def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
         def scored(one: Completion) -> Completion:
@@ -149,7 +154,7 @@ def loop_of(
         stream=world,  # pyright: ignore[reportArgumentType]
         collect=world.collect,
         together=lambda work: work(),
-        push=lambda version: calls.append(f"push {version}"),
+        push=world.push,
         on_step=lambda step, metrics, trained: world.told.append((step, metrics, trained)),
         to_trainer=lambda keep: calls.append(f"to trainer {keep}"),
         evaluate=world.evaluate,
@@ -184,6 +189,32 @@ def test_a_run_of_two_steps_from_sampling_to_the_push():
     assert [advantages_G.tolist() for advantages_G in trained.advantages] == [[1.0, -1.0]] * 2
     assert metrics["reward_mean"] == 0.5 and metrics["grading_errors"] == 0
     assert {"rollout", "packing", "check", "logprob", "train", "sync"} <= set(metrics["seconds"])
+
+
+def test_weights_go_to_the_servers_every_n_steps_and_after_the_last():
+    world = World()
+    loop_of(StandIn(), world, steps=5, sync_every=2, eval_every=2, mismatch_bound=9.0).run()
+    assert [call for call in world.calls if call.startswith(("collect", "to trainer", "push", "evaluate"))] == [
+        "collect 0", "to trainer True",  # the servers are asked again before a sync: they keep their weights
+        "collect 1", "to trainer False", "push 2", "evaluate",
+        "collect 2", "to trainer True",
+        "collect 3", "to trainer False", "push 4", "evaluate",
+        "collect 4", "to trainer False", "push 5",
+    ]  # fmt: skip
+    told = [(metrics["weight_version"], metrics["staleness"]) for _, metrics, _ in world.told]
+    assert told == [(0, 0), (0, 1), (2, 0), (2, 1), (4, 0)]
+    assert ["sync" in metrics["seconds"] for _, metrics, _ in world.told] == [False, True, False, True, True]
+
+
+def test_stale_samples_may_differ_by_more_than_the_bound():
+    """The policy moves by 0.1 a step; the bound is 0.15, and the samples of step 1 are a step old."""
+    policy, world = StandIn(), World()
+    loop_of(policy, world, steps=2, sync_every=2, mismatch_bound=0.15).run()
+    assert world.told[1][1]["mismatch"] == pytest.approx(0.2) and world.warnings == []
+    policy, world = StandIn(), World()
+    loop_of(policy, world, steps=3, sync_every=2, mismatch_bound=0.15).run()
+    assert world.told[2][1]["mismatch"] == pytest.approx(0.3), "the stand-in's engine does not follow it"
+    assert len(world.warnings) == 1 and world.warnings[0].startswith("step 3: ")
 
 
 def test_minibatches_are_steps_of_their_own_groups():

@@ -30,7 +30,7 @@ def advantages_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS) -> 
 
 
 def metrics_of(results: list[StepResult], groups: list[RolloutGroup]):
-    return step_metrics(results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS)
+    return step_metrics(results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS, step=0)
 
 
 def sequences_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS):

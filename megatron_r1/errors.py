@@ -51,6 +51,10 @@ class MismatchError(UserError, RuntimeError):
     """Rollout and trainer disagree on logprobs by more than the configured bound."""
 
 
+class RoutesError(UserError, RuntimeError):
+    """The experts that an engine says it chose cannot be those of its tokens in the trainer's model."""
+
+
 class DivergedError(UserError, RuntimeError):
     """Too many optimizer steps in a row had no finite gradient: the policy cannot be trained further."""
 

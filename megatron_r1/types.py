@@ -44,7 +44,8 @@ class Completion:
     token_ids i32[T]; logprobs f32[T], natural log, of the sampled tokens under the engine's weights at sampling
     temperature; finish_reason "stop" or "length"; weight_version counts weight syncs, 0 is the start checkpoint;
     text is the decoded token_ids, for graders and people; teacher_logprobs f32[T] of the same tokens under a teacher
-    (on-policy distillation) or None.
+    (on-policy distillation) or None; routes u8 or u16 [P + T - 1, layers, K], the experts that the engine chose for
+    each token of prompt and completion but the last (rollout/routes.py), or None.
     """
 
     token_ids: np.ndarray
@@ -53,6 +54,7 @@ class Completion:
     weight_version: int
     text: str = ""
     teacher_logprobs: np.ndarray | None = None
+    routes: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ class TrainingSequence:
     token_weight f32[L], the weight of each token's loss in the sum that is the step's loss: all normalisation
     lives here. GRPO adds `advantage` and logprob arrays f32[L] (zero where loss_mask is False):
     behaviour (the engine that sampled), old (the trainer before this rollout's updates), reference (KL anchor),
-    teacher (on-policy distillation).
+    teacher (on-policy distillation). `routes` [L - 1, sparse layers, K] are the experts of all tokens but the last.
     """
 
     token_ids: np.ndarray
@@ -92,6 +94,7 @@ class TrainingSequence:
     old_logprobs: np.ndarray | None = None
     reference_logprobs: np.ndarray | None = None
     teacher_logprobs: np.ndarray | None = None
+    routes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -120,6 +123,8 @@ class PackedMicrobatch:
     teacher_logprobs: np.ndarray
     sequence_indices: tuple[int, ...]
     """Which input sequence each segment came from (a padding segment has none)."""
+    routes: np.ndarray | None = None
+    """i16[S, sparse layers, K]: the experts of each token, -1 where they are not known. None: of no token."""
 
     @property
     def num_tokens(self) -> int:

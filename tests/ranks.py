@@ -25,7 +25,7 @@ class Results(dict[str, dict]):
     def __init__(self, folder: Path, launches: dict[int, list[str]], failures: dict[int, str]) -> None:
         """Reads FOLDER/LAYOUT.npz of each layout in `launches`, number of ranks: layouts."""
         super().__init__()
-        self.failures = failures
+        self.folder, self.failures = folder, failures
         self.ranks = {name: ranks for ranks, names in launches.items() for name in names}
         for name in self.ranks:
             if (folder / f"{name}.npz").exists():

@@ -212,6 +212,7 @@ class Bench:
         from megatron_r1.data.packing import pack_rank
         from megatron_r1.stages.grpo.loss import policy_loss
         from megatron_r1.stages.grpo.metrics import step_metrics
+        from megatron_r1.stages.grpo.mismatch import measure
         from megatron_r1.stages.grpo.sampling import Sampled
         from megatron_r1.stages.grpo.sequences import add_logprobs, to_sequences
         from megatron_r1.stages.grpo.usable import advantages_of
@@ -238,8 +239,16 @@ class Bench:
         rows = self.timed("logprob", lambda: add_logprobs(self.policy, [rows], algorithm))[0]
         loss = policy_loss(algorithm, own_is_old=True)
         self.timed("bare train", lambda: self.bare_train(rows))
-        result = self.timed("train", lambda: self.policy.step(rows, loss))
-        self.timed("bookkeeping", lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm, step=0)))
+        found = []
+
+        def inspect(logprobs) -> None:
+            found.append(self.timed("of it the mismatch", lambda: measure(rows, logprobs)))
+
+        result = self.timed("train", lambda: self.policy.step(rows, loss, inspect=inspect))
+        self.timed(
+            "bookkeeping",
+            lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm, found[0].metrics(), step=0)),
+        )
         report = self.timed("sync", lambda: self.sync.push(repeat + 1))
         self.sync_bytes = report.num_bytes
         self.timed("bare sync", self.bare_copy)

@@ -39,12 +39,21 @@ METHODS: Mapping[str, Mapping[str, str]] = {
     "coupled": {"ratio_against": "rollout"},
 }
 """Fields of algorithm.correction."""
-CURVES = ("reward_mean", "eval_accuracy", "correction_weight", "correction_cut", "clip_fraction", "mismatch", "entropy")
+CURVES = (
+    "reward_mean",
+    "eval_accuracy",
+    "correction_weight",
+    "correction_cut",
+    "clip_fraction",
+    "effective_samples",
+    "mismatch",
+)
 """Of metrics.jsonl, by step; in results.json."""
 DRAWN = {
     "reward_mean": "Reward of the samples",
     "eval_accuracy": "Accuracy on the validation problems",
     "correction_cut": "Tokens whose weight was cut",
+    "effective_samples": "Effective samples, a share of the tokens",
     "mismatch": "Mean |logprob(servers) - logprob(trainer)|",
 }
 

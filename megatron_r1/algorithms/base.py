@@ -149,7 +149,9 @@ class Algorithm(abc.ABC):
 
 
 RESERVED = frozenset({
-    "step", "loss", "reward_mean", "entropy", "mismatch", "grad_norm", "lr", "skipped_steps", "length_mean",
+    "step", "loss", "reward_mean", "entropy", "grad_norm", "lr", "skipped_steps", "length_mean",
+    "mismatch", "mismatch_p99", "mismatch_max", "mismatch_kl_rollout", "mismatch_kl_trainer", "effective_samples",
+    "routes_differ",
     "truncated", "zero_advantage_groups", "completions_left_out", "groups_left_out", "broken_parts",
     "groups_sampled", "sampling_rounds", "weight_version", "staleness", "completion_tokens", "tokens",
     "tokens_per_second", "seconds", "grading_timeouts", "grading_errors", "eval_accuracy",

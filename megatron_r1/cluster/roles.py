@@ -113,7 +113,13 @@ def server_config(rollout: RolloutConfig, place: ServerPlace) -> RolloutConfig:
     if place.role == "rollout":
         return rollout
     return dataclasses.replace(
-        rollout, tensor_parallel=place.tensor_parallel, num_engines=1, devices=(), vllm_args=(), draft_tokens=0
+        rollout,
+        tensor_parallel=place.tensor_parallel,
+        num_engines=1,
+        devices=(),
+        vllm_args=(),
+        draft_tokens=0,
+        routes="off",
     )
 
 

@@ -37,8 +37,11 @@ def offload_faults(train: TrainConfig) -> list[str]:
     return [f"train.offload is {' '.join(train.offload)}; no servers share this stage's GPUs: leave it empty"]
 
 
-def sleep_faults(rollout: RolloutConfig) -> list[str]:
+def no_trainer_faults(rollout: RolloutConfig) -> list[str]:
     """Of a stage without a trainer."""
-    if not rollout.sleep_level:
-        return []
-    return [f"rollout.sleep_level is {rollout.sleep_level}; no trainer shares this stage's GPUs: use 0"]
+    faults = []
+    if rollout.sleep_level:
+        faults.append(f"rollout.sleep_level is {rollout.sleep_level}; no trainer shares this stage's GPUs: use 0")
+    if rollout.routes != "off":
+        faults.append(f"rollout.routes is {rollout.routes}; nothing is trained on these samples: use off")
+    return faults

@@ -234,6 +234,9 @@ class RolloutConfig:
     draft_tokens: Natural = 0
     """Tokens that the model's multi-token-prediction layer drafts and the model then checks (speculative decoding,
     exact). The layer keeps the weights that the server started with; 0 drafts none."""
+    routes: Literal["off", "compare", "replay"] = "off"
+    """The experts that the servers choose for each token of a mixture of experts. compare: they come with the samples,
+    and metrics say where the trainer chooses others. replay: the trainer uses them, forward and backward (R3)."""
     sleep_level: Literal[0, 1, 2] = 0
     """With servers on the trainer's GPUs (sync ipc): what they give back while it trains. 0: nothing. 1: the cache, and
     the weights to host memory. 2: both, and the weights come with the next sync."""
@@ -341,7 +344,7 @@ class DeadlineConfig:
     teacher: NonNegative = 3600.0
     """Scoring of a rollout by the teacher."""
     logprob: NonNegative = 3600.0
-    """Scoring by the old and the reference policy, and the check of rollouts against the trainer."""
+    """Scoring by the old and the reference policy."""
     train: NonNegative = 2 * 3600.0
     """All optimizer steps of one rollout."""
     sync: NonNegative = 2 * 3600.0
@@ -359,7 +362,7 @@ class DeadlineConfig:
             named |= {
                 name: named[name] + self.reward for name in ("rollout", "evaluate") if named[name] and self.reward
             }
-        return named | {"check": self.logprob, "checkpoint": self.save}
+        return named | {"checkpoint": self.save}
 
 
 class StageConfig(Protocol):

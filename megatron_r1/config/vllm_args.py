@@ -35,6 +35,7 @@ REFUSED: dict[str, str] = {
     "disable-uvicorn-access-log": "it is given already", "enable-scale-out": "it is given already",
     "enable-sleep-mode": "set rollout.sleep_level", "no-enable-sleep-mode": "set rollout.sleep_level",
     "enable-prefix-caching": "it is given already", "no-enable-prefix-caching": "a group shares its prompt",
+    "enable-return-routed-experts": "set rollout.routes", "aux-output-config": "set rollout.routes",
     "logprobs-mode": "training needs the logprobs of what was sampled from",
     "generation-config": "sampling is the trainer's: set rollout.sampling",
     "runner": "it follows from the server's role", "convert": "it follows from the server's role",
@@ -53,6 +54,7 @@ REFUSED: dict[str, str] = {
 
 REFUSED_ON_CPU: dict[str, str] = {
     "kv-cache-memory-bytes": "set rollout.kv_cache_gib",
+    **dict.fromkeys(("worker-cls", "scheduler-cls"), _CPU),
     **dict.fromkeys(("max-num-batched-tokens", "block-size", "compilation-config"), _CPU),
     **dict.fromkeys(("enable-chunked-prefill", "no-enable-chunked-prefill"), _CPU),
 }

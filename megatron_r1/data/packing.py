@@ -222,6 +222,7 @@ def lay_out(
             if array is not None:
                 floats[name][0, here] = np.where(trained, array[1:], 0.0)
     return PackedMicrobatch(
+        routes=_routes(sequences, indices, edges, size),
         token_ids=token_ids,
         labels=labels,
         position_ids=position_ids[None].astype(np.int64),
@@ -230,6 +231,24 @@ def lay_out(
         sequence_indices=tuple(indices),
         **floats,
     )
+
+
+def _routes(
+    sequences: Sequence[TrainingSequence] | Mapping[int, TrainingSequence],
+    indices: Sequence[int],
+    edges: np.ndarray,
+    size: int,
+) -> np.ndarray | None:
+    """i16[S, sparse layers, K]: those of the sequences at their tokens' positions, -1 elsewhere."""
+    known = [routes for index in indices if (routes := sequences[index].routes) is not None]
+    if not known:
+        return None
+    found = np.full((size, *known[0].shape[1:]), -1, dtype=np.int16)
+    for start, index in zip(edges, indices):
+        routes = sequences[index].routes
+        if routes is not None:
+            found[start : start + len(routes)] = routes
+    return found
 
 
 _LOGPROBS = ("behaviour_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs")

@@ -7,6 +7,8 @@ for none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
 
@@ -33,7 +35,8 @@ class SpecifiedRouter(TopKRouter):
     def routing(self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None, **_: object):
         """logits f32[S, B, E] -> probabilities f32[T, E], 0 where not chosen, and the choice bool[T, E]."""
         logits_TE = logits.view(-1, self.moe.num_experts)
-        weights_TK, experts_TK = route(logits_TE, self.expert_bias, self.moe)
+        chosen = getattr(self.router_replay, "choose", None)  # routing.py's, where Megatron has its own
+        weights_TK, experts_TK = route(logits_TE, self.expert_bias, self.moe, chosen=chosen)
         rows_T1 = torch.arange(len(logits_TE), device=logits.device)[:, None]
         # Assignment by index is deterministic on GPUs, as each place is written once.
         probabilities_TE = torch.zeros_like(logits_TE).index_put((rows_T1, experts_TK), weights_TK)
@@ -43,15 +46,24 @@ class SpecifiedRouter(TopKRouter):
         return probabilities_TE, chosen_TE
 
 
-def route(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, moe: MoEShape) -> tuple[torch.Tensor, torch.Tensor]:
+def route(
+    logits_TE: torch.Tensor,
+    bias_E: torch.Tensor | None,
+    moe: MoEShape,
+    *,
+    chosen: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(weights [T, K], experts i64[T, K]): DeepSeek-V3 (arXiv 2412.19437, section 2.1.2), DeepSeek-V2 or
-    Qwen3-MoE, as in transformers' DeepseekV3TopkRouter, DeepseekV2TopkRouter and Qwen3MoeTopKRouter."""
+    Qwen3-MoE, as in transformers' DeepseekV3TopkRouter, DeepseekV2TopkRouter and Qwen3MoeTopKRouter. `chosen` may put
+    others in the place of the best."""
     sigmoid = moe.router == "sigmoid"
     scores_TE = logits_TE.float().sigmoid() if sigmoid else logits_TE.float().softmax(dim=-1)
     ranked_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
     if moe.topk_groups < moe.num_groups:
         ranked_TE = _within_best_groups(ranked_TE, moe)
     experts_TK = ranked_TE.topk(moe.top_k, dim=-1).indices
+    if chosen is not None:
+        experts_TK = chosen(experts_TK)
     weights_TK = scores_TE.gather(1, experts_TK)
     if moe.normalise_topk:
         weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + (1e-20 if sigmoid else 0.0))

@@ -48,6 +48,10 @@ class Chart:
     high: float | None = None
 
 
+FLAT = 1e-9
+"""Curves that differ by less, relative to their values, are drawn as a flat line."""
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """At most about `count` + 1 round numbers (1, 2 or 5 times a power of ten) inside [low, high]."""
     if not high > low:
@@ -57,7 +61,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def smoothed(points: Sequence[tuple[float, float]], half_window: int | None = None) -> list[tuple[float, float]]:
@@ -186,7 +190,7 @@ def number(value: float, shown: Sequence[float], percent: bool) -> str:
     if percent:
         return f"{value * 100:.3g}%"
     if abs(value) >= 1e5 or 0 < max(map(abs, shown)) < 1e-3:
-        return f"{value:.2g}"
+        return f"{value:.3g}"
     spacing = min((b - a for a, b in pairwise(shown)), default=abs(value) or 1)
     return f"{value:,.{max(0, -math.floor(math.log10(spacing) + 1e-9))}f}"
 
@@ -224,8 +228,8 @@ def _figure(title: str, note: str, legend: str, body: str) -> str:
 
 
 def _spread(low: float, high: float, pad: float = 0.0) -> tuple[float, float]:
-    """A range of positive width, widened by `pad` of it on both sides."""
-    if not high > low:
+    """A range of positive width, widened by `pad` of it on both sides. What rounding alone sets apart is one number."""
+    if not high - low > FLAT * max(abs(low), abs(high)):
         half = abs(low) * 0.1 or 0.5
         return low - half, high + half
     return low - (high - low) * pad, high + (high - low) * pad

@@ -34,6 +34,7 @@ COLUMNS = (
     Column(title="length", key="length_mean", width=8, spec=",.1f"),
     Column(title="KL", key="kl", width=8, spec=".4f"),
     Column(title="grad", key="grad_norm", width=7, spec=".2f"),
+    Column(title="mismatch", key="mismatch", width=10, spec=".1e"),
     Column(title="tokens/s", key="tokens_per_second", width=9, spec=",.0f"),
     Column(title="valid.", key="eval_accuracy", width=9, spec=".1%"),
 )

@@ -121,7 +121,14 @@ def _curves(files: RunFiles) -> str:
         _noisy("KL to the reference", "per token, nats", metrics, "kl", low=0.0),
         _noisy("Entropy", "of the policy, per token, nats", metrics, "entropy"),
         _noisy("Gradient norm", "before clipping", metrics, "grad_norm", low=0.0),
-        _noisy("Engine mismatch", "mean |logprob vLLM − logprob Megatron|", metrics, "mismatch", low=0.0),
+        Chart(
+            title="Engine mismatch", note="|logprob vLLM − logprob Megatron| per token, nats", low=0.0,
+            series=[
+                Series(name="mean", points=_points(metrics, "mismatch")),
+                Series(name="99th percentile", points=_points(metrics, "mismatch_p99"), colour=1),
+            ],
+        ),
+        _noisy("Effective samples", "of the tokens' importance weights, share", metrics, "effective_samples"),
         _noisy("Clip fraction", "share of tokens whose ratio was clipped", metrics, "clip_fraction", low=0.0),
         _noisy("Groups without a signal", "all rewards equal", metrics, "zero_advantage_groups", low=0.0),
     ]  # fmt: skip

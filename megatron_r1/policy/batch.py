@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_r1.model.attention import context_parallel_positions
+from megatron_r1.model.routing import RoutedSeqParams
 from megatron_r1.types import PackedMicrobatch
 
 
@@ -61,8 +62,9 @@ class DeviceBatch:
         return totals[:, of_token]
 
 
-def to_device(row: PackedMicrobatch, device: torch.device) -> DeviceBatch:
-    """Raises ValueError if a segment does not divide into 2 * context-parallel chunks."""
+def to_device(row: PackedMicrobatch, device: torch.device, *, replay: bool | None = None) -> DeviceBatch:
+    """`replay`: what is done with the row's routes (model/routing.py); None: they stay behind. Raises ValueError if a
+    segment does not divide into 2 * context-parallel chunks."""
     size = parallel_state.get_context_parallel_world_size()
     lengths = np.diff(row.cu_seqlens).tolist()
     if size > 1:
@@ -75,12 +77,18 @@ def to_device(row: PackedMicrobatch, device: torch.device) -> DeviceBatch:
         return (tensor[:, positions] if size > 1 else tensor).to(device, non_blocking=True)
 
     cu_seqlens = torch.from_numpy(row.cu_seqlens).to(device)
-    packed = PackedSeqParams(
+    routes = None
+    if replay is not None and row.routes is not None:
+        routes = torch.from_numpy(row.routes[positions.numpy()] if size > 1 else row.routes)
+        routes = routes.to(device, non_blocking=True)
+    packed = RoutedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=row.max_seqlen,
         max_seqlen_kv=row.max_seqlen,
+        routes=routes,
+        replay=bool(replay),
     )
     return DeviceBatch(
         token_ids=take(row.token_ids),

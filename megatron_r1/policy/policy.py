@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConf
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.model.build import build_model_chunks
 from megatron_r1.model.policy_model import TokenScores, TokenValues
+from megatron_r1.model.routing import Routing
 from megatron_r1.model.transformer_config import PARAMETER_DTYPE, transformer_config
 from megatron_r1.policy.batch import DeviceBatch, to_device
 from megatron_r1.policy.optimizer import build_optimizer, learning_rate, step_if_finite
@@ -46,6 +48,8 @@ class LossOutput:
 
 
 LossFunction = Callable[[TokenScores, DeviceBatch], LossOutput] | Callable[[TokenValues, DeviceBatch], LossOutput]
+Inspect = Callable[[list[np.ndarray]], None]
+"""Is told each row's logprobs as `Policy.logprobs` gives them."""
 
 
 class Policy:
@@ -63,7 +67,9 @@ class Policy:
         device: torch.device,
         transformer_engine: bool = False,
         temperature: float = 1.0,
+        replay_routes: bool = False,
     ) -> None:
+        """`replay_routes`: the routes of rows are used; else they are compared with the model's own only."""
         self.shape, self.device = shape, device
         self.parallel, self.train_config = parallel, train
         self._optimizer_config, self._total_steps = optimizer, total_steps
@@ -82,6 +88,8 @@ class Policy:
             chunk.train_mtp = model.train_mtp
             if chunk.mtp_process and not model.train_mtp:
                 chunk.mtp.requires_grad_(False)
+        self._routing = Routing(chunks, shape) if shape.moe is not None else None
+        self._replay: bool | None = replay_routes
         self._tensors = local_tensors(chunks, self.table)
         source = model.load_from or model.path
         self.bytes_read = load_weights(self._tensors, source) if model.initialise == "weights" else 0
@@ -105,11 +113,14 @@ class Policy:
 
     # ---- training
 
-    def step(self, rows: Sequence[PackedMicrobatch], loss: LossFunction) -> StepResult:
+    def step(
+        self, rows: Sequence[PackedMicrobatch], loss: LossFunction, *, inspect: Inspect | None = None
+    ) -> StepResult:
         """One optimizer step on this data-parallel rank's `rows` (every rank passes equally many).
 
         The step's loss is the sum over all ranks' rows; gradients are summed likewise. A step whose gradient is not
-        finite changes nothing and says so.
+        finite changes nothing and says so. `inspect` is told the logprobs that the gradients were computed with, before
+        anything is changed by them; if it raises, on every rank, nothing is.
         """
         for chunk in self.chunks:
             chunk.train()
@@ -117,14 +128,20 @@ class Policy:
         self.optimizer.zero_grad()
         # Megatron moves them while it finishes the gradients, before it is known whether the step is taken.
         router_biases = [(bias, bias.clone()) for bias in self._router_biases()]
-        outputs = self._run(rows, loss, forward_only=False)
-        rate = learning_rate(self._optimizer_config, self.steps_taken, self._total_steps)
-        updated, grad_norm = step_if_finite(self.optimizer, rate=rate, weight_decay=self._optimizer_config.weight_decay)
-        if not updated:
-            for bias, before in router_biases:
-                bias.copy_(before)
+        updated = False
+        try:
+            outputs = self._run(rows, loss, forward_only=False)
+            if inspect is not None:
+                inspect(self._of_whole_rows(rows, outputs))
+            rate = learning_rate(self._optimizer_config, self.steps_taken, self._total_steps)
+            decay = self._optimizer_config.weight_decay
+            updated, grad_norm = step_if_finite(self.optimizer, rate=rate, weight_decay=decay)
+        finally:
+            if not updated:
+                for bias, before in router_biases:
+                    bias.copy_(before)
         self.steps_taken += 1
-        totals = self._reduce_sums(outputs)
+        totals = self._reduce_sums([output["sums"] for output in outputs])
         tokens = max(totals.pop("tokens"), 1.0)
         total_loss = totals.pop("loss")
         return StepResult(
@@ -183,7 +200,10 @@ class Policy:
     def _scores(self, rows: Sequence[PackedMicrobatch]) -> list[np.ndarray]:
         for chunk in self.chunks:
             chunk.eval()
-        outputs = self._run(rows, None, forward_only=True)
+        return self._of_whole_rows(rows, self._run(rows, None, forward_only=True))
+
+    def _of_whole_rows(self, rows: Sequence[PackedMicrobatch], outputs: Sequence[Mapping]) -> list[np.ndarray]:
+        """What `_run` found at each token, f32[S] of each row; the same on all ranks that hold the same data."""
         flat = torch.zeros(sum(row.num_tokens for row in rows), device=self.device)
         start = 0
         if outputs and parallel_state.get_tensor_model_parallel_rank() == 0:
@@ -203,6 +223,16 @@ class Policy:
             if group.size() > 1:
                 dist.all_reduce(tensor, group=group)
 
+    def routes_differ(self) -> dict[int, float]:
+        """By sparse layer (from 0): of the tokens with routes, in the last pass or step but the reference policy's, the
+        share that this model would have sent to other experts; empty without any. A collective."""
+        if self._routing is None:
+            return {}
+        counts = self._routing.counts(self.device)
+        dist.all_reduce(counts)
+        pairs = zip(self._routing.sparse, counts.tolist(), strict=True)
+        return {layer: differing / known for layer, (differing, known) in pairs if known}
+
     # ---- the reference policy
 
     def refresh_reference(self) -> None:
@@ -211,14 +241,17 @@ class Policy:
 
     @contextmanager
     def reference_weights(self) -> Iterator[None]:
-        """Within, the model holds the reference policy's weights; after, its own again, bit for bit."""
+        """Within, the model holds the reference policy's weights; after, its own again, bit for bit. The reference
+        chooses its experts itself."""
         if self._reference is None:
             raise ValueError("refresh_reference() has not been called")
         own = {name: local.tensor.detach().to("cpu", copy=True) for name, local in self._tensors.items()}
+        replay, self._replay = self._replay, None
         try:
             self._copy_in(self._reference)
             yield
         finally:
+            self._replay = replay
             self._copy_in(own)
 
     @torch.no_grad()
@@ -265,7 +298,9 @@ class Policy:
         """Forward (and backward) over all rows. On the last pipeline stage: one dict of tensors for each row."""
         if not rows:
             raise ValueError("no microbatches: every data-parallel rank needs at least one row")
-        iterators = [iter([to_device(row, self.device) for row in rows]) for _ in self.chunks]
+        if self._routing is not None and self._replay is not None:
+            self._routing.forget_counts()
+        iterators = [iter([to_device(row, self.device, replay=self._replay) for row in rows]) for _ in self.chunks]
         return get_forward_backward_func()(
             forward_step_func=lambda iterator, model: _forward_step(iterator, model, loss),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
@@ -306,15 +341,16 @@ def _forward_step(
         loss_mask=batch.token_weight,
     )
 
-    def finish(scores: TokenScores | TokenValues) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def finish(scores: TokenScores | TokenValues) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         # Megatron would divide by the number of tokens; our weights have done so already.
         no_tokens = torch.zeros((), dtype=torch.int, device=batch.labels.device)
+        tokens = (scores.values if isinstance(scores, TokenValues) else scores.logprobs).detach().squeeze(0)
+        found = {"tokens": tokens, "positions": batch.positions}
         if loss is None:
-            tokens = (scores.values if isinstance(scores, TokenValues) else scores.logprobs).squeeze(0)
-            return tokens.new_zeros(()), no_tokens, {"tokens": tokens, "positions": batch.positions}
+            return tokens.new_zeros(()), no_tokens, found
         result = loss(scores, batch)
         sums = {"loss": result.loss.detach(), "tokens": batch.loss_mask.sum(), **result.sums}
-        return result.loss, no_tokens, sums
+        return result.loss, no_tokens, found | {"sums": sums}
 
     return output, finish
 

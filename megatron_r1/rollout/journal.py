@@ -24,6 +24,8 @@ JOURNAL = "journal"
 
 Group = tuple[Completion, ...]
 ARRAYS = {"token_ids": np.int32, "logprobs": np.float32}
+ROUTES = "routes"
+"""Of a completion that has them: their dtype and shape beside the bytes."""
 
 
 class Journal:
@@ -82,11 +84,18 @@ def _to_json(completion: Completion) -> dict[str, Any]:
         for name, dtype in ARRAYS.items()
     }
     fields = ("finish_reason", "weight_version", "text")
-    return arrays | {name: getattr(completion, name) for name in fields}
+    found = arrays | {name: getattr(completion, name) for name in fields}
+    routes = completion.routes
+    if routes is not None:
+        found[ROUTES] = [routes.dtype.name, list(routes.shape), base64.b64encode(routes.tobytes()).decode()]
+    return found
 
 
 def _from_json(found: Mapping[str, Any]) -> Completion:
     arrays = {name: np.frombuffer(base64.b64decode(found[name]), dtype) for name, dtype in ARRAYS.items()}
+    if ROUTES in found:
+        dtype, shape, data = found[ROUTES]
+        arrays[ROUTES] = np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
     return Completion(
         **arrays,
         finish_reason=found["finish_reason"],

@@ -43,16 +43,23 @@ def test_a_stage_without_servers_has_nobody_to_make_room_for(stage, validate):
     assert "train.offload is optimizer; no servers share this stage's GPUs: leave it empty" in caught.value.faults
 
 
-def test_a_stage_without_a_trainer_has_nobody_to_make_room_for(tmp_path):
-    said = "rollout.sleep_level is 1; no trainer shares this stage's GPUs: use 0"
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sleep_level": 1}, "rollout.sleep_level is 1; no trainer shares this stage's GPUs: use 0"),
+        ({"routes": "replay"}, "rollout.routes is replay; nothing is trained on these samples: use off"),
+    ],
+    ids=["sleep", "routes"],
+)
+def test_what_only_a_trainer_needs_is_refused_where_there_is_none(tmp_path, fields, said):
     sampling = RECIPES["r1_671b"]().rejection
     with pytest.raises(ConfigError) as caught:
         validate_rejection(
-            dataclasses.replace(sampling, rollout=dataclasses.replace(sampling.rollout, sync="ipc", sleep_level=1))
+            dataclasses.replace(sampling, rollout=dataclasses.replace(sampling.rollout, sync="ipc", **fields))
         )
     assert said in caught.value.faults
     with pytest.raises(ConfigError) as caught:
         validate_evaluation(
-            EvaluateConfig(model=tmp_path, run_dir=tmp_path, rollout=RolloutConfig(sync="ipc", sleep_level=1))
+            EvaluateConfig(model=tmp_path, run_dir=tmp_path, rollout=RolloutConfig(sync="ipc", **fields))
         )
     assert said in caught.value.faults

@@ -106,6 +106,7 @@ def test_other_splits_that_vllm_refuses(fields, shape, says):
         ("kv-cache-dtype=fp8", "set rollout.kv_cache_dtype"),
         ("disable-log-stats", "counters of tokens"),
         ("enable-eplb", "where it no longer is"),
+        ("enable-return-routed-experts", "set rollout.routes"),
         ("cpu-offload-gb=20", "kept in host memory"),
         ("hf-overrides={}", "change that"),
         ("config=all.yaml", "a file could set any other"),
@@ -132,7 +133,7 @@ def test_every_argument_that_a_server_is_given_is_on_the_list(tmp_path):
     from megatron_r1.engines.vllm.command import NodeSpan, server_command
 
     (tmp_path / "config.json").write_text((Path(__file__).parent.parent / "planning" / "deepseek_v3.json").read_text())
-    config = rollout(expert_parallel=True, kv_cache_dtype="fp8", draft_tokens=1, enforce_eager=True)
+    config = rollout(expert_parallel=True, kv_cache_dtype="fp8", draft_tokens=1, enforce_eager=True, routes="replay")
     span = NodeSpan(nodes=2, node=1, address="10.0.0.5", port=29600)
     given: set[str] = set()
     for reward in (False, True):

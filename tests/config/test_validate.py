@@ -121,6 +121,8 @@ def test_a_sound_configuration_gives_the_shape(sound, model):
         {"rollout.device": "cpu", "rollout.sync": "gloo"},
         {"rollout.sync": "ipc"},
         {"rollout.sampling.top_k": -1},
+        {"rollout.routes": "compare"},
+        {"rollout.routes": "replay", "rollout.device": "cpu", "rollout.sync": "gloo"},
         {"minibatches": 32},
         {"sync_every": 4, "checkpoint_every": 8},
         {"sync_every": 16, "checkpoint_every": 0},
@@ -322,6 +324,7 @@ def test_a_broken_rule_is_named_with_value_and_law(sound, fields, words):
             {"parallel.world_size": 2, "parallel.expert": 2},
             ["parallel.expert is 2", "llama has no experts: use 1"],
         ),
+        ({"rollout.routes": "replay"}, ["rollout.routes is replay", "has no experts: use off"]),
         (
             {"parallel.world_size": 3, "parallel.tensor": 3},
             ["parallel.tensor is 3", "number of key-value heads 2", "1, 2"],

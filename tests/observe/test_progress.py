@@ -9,19 +9,19 @@ from megatron_r1.observe.progress import HEADER_EVERY, Progress, duration, heade
 
 METRICS = {
     "reward_mean": 1.25, "accuracy": 0.456, "format": 0.9, "length_mean": 22.04, "kl": 0.00123,
-    "grad_norm": 0.5, "tokens_per_second": 12345.6,
+    "grad_norm": 0.5, "mismatch": 2.34e-7, "tokens_per_second": 12345.6,
 }  # fmt: skip
 
 
 def test_line_is_aligned_with_its_header():
-    assert header(100) == "   step reward correct format  length      KL   grad tokens/s   valid.     left"
+    assert header(100) == "   step reward correct format  length      KL   grad  mismatch tokens/s   valid.     left"
     line = step_line(7, 100, METRICS, seconds_left=75)
-    assert line == "  7/100  1.250   45.6%    90%    22.0  0.0012   0.50   12,346        -    1m15s"
+    assert line == "  7/100  1.250   45.6%    90%    22.0  0.0012   0.50   2.3e-07   12,346        -    1m15s"
 
 
 def test_wide_and_missing_numbers_stay_apart():
     line = step_line(1, 9, {"kl": float("nan"), "length_mean": 12345678.9}, seconds_left=0)
-    assert line.split() == ["1/9", "-", "-", "-", "12,345,678.9", "nan", "-", "-", "-", "0s"]
+    assert line.split() == ["1/9", "-", "-", "-", "12,345,678.9", "nan", "-", "-", "-", "-", "0s"]
 
 
 def test_duration():

@@ -172,6 +172,7 @@ def test_ticks_are_round_and_inside():
     assert ticks(1.31, 1.92, 4) == [1.4, 1.6, 1.8]
     assert ticks(-0.003, 0.012, 4) == [0, 0.005, 0.01]
     assert ticks(3, 3) == [3]
+    assert ticks(0, 2.1e-15, 4) == [0, 1e-15, 2e-15]
 
 
 def test_tick_labels_have_the_decimals_they_need():
@@ -189,6 +190,13 @@ def test_smoothing_keeps_a_trend_in_place_and_thinning_keeps_the_mean():
     thin = thinned([(i, float(i % 2)) for i in range(1000)], limit=100)
     assert len(thin) == 100 and {y for _, y in thin} == {0.5}
     assert thin[0][0] == 4.5
+
+
+@pytest.mark.parametrize("values", [(1.0, 1.0 - 1e-13), (3e-7, 2.1e-7), (1e-15, 2e-15), (0.0, 0.0), (1e12, 1e12 + 1)])
+def test_a_curve_of_numbers_that_hardly_differ_is_drawn(values):
+    drawn = line_chart(Chart(title="t", series=[Series(name="s", points=list(enumerate(values)))]))
+    labels = re.findall(r'text-anchor="end">([^<]+)</text>', drawn)
+    assert len(labels) == len(set(labels)) >= 2
 
 
 def test_curve_is_drawn_where_its_numbers_are():

@@ -17,12 +17,15 @@ import pytest
 from base_model import make_base, start_from
 from safetensors.torch import load_file
 
+from megatron_r1.stages.grpo.mismatch import Mismatch
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # every start of a run starts a server too
 
 STEPS = 8
 SMALL = (
     "--prompts-per-step 4 --group-size 4 --data.holdout 8 "
     f"--steps {STEPS} --minibatches 2 --algorithm.kl.refresh-steps 5 --checkpoint-every 1 "
+    "--rollout.routes replay "
     "--if-exists resume --rollouts-logged-per-step 100"
 ).split()
 
@@ -82,9 +85,9 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def what_it_made(folder: Path) -> dict:
-    """Everything that a run leaves, but for times, and for `mismatch`: the servers' logprobs depend in their last bits
-    on which requests were computed together. Nothing that trains reads them here."""
-    passing = {"seconds", "tokens_per_second", "mismatch"}
+    """Everything that a run leaves, but for times, and for the mismatch: the servers' logprobs depend in their last
+    bits on which requests were computed together. Nothing that trains reads them here."""
+    passing = {"seconds", "tokens_per_second", *Mismatch().metrics()}
     return {
         "weights": {path.name: path.read_bytes() for path in (folder / "policy").glob("*.safetensors")},
         "metrics": [

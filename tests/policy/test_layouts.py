@@ -85,6 +85,41 @@ def test_logprobs_equal_transformers(results, group, layout):
         np.testing.assert_allclose(results(group)[layout][f"logprobs_{i}"], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("group", "layout"), cases(mtp=True))
+def test_a_step_is_told_the_logprobs_that_it_trains_with(results, group, layout):
+    """After it was stopped there, the exported weights are the folder's (the last test), so it had changed nothing."""
+    found = results(group)[layout]
+    for i in range(len(LENGTHS)):
+        np.testing.assert_allclose(found[f"inspected_{i}"], found[f"logprobs_{i}"], atol=1e-6)
+
+
+@pytest.mark.parametrize(("group", "layout"), cases(mtp=True))
+def test_the_mismatch_is_of_all_ranks_tokens(results, group, layout):
+    """Held against transformers' logprobs of all sequences at once, in float64."""
+    found, oracle = results(group)[layout], results(group)["oracle"]
+    stored = np.load(results(group).folder / "sequences.npz")
+    own, engine, masks = (
+        np.concatenate([values(i) for i in range(len(LENGTHS))])
+        for values in (
+            lambda i: np.asarray(oracle["logprobs"][i], np.float64),
+            lambda i: stored[f"{i}.behaviour_logprobs"].astype(np.float64),
+            lambda i: stored[f"{i}.loss_mask"],
+        )
+    )
+    difference = (own - engine)[masks]
+    weights = np.exp(difference)
+    expected = {
+        "mismatch": np.abs(difference).mean(),
+        "mismatch_max": np.abs(difference).max(),
+        "mismatch_kl_rollout": (weights - 1 - difference).mean(),
+        "mismatch_kl_trainer": (weights * difference - weights + 1).mean(),
+        "effective_samples": weights.sum() ** 2 / (len(weights) * (weights**2).sum()),
+    }
+    assert {name: float(found[name]) for name in expected} == pytest.approx(expected, rel=2e-4)
+    exact = np.quantile(np.abs(difference), 0.99, method="inverted_cdf")
+    assert exact * 0.999 <= found["mismatch_p99"] <= exact * 1.011
+
+
 @pytest.mark.parametrize(("group", "layout"), cases())
 def test_grpo_gradients_equal_transformers_autograd(results, group, layout):
     """Relative to each tensor's largest gradient; every parameter of the decoder has one."""

@@ -1,5 +1,7 @@
 """What was sampled lies on disk and comes back exactly."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,17 @@ def group(seed):
             text="5 \u2260 7",
         )
         for length in (4, 0, 1)
+    )
+
+
+def with_routes(seed):
+    """The same completions, of a mixture of 300 experts in three layers, two for a token."""
+    random = np.random.default_rng(seed)
+    return tuple(
+        dataclasses.replace(
+            one, routes=random.integers(0, 300, (5 + max(len(one.token_ids) - 1, 0), 3, 2)).astype(np.uint16)
+        )
+        for one in group(seed)
     )
 
 
@@ -45,6 +58,17 @@ def test_groups_come_back_bit_for_bit(journal):
     same(found[0], group(0))
     same(found[2], group(2))
     assert journal.known(8, PROBLEMS) == {}
+
+
+def test_routes_come_back_with_their_form(journal):
+    with journal.open(7) as file:
+        record(file, 0, PROBLEMS[0], with_routes(1))
+        record(file, 1, PROBLEMS[1], group(1))
+    found = journal.known(7, PROBLEMS)
+    for one, other in zip(found[0], with_routes(1), strict=True):
+        assert one.routes is not None and one.routes.dtype == np.uint16
+        np.testing.assert_array_equal(one.routes, other.routes)
+    assert all(one.routes is None for one in found[1])
 
 
 def test_a_killed_write_costs_only_its_own_group(journal, tmp_path):

@@ -13,6 +13,7 @@ from megatron_r1.algorithms.base import RESERVED
 from megatron_r1.observe.names import NUMBER, PART, Number
 from megatron_r1.pipeline.kinds import KINDS
 from megatron_r1.stages.grpo.metrics import step_metrics
+from megatron_r1.stages.grpo.mismatch import Mismatch
 from megatron_r1.stages.grpo.names import PARTS, STEP_NAMES
 from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup, StepResult
@@ -51,11 +52,16 @@ def test_a_step_of_each_algorithm_writes_names_of_its_table_only():
             loss=1.0,
             grad_norm=1.0,
             learning_rate=1.0,
-            metrics={name: 0.5 for name in (*kind.METRICS, "entropy", "mismatch", "tokens")},
+            metrics={name: 0.5 for name in (*kind.METRICS, "entropy", "tokens")},
             skipped=False,
         )
         row = step_metrics(
-            [result], Sampled(groups=[group], kept=[group], rounds=1), [np.array([-1.0, 1.0])], algorithm, step=0
+            [result],
+            Sampled(groups=[group], kept=[group], rounds=1),
+            [np.array([-1.0, 1.0])],
+            algorithm,
+            Mismatch().metrics(),
+            step=0,
         )
         assert unknown_names(row, step_names(kind), ["helpful"]) == []
         assert set(kind.METRICS) <= set(row) and not set(kind.METRICS) & set(STEP_NAMES)

@@ -8,6 +8,7 @@ and the exported weights' largest difference from the folder's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -34,8 +35,9 @@ from megatron_r1.model.attention import context_parallel_positions  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import to_device  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
+from megatron_r1.stages.grpo import mismatch  # noqa: E402
 from megatron_r1.stages.grpo.loss import policy_loss  # noqa: E402
-from megatron_r1.types import TrainingSequence  # noqa: E402
+from megatron_r1.types import PackedMicrobatch, TrainingSequence  # noqa: E402
 from megatron_r1.weights.export import WeightStream  # noqa: E402
 from megatron_r1.weights.local import LocalTensor  # noqa: E402
 
@@ -104,6 +106,9 @@ def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str,
         found["unpacked_logits"] = unpacked[0]
     scored = unpack(rows, policy.logprobs(rows), [len(s) for s in sequences])
     found |= {f"logprobs_{i}": value for i, value in merge(scored).items()}
+    found |= {name: np.array(value) for name, value in mismatch.measure(rows, policy.logprobs(rows)).metrics().items()}
+    looked = unpack(rows, looked_at(policy, rows), [len(s) for s in sequences])
+    found |= {f"inspected_{i}": value for i, value in merge(looked).items()}
     gradients = policy.gradients(rows, policy_loss(ALGORITHM, own_is_old=False))
     found |= {f"gradient:{name}": value for name, value in full(policy, gradients).items()}
     gradients = policy.gradients(rows, policy_loss(SEQUENCE_ALGORITHM, own_is_old=False))
@@ -119,6 +124,24 @@ def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str,
         worst = max(float(np.abs(own[name] - expected[name].numpy()).max()) for name in expected)
         found["export_difference"] = np.array(worst)
     return found
+
+
+class StoppedError(Exception):
+    """Raised before a step changes anything."""
+
+
+def looked_at(policy: Policy, rows: list[PackedMicrobatch]) -> list[np.ndarray]:
+    """The logprobs that a step computes its gradients with. The step is stopped then."""
+    seen: list[list[np.ndarray]] = []
+
+    def inspect(logprobs: list[np.ndarray]) -> None:
+        seen.append(logprobs)
+        raise StoppedError
+
+    with contextlib.suppress(StoppedError):
+        policy.step(rows, policy_loss(ALGORITHM, own_is_old=False), inspect=inspect)
+    (logprobs,) = seen
+    return logprobs
 
 
 def load_sequences(folder: Path) -> list[TrainingSequence]:

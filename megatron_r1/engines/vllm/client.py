@@ -9,6 +9,7 @@ and scheduling over several engines are in collect.py.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import time
 from collections.abc import Sequence
@@ -218,7 +219,8 @@ def decoded(answer: bytes) -> Any:
 
 
 def completion(choice: dict[str, Any], decode: Decode | None) -> Completion:
-    """One choice of vLLM's answer as a Completion; the oldest weights that took part give its version."""
+    """One choice of vLLM's answer as a Completion, its routes as vLLM sends them. The oldest weights that took part
+    give its version."""
     reason = choice["finish_reason"]
     if reason not in ("stop", "length"):
         raise EngineError(f"a completion ended with {reason!r}; expected 'stop' or 'length' (was the engine paused?)")
@@ -229,7 +231,16 @@ def completion(choice: dict[str, Any], decode: Decode | None) -> Completion:
         finish_reason=reason,
         weight_version=min(parse_version(span["version"]) for span in choice["weight_versions"]),
         text="" if decode is None else decode(choice["token_ids"]),
+        routes=None if choice.get("routed_experts") is None else array_of(choice["routed_experts"]),
     )
+
+
+def array_of(sent: str) -> np.ndarray:
+    """An array as vLLM sends it: .npy in base64. EngineError for anything else."""
+    try:
+        return np.load(io.BytesIO(base64.b64decode(sent)), allow_pickle=False)
+    except (ValueError, EOFError, TypeError) as error:
+        raise EngineError(f"the vLLM server sent an array that is none: {error}") from error
 
 
 def parse_version(reported: str) -> int:

@@ -42,6 +42,8 @@ CPU_CUSTOM_OPS = ["all", "-rotary_embedding"]
 DeepSeek-V3 gives them (logprobs off by 1); its plain PyTorch version agrees with transformers to 1e-6.
 """
 
+CPU_ROUTES = "megatron_r1.engines.vllm.cpu_routes"
+
 VLLM_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -99,6 +101,11 @@ def server_command(
         if config.draft_tokens:
             draft = {"method": "mtp", "num_speculative_tokens": config.draft_tokens}
             flags["--speculative-config"] = json.dumps(draft)
+    if config.routes != "off" and not reward_model:
+        if config.device == "cpu":
+            flags |= {"--worker-cls": f"{CPU_ROUTES}.RoutesWorker", "--scheduler-cls": f"{CPU_ROUTES}.RoutesScheduler"}
+        else:
+            switches.append("--enable-return-routed-experts")
     if config.device == "cpu":
         # Prompts must not be split over steps: with per-request seeds vLLM 0.32 then rewinds a CPU random
         # generator, which raises and kills the engine.

@@ -51,8 +51,10 @@ def build_policy(
     optimizer: OptimizerConfig,
     total_steps: int,
     temperature: float = 1.0,
+    replay_routes: bool = False,
 ) -> Policy:
-    """`total_steps`: optimizer steps, over which the learning rate falls. `temperature`: of the scored distribution."""
+    """`total_steps`: optimizer steps, over which the learning rate falls. `temperature`: of the scored distribution.
+    `replay_routes`: experts are taken from the rows, where they have them."""
     return Policy(
         shape,
         parallel=config.parallel,
@@ -63,6 +65,7 @@ def build_policy(
         device=device,
         transformer_engine=device.type == "cuda" and has_module("transformer_engine"),
         temperature=temperature,
+        replay_routes=replay_routes,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_r1.bounds import Count, Natural, number_faults
-from megatron_r1.config.colocation import sleep_faults
+from megatron_r1.config.colocation import no_trainer_faults
 from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.parts import problem_faults, request_faults, rollout_faults, sample_faults
 from megatron_r1.config.run_folder import folder_faults
@@ -67,7 +67,7 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
         faults.append(f"pass_k is {config.pass_k}; each must be 1 to samples = {config.samples}")
     if config.consensus_k > config.samples:
         faults.append(f"consensus_k is {config.consensus_k}; it must be 0 to samples = {config.samples}")
-    faults += sample_faults(config.samples, rollout) + sleep_faults(rollout)
+    faults += sample_faults(config.samples, rollout) + no_trainer_faults(rollout)
     if server.url:
         faults += request_faults(rollout, shape)
     else:

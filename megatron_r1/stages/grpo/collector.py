@@ -26,6 +26,7 @@ from megatron_r1.observe.watch import Watch
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.collect import Group, collect
 from megatron_r1.rollout.journal import Journal, record
+from megatron_r1.rollout.routes import RouteForm
 from megatron_r1.types import Problem, Reward, RolloutGroup
 
 T = TypeVar("T")
@@ -56,15 +57,17 @@ class Collector:
         engines: Sequence[Engine] = (),
         scorer: Scorer | None = None,
         journal: Journal | None = None,
+        routes: RouteForm | None = None,
         watch: Watch | None = None,
         before: Callable[[], None] = lambda: None,
         version: Callable[[], int] | None = None,
     ) -> None:
-        """`before` is called on every rank when servers are about to be asked: it may have to make room for them.
-        `version` is that of the trainer's present weights, which a restarted server is given; None: the last pushed."""
+        """`routes`: what completions to train on must bring. `before` is called on every rank when servers are
+        about to be asked: it may have to make room for them. `version` is that of the trainer's present weights, which
+        a restarted server is given; None: the last pushed."""
         self._rollout, self._data, self._tokenizer = rollout, data, tokenizer
         self._sync, self._engines, self._scorer = sync, engines, scorer
-        self._journal, self._watch, self._before = journal, watch, before
+        self._journal, self._routes, self._watch, self._before = journal, routes, watch, before
         self._version = version or (lambda: sync.version)
         self._leads = False
 
@@ -155,6 +158,7 @@ class Collector:
         prompts = [self.encode(problem) for problem in problems]
         token_lists: list[list[int]] = [prompt.tolist() for prompt in prompts]
         graded: dict[int, list[Future[Reward]]] = {}
+        taken: dict[int, Group] = {}
         scorer = self._scorer
         before = scorer.counts()
         journal = self._journal if step is not None else None
@@ -164,8 +168,11 @@ class Collector:
             file = files.enter_context(journal.open(step)) if journal is not None and step is not None else None
 
             def grade(index: int, group: Group) -> None:
-                if file is not None and index not in known:
-                    record(file, first + index, problems[index], group)
+                if index not in known:
+                    group = self._with_routes(group, len(prompts[index]), wanted=step is not None)
+                    if file is not None:
+                        record(file, first + index, problems[index], group)
+                taken[index] = group
                 graded[index] = [scorer.submit(problems[index], completion, group) for completion in group]
 
             collected = collect(
@@ -186,10 +193,10 @@ class Collector:
                 RolloutGroup(
                     problem=problem,
                     prompt_ids=prompt,
-                    completions=group,
+                    completions=taken[index],
                     rewards=tuple(future.result() for future in graded[index]),
                 )
-                for index, (problem, prompt, group) in enumerate(zip(problems, prompts, collected.groups, strict=True))
+                for index, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
             ]
         after = scorer.counts()
         return Rollout(
@@ -202,6 +209,14 @@ class Collector:
             num_tokens=collected.num_tokens,
             restarts=collected.restarts,
         )
+
+    def _with_routes(self, group: Group, prompt_tokens: int, *, wanted: bool) -> Group:
+        """The completions as the trainer takes them. What is only judged needs no experts."""
+        if self._routes is None:
+            return group
+        if not wanted:
+            return tuple(replace(completion, routes=None) for completion in group)
+        return tuple(self._routes.taken(completion, prompt_tokens) for completion in group)
 
     def _sampling(self, greedy: bool) -> SamplingConfig:
         sampling = self._rollout.sampling

@@ -95,6 +95,8 @@ def _rollout_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:
         faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}, but {why}: use 0")
     if rollout.draft_tokens and rollout.device == "cpu":
         faults.append(f"rollout.draft_tokens is {rollout.draft_tokens}; drafting is offered on GPUs only: use 0")
+    if rollout.routes != "off" and shape is not None and shape.moe is None:
+        faults.append(f"rollout.routes is {rollout.routes}; the model of model.path has no experts: use off")
     if sampling.temperature == 0:
         faults.append(f"rollout.sampling.temperature is {sampling.temperature}; training needs samples: use 1.0")
     if sampling.top_p != 1.0 or sampling.top_k not in (0, -1):

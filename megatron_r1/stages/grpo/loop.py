@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from megatron_r1.algorithms.base import Algorithm
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.stream import ProblemStream
-from megatron_r1.errors import MismatchError
 from megatron_r1.observe.metrics import PhaseTimer
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import data_parallel, scatter_over_data
@@ -30,7 +30,7 @@ from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo.config import GRPOLoopConfig
 from megatron_r1.stages.grpo.loss import policy_loss
 from megatron_r1.stages.grpo.metrics import step_metrics, timing
-from megatron_r1.stages.grpo.mismatch import check_mismatch
+from megatron_r1.stages.grpo.mismatch import Gate
 from megatron_r1.stages.grpo.sampling import Collect, Rollout, Sampled, sample_step
 from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, refresh_now
 from megatron_r1.stages.grpo.shares import Share, Trained, shares_of, with_kl_charged
@@ -106,7 +106,8 @@ class TrainingLoop:
         only_step = config.minibatches == 1
         self.loss = policy_loss(algorithm, own_is_old=only_step and not algorithm.needs.old_pass(1))
         self.timer = PhaseTimer(around=loop.watch)
-        self.checked = self.warned = False
+        bound, differ = config.mismatch_bound, policy.routes_differ
+        self.gate = Gate(bound, loop.decode, loop.warn, restarted=first_step > 0, routes_differ=differ)
 
     def run(self) -> int:
         """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights.
@@ -136,9 +137,11 @@ class TrainingLoop:
                 self.loop.push(step + 1)
         metrics: dict[str, Any] = {}
         if sampled is not None and prepared.trained is not None:
-            metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm, step=step)
-            if prepared.first is not None:
-                self.warn_of_mismatch(step, metrics["mismatch"])
+            if step % self.config.sync_every == 0:  # older samples differ by what was learned since
+                self.gate.warn_if_grown(step)
+            metrics = step_metrics(
+                results, sampled, prepared.trained.advantages, self.algorithm, self.gate.metrics(), step=step
+            )
         self.aside(step, metrics)
         seconds = self.timer.take()
         if sampled is not None:
@@ -177,8 +180,9 @@ class TrainingLoop:
         return found[0] if found else None
 
     def prepare(self, step: int, sampled: Sampled | None) -> Prepared:
-        """Advantages, minibatches, rows and their logprobs; first of all the check that trainer and engines agree."""
+        """Advantages, minibatches, rows and the logprobs that the loss needs."""
         algorithm, longest = self.algorithm, self.max_new_tokens
+        self.gate.next_step()
         trained: Trained | None = None
         with self.timer.phase("packing"):
             self.loop.to_trainer(not self.config.synced_after(step + 1))
@@ -193,16 +197,15 @@ class TrainingLoop:
             shares = scatter_over_data(work)
             rows = [share.lay_out(self.layout) for share in shares]
         counts = [len(share.lengths) for share in shares]
-        first = next((place for place, count in enumerate(counts) if count), None)
-        if not self.checked and first is not None:
-            with self.timer.phase("check"):
-                self.check(rows[first])
         with self.timer.phase("logprob"):
             needs = algorithm.needs
             done = step * self.config.minibatches
             if needs.kl and needs.reference and refresh_now(done, self.config.minibatches, needs.kl.refresh_steps):
                 self.policy.refresh_reference()
             rows = add_logprobs(self.policy, rows, algorithm)
+            if any(counts) and needs.old_pass(len(rows)):
+                flat = [row for minibatch in rows for row in minibatch]
+                self.gate.look(flat, [row.old_logprobs[0] for row in flat])
             if needs.kl_in_reward:
                 rows = with_kl_charged(rows, [share.lengths for share in shares], trained, algorithm, longest)
         return Prepared(trained=trained, counts=counts, rows=rows)
@@ -212,34 +215,13 @@ class TrainingLoop:
         in a row had no finite gradient, or too many rollouts were empty."""
         results = []
         for rows, count in zip(prepared.rows, prepared.counts, strict=True):
-            results.append(self.policy.step(rows, self.loss) if count else self.policy.skip_step())
+            inspect = None if self.gate.looked else partial(self.gate.look, rows)
+            results.append(self.policy.step(rows, self.loss, inspect=inspect) if count else self.policy.skip_step())
             if count:
                 self.loop.skips.check(results[-1], step)
         if prepared.first is None:
             self.loop.skips.check(results[-1], step)
         return results
-
-    def check(self, rows: Rows) -> None:
-        """The gate: MismatchError if engines and trainer disagree before anything was learned from it."""
-        self.checked = True
-        try:
-            check_mismatch(self.policy, rows, bound=self.config.mismatch_bound, decode=self.loop.decode)
-        except MismatchError as error:
-            if not self.first_step:
-                raise
-            self.loop.warn(f"going on in spite of this, as the run before its restart would have: {error}")
-
-    def warn_of_mismatch(self, step: int, mismatch: float) -> None:
-        """Once: servers and trainer differ by more than the bound (NaN too) though the gate has passed. Not asked of
-        samples of earlier steps' weights, which differ by what was learned since."""
-        bound, stale = self.config.mismatch_bound, step % self.config.sync_every > 0
-        if self.warned or step == self.first_step or stale or mismatch <= bound:
-            return
-        self.warned = True
-        self.loop.warn(
-            f"step {step + 1}: rollout and trainer differ by {mismatch:.4f} in the mean logprob of a token, and "
-            f"grpo.mismatch_bound is {bound}. At the first step they agreed: look whether weight sync misses a part"
-        )
 
     def aside(self, step: int, metrics: dict[str, Any]) -> None:
         """Validation and export, when it is time for them."""

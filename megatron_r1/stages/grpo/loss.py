@@ -32,7 +32,6 @@ def policy_loss(algorithm: Algorithm, *, own_is_old: bool) -> LossFunction:
         detached = {
             **{name: value.detach() for name, value in metrics.items()},
             "entropy": scores.entropy.detach(),
-            "mismatch": (logprobs.detach() - batch.behaviour_logprobs).abs(),
         }
         # where, not multiply: positions outside the mask may hold anything.
         sums = {name: value.where(mask, 0.0).sum() for name, value in detached.items()}

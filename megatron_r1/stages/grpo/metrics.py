@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ def step_metrics(
     sampled: Sampled,
     advantages: Sequence[np.ndarray],
     algorithm: Algorithm,
+    mismatch: Mapping[str, Any],
     *,
     step: int,
 ) -> dict[str, Any]:
@@ -30,8 +31,7 @@ def step_metrics(
 
     Means of rewards, lengths and the like are over all groups that were sampled, and over rewards that are usable (of a
     part: where it is a finite number; `broken_parts` counts the others). Token metrics of several minibatches are
-    averaged, except `mismatch`, which only the first that is trained measures (later ones differ because the policy has
-    moved)."""
+    averaged; `mismatch` (Gate.metrics) is of the rollout before the first of them."""
     groups = sampled.groups
     usable = [usable_places(group) for group in groups]
     rewards = [
@@ -51,7 +51,7 @@ def step_metrics(
             name: _mean([result.metrics[name] for result in trained if name in result.metrics])
             for name in (*algorithm.METRICS, "entropy")
         },
-        "mismatch": next((result.metrics["mismatch"] for result in trained), math.nan),
+        **mismatch,
         "grad_norm": _mean([result.grad_norm for result in trained]),
         "lr": results[-1].learning_rate,
         "skipped_steps": sum(result.skipped for result in results),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_r1.observe.names import OPTIMIZER, PART, SECONDS_TOTAL, STEP, Names, Number
+from megatron_r1.observe.names import NUMBER, OPTIMIZER, PART, SECONDS_TOTAL, STEP, Names, Number
 
 PARTS: Names = {
     "accuracy": Number("share", "Mean accuracy reward: answers that are right."),
@@ -17,7 +17,6 @@ PHASES: Names = {
     "seconds/reward": Number("seconds", "Grading that went on after sampling had ended."),
     "seconds/teacher": Number("seconds", "Scoring by the teacher, with an algorithm that has one."),
     "seconds/packing": Number("seconds", "Packing sequences into rows."),
-    "seconds/check": Number("seconds", "Comparing the servers' logprobs with the trainer's, at the first step."),
     "seconds/logprob": Number("seconds", "Scoring by the old and the reference policy."),
     "seconds/train": Number("seconds", "All optimizer steps of the rollout."),
     "seconds/sync": Number("seconds", "Pushing the weights to the servers."),
@@ -33,7 +32,16 @@ STEP_NAMES: Names = {
     "reward_mean": Number("reward", "Mean total reward of the completions with a usable one."),
     **PARTS,
     "entropy": Number("nats per token", "Mean entropy of the policy at the trained tokens."),
-    "mismatch": Number("nats per token", "Mean |logprob(servers) - logprob(trainer)|, of the first minibatch."),
+    "mismatch": Number("nats per token", "Mean |logprob(servers) - logprob(trainer)| of the trained tokens."),
+    "mismatch_p99": Number("nats", "Its 99th percentile over tokens, within 1%."),
+    "mismatch_max": Number("nats", "Its largest value."),
+    "mismatch_kl_rollout": Number("nats per token", "KL(servers || trainer), estimated from the samples."),
+    "mismatch_kl_trainer": Number("nats per token", "KL(trainer || servers), estimated from the samples."),
+    "effective_samples": Number("share", "Effective sample size of the tokens' importance weights, by their number."),
+    "routes_differ/mean": Number("share", "Mean of the layers' shares, with rollout.routes."),
+    f"routes_differ/layer@{NUMBER}": Number(
+        "share", "Tokens that the trainer's router sends to other experts than the servers' did, in layer K (from 0)."
+    ),
     **OPTIMIZER,
     "skipped_steps": Number("count", "Optimizer steps of the rollout that were skipped: no finite gradient, no data."),
     "length_mean": Number("tokens", "Mean length of the completions."),

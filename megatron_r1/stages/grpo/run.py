@@ -38,6 +38,7 @@ from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rewards.wiring import check_problems, has_accuracy, scorer_for
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.preference import RewardModelServer
+from megatron_r1.rollout.routes import RouteForm
 from megatron_r1.stages.common.servers import start_rollouts
 from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, export, printer, row_layout
 from megatron_r1.stages.grpo.collector import Collector
@@ -199,6 +200,7 @@ def _wired(
         engines=engines,
         scorer=graders.scorer,
         journal=Journal(config.run_dir) if config.checkpoint_every else None,
+        routes=RouteForm.of(policy.shape) if config.rollout.routes != "off" else None,
         watch=watch,
         before=colocation.for_sampling,
         version=lambda: policy.steps_taken // config.minibatches,
@@ -261,6 +263,7 @@ def _policy_and_engines(
                 optimizer=config.optimizer,
                 total_steps=config.steps * config.minibatches,
                 temperature=config.rollout.sampling.temperature,
+                replay_routes=config.rollout.routes == "replay",
             )
         except BaseException:
             if starting is not None and starting.exception() is None:

@@ -47,6 +47,7 @@ def _sequence(prompt: np.ndarray, completion: Completion, advantage: float, weig
         token_weight=np.concatenate([zeros, np.full(length, weight, dtype=np.float32)]),
         advantage=advantage,
         behaviour_logprobs=np.concatenate([zeros, completion.logprobs]).astype(np.float32),
+        routes=completion.routes,
         teacher_logprobs=None if teacher is None else np.concatenate([zeros, teacher]).astype(np.float32),
     )
 

@@ -26,7 +26,7 @@ def start_reward_models(config: GRPOConfig) -> list[RewardModelServer]:
     try:
         for preference in config.rewards.preferences:
             beside = dataclasses.replace(
-                config.rollout, tensor_parallel=preference.tensor_parallel, num_engines=1, devices=()
+                config.rollout, tensor_parallel=preference.tensor_parallel, num_engines=1, devices=(), routes="off"
             )
             spec = EngineSpec(
                 config=beside,
@@ -58,6 +58,7 @@ def start_teacher(config: GRPOConfig) -> list[Engine]:
         devices=(),
         vllm_args=(),
         draft_tokens=0,
+        routes="off",
     )
     spec = EngineSpec(
         config=rollout,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from megatron_r1.bounds import Count, Natural, Positive, Share, at_least, number_faults
-from megatron_r1.config.colocation import sleep_faults
+from megatron_r1.config.colocation import no_trainer_faults
 from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.dedup import DedupConfig
 from megatron_r1.config.judge import JudgeConfig, judge_faults
@@ -106,7 +106,7 @@ def validate_rejection(config: RejectionConfig, *, folder: bool = True) -> Model
     faults += number_faults(config)
     faults += _data_faults(config) + reward_faults(config.rewards)
     faults += rollout_faults(config.rollout, shape, fp8_block=shape and shape.fp8_block)
-    faults += sample_faults(config.samples, config.rollout) + sleep_faults(config.rollout)
+    faults += sample_faults(config.samples, config.rollout) + no_trainer_faults(config.rollout)
     if config.judge is not None:
         faults += judge_faults(config.judge)
     if folder:

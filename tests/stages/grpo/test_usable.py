@@ -14,6 +14,7 @@ from megatron_r1.errors import DivergedError
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo import usable
 from megatron_r1.stages.grpo.metrics import step_metrics
+from megatron_r1.stages.grpo.mismatch import Mismatch
 from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.stages.grpo.sequences import to_sequences
 from megatron_r1.stages.grpo.usable import left_out, left_out_note
@@ -30,7 +31,9 @@ def advantages_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS) -> 
 
 
 def metrics_of(results: list[StepResult], groups: list[RolloutGroup]):
-    return step_metrics(results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS, step=0)
+    return step_metrics(
+        results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS, Mismatch().metrics(), step=0
+    )
 
 
 def sequences_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS):
@@ -101,7 +104,7 @@ def test_metrics_count_them_and_average_the_others():
         group("a", [1.0, NAN, 0.0]), group("b", [1.0, 1.0]), group("c", [NAN, 0.5]), group("d", [NAN, NAN]),
         group("e", [0.3, NAN, 0.3]),
     ]  # fmt: skip
-    token_metrics = {"kl": 0.1, "entropy": 0.2, "clip_fraction": 0.0, "mismatch": 0.01}
+    token_metrics = {"kl": 0.1, "entropy": 0.2, "clip_fraction": 0.0}
     taken = StepResult(loss=1.0, grad_norm=2.0, learning_rate=1e-3, metrics=token_metrics)
     skipped = StepResult(loss=0.0, grad_norm=0.0, learning_rate=2e-3, metrics={}, skipped=True)
     metrics = metrics_of([taken, skipped], groups)
@@ -118,7 +121,7 @@ def test_a_broken_part_without_a_weight_breaks_nothing():
     scored = group("a", [1.0, 0.0, 0.5])
     parts = [{"accuracy": 1.0, "helpful": NAN}, {"accuracy": 0.0, "helpful": -2.0}, {"accuracy": 0.5, "helpful": 4.0}]
     rewards = tuple(Reward(total=p["accuracy"], parts=p) for p in parts)
-    taken = StepResult(loss=1.0, grad_norm=2.0, learning_rate=1e-3, metrics={"mismatch": 0.0})
+    taken = StepResult(loss=1.0, grad_norm=2.0, learning_rate=1e-3, metrics={"entropy": 0.0})
     metrics = metrics_of([taken], [dataclasses.replace(scored, rewards=rewards)])
     assert (metrics["reward_mean"], metrics["accuracy"], metrics["helpful"]) == (0.5, 0.5, 1.0)
     assert (metrics["broken_parts"], metrics["completions_left_out"], metrics["zero_advantage_groups"]) == (1, 0, 0)

@@ -40,10 +40,11 @@ class Correction:
     """How a loss corrects for the policy that sampled: numerics of the engine, and age of the samples."""
 
     ratio_against: Literal["trainer", "rollout"] = "trainer"
-    """The clipped ratio divides by: the trainer's probability before the rollout's first optimizer step, or that of
-    the engine that sampled (then there is no weight, and no pass for old logprobs)."""
+    """What the policy's probability is divided by in the clipped ratio. trainer: its own before the rollout's first
+    optimizer step. rollout: the engine's that sampled; then nothing is weighed, and no pass made for old logprobs."""
     weight: Literal["none", "token", "sequence", "geometric"] = "none"
-    """Of what p_old / p_rollout is weighed with: each token, the product over its sequence, or its geometric mean."""
+    """What a token's loss is weighed with: p_old / p_rollout (trainer over engine) of the token, its product over the
+    sequence, or its geometric mean there."""
     beyond: Literal["truncate", "mask"] = "truncate"
     """truncate: a weight above `high` counts as `high`. mask: a weight below `low` or above `high` counts as 0, so the
     token (or sequence) is dropped."""

@@ -50,6 +50,19 @@ def test_what_a_stage_writes_is_the_same_stage_again(tmp_path, name):
     assert parse(["--config", file]) == stage
 
 
+def test_a_field_of_an_older_run_is_refused_with_what_to_say_instead(tmp_path):
+    (stage,) = stages("tiny").values()
+    config = plain_json(as_json(stage))
+    del config["algorithm"]["correction"]
+    config["algorithm"]["truncated_importance_cap"] = 2.0
+    file = file_of(tmp_path, json.dumps({"kind": "GRPO", "config": config}), "run.json")
+    with pytest.raises(ConfigError) as refused:
+        parse(["--config", file])
+    (fault,) = refused.value.faults
+    field, remedy = "algorithm.truncated_importance_cap", "set weight to token and high to the cap, or leave it out"
+    assert fault == f"{file}: {field}: now algorithm.correction: {remedy} where the cap was 0"
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if isinstance(RECIPES[name](), PipelineConfig)])
 def test_what_a_pipeline_writes_is_the_same_pipeline_again(tmp_path, name):
     changed = parse([name, "--seed", "7", "--run-dir", "elsewhere"])

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from megatron_r1.data.jsonl import read_problems
 from megatron_r1.data.problems import load_problems
 from megatron_r1.engines.base import EngineSpec, start_all
 from megatron_r1.engines.chosen import engine_kind
-from megatron_r1.errors import ConfigError, DataError, RewardError
+from megatron_r1.errors import ConfigError, DataError, EngineError, RewardError
 from megatron_r1.rewards.outside import outside_grader
 from megatron_r1.rewards.wiring import check_problems, scorer_for
 from megatron_r1.rollout.collect import Collected, collect
@@ -552,6 +553,50 @@ def test_an_engine_samples_and_follows_the_trainer(outside, tmp_path, architectu
         kind.weight_sync(
             config, source=Weights({"w": torch.ones(2)}), engines=(engine,), model_path=tmp_path / "first", rank=0
         ).push(2)
+
+
+def test_a_server_that_is_started_again_between_two_syncs_has_newer_weights_and_says_so(outside, tmp_path):
+    """Two servers at version 1; one dies when the trainer has taken two steps more. Oracle: transformers on both."""
+    (outside / "in_process.py").write_text(code_of("An engine"))
+    old = oracles.save_model("qwen2", tmp_path / "first")
+    tensors = load_file(tmp_path / "first" / "model.safetensors")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    later = {name: tensor * 1.1 for name, tensor in tensors.items()}
+    save_file(later, tmp_path / "second" / "model.safetensors", metadata={"format": "pt"})
+    new = AutoModelForCausalLM.from_pretrained(tmp_path / "second", dtype=torch.float32)
+    config = RolloutConfig(
+        engine="in_process.py:InProcess", device="cpu", dtype="fp32", max_model_len=32, max_num_seqs=1, max_restarts=4
+    )
+    kind = engine_kind(config)
+    engines = start_all([
+        kind.local(EngineSpec(config=config, model_path=tmp_path / "first", run_dir=tmp_path, index=index))
+        for index in range(2)
+    ])  # fmt: skip
+    source = Weights(tensors)
+    sync = kind.weight_sync(config, source=source, engines=engines, model_path=tmp_path / "first", rank=0)
+    sync.push(1)
+    prompts = [[5, 9, place] for place in range(12)]
+
+    def sample(**more) -> Collected:
+        sampling = SamplingConfig(max_new_tokens=6, temperature=0.7, stop_token_ids=(1,))
+        return collect(engines, prompts, group_size=2, sampling=sampling, seed=3, **more)
+
+    source.tensors, before = later, set(threading.enumerate())
+    engines[0].stop()
+    found = sample(resync=lambda fallen: sync.push(3, engines=[fallen]), newest=3)
+    assert found.restarts == 1 and sync.version == 1, "the others have not got it"
+    found = sample(newest=3)
+    versions = [group[0].weight_version for group in found.groups]
+    assert set(versions) == {1, 3}
+    for prompt, group, version in zip(prompts, found.groups, versions, strict=True):
+        check_samples(dataclasses.replace(found, groups=[group]), [prompt], {1: old, 3: new}[version], 0.7)
+    with pytest.raises(EngineError, match="the engines serve different weights"):
+        sample()
+    engines[0].stop()
+    with pytest.raises(EngineError, match="serves weight version 2 after its restart, this rollout began with 1"):
+        sample(resync=lambda fallen: sync.push(2, engines=[fallen]), newest=3)
+    for thread in set(threading.enumerate()) - before:
+        thread.join()  # the other server's last answers
 
 
 @pytest.mark.slow

@@ -237,7 +237,7 @@ class Bench:
         if self.policy._reference is None:
             self.policy.refresh_reference()
         rows = self.timed("logprob", lambda: add_logprobs(self.policy, [rows], algorithm))[0]
-        loss = policy_loss(algorithm, on_policy=True)
+        loss = policy_loss(algorithm, own_is_old=True)
         self.timed("bare train", lambda: self.bare_train(rows))
         found = []
 
@@ -247,7 +247,7 @@ class Bench:
         result = self.timed("train", lambda: self.policy.step(rows, loss, inspect=inspect))
         self.timed(
             "bookkeeping",
-            lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm, found[0].metrics())),
+            lambda: json.dumps(step_metrics([result], sampled, advantages, algorithm, found[0].metrics(), step=0)),
         )
         report = self.timed("sync", lambda: self.sync.push(repeat + 1))
         self.sync_bytes = report.num_bytes

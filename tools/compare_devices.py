@@ -142,7 +142,7 @@ def compute(model: Path, device: str, dtype: str) -> dict[str, np.ndarray]:
     rows = pack(sequences(policy.shape.vocab_size), RowLayout(tokens_per_microbatch=ROW_TOKENS), num_ranks=1)[0]
     masks = np.concatenate([row.loss_mask[0] for row in rows])
     found = {"logprobs": np.concatenate(policy.logprobs(rows))[masks]}
-    loss = policy_loss(GRPO(kl=KL(coef=0.05)), on_policy=False)
+    loss = policy_loss(GRPO(kl=KL(coef=0.05)), own_is_old=False)
     gradients = policy.gradients(rows, loss)
     found |= {f"gradient:{name}": value.float().cpu().numpy() for name, value in gradients.items()}
     result = policy.step(rows, loss)

@@ -96,7 +96,7 @@ def walk(
         [each.forward for each in passes], [each.backward for each in passes], plan.time.microbatches
     )
     training = work.optimizer_steps * max(slot.end for slot in slots) + plan.time.reduction
-    phases = (training + plan.time.scoring + plan.time.swap, plan.sync.seconds)
+    phases = (training + plan.time.scoring + plan.time.swap, plan.sync.seconds / work.sync_every)
     cost = server_cost(shape, servers, gpu, assume)
     ways: tuple[tuple[str, dict[str, Any]], ...] = (
         ("synchronous", {}),

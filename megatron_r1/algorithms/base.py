@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.types import RolloutGroup
@@ -32,9 +33,12 @@ class Setting:
     """What a run is otherwise, as far as an algorithm's rules ask for it."""
 
     minibatches: int
-    """Optimizer steps per rollout; with one, the policy that is trained is the one that sampled."""
+    """Optimizer steps per rollout."""
     max_new_tokens: int
     temperature: float
+    sync_every: int = 1
+    """Rollouts per weight sync. With 1, and one optimizer step per rollout, the policy that is trained is the one that
+    sampled, but for the engine's numerics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +52,10 @@ class Tokens:
     logprobs: Tensor
     """Of the policy that is trained; the only one with a gradient."""
     old_logprobs: Tensor
-    """Of the policy before this rollout's first optimizer step, by the trainer."""
+    """Of the policy before this rollout's first optimizer step, by the trainer: of a pass made then, or, at a rollout's
+    only step without such a pass, the values of `logprobs`."""
     behaviour_logprobs: Tensor
-    """Of the engine that sampled."""
+    """Of the engine that sampled, with the weights that it had: with sync_every above 1 those of an earlier step."""
     reference_logprobs: Tensor
     teacher_logprobs: Tensor
     advantages: Tensor
@@ -58,6 +63,8 @@ class Tokens:
     sequence_mean: Callable[[Tensor], Tensor]
     """values -> at each token the mean of `values` over its sequence's trained tokens, without gradient; context-
     parallel ranks are summed over, so all of them must call it."""
+    sequence_sum: Callable[[Tensor], Tensor]
+    """The same with the sum."""
 
 
 class TokenLoss(NamedTuple):
@@ -73,10 +80,12 @@ class Needs:
 
     kl: KL | None = None
     """A reference policy: one more pass over a rollout, and a copy of the weights in host memory."""
+    correction: Correction | None = None
+    """For the policy that sampled; its rules are looked at, and whether old logprobs are asked for."""
     teacher: Teacher | None = None
     """Logprobs of a teacher, by a server of its own; then rewards are recorded and not trained on."""
     old: bool = False
-    """Old logprobs even if a rollout is trained on in one step."""
+    """Old logprobs by a pass of their own even if a rollout is trained on in one step."""
 
     @property
     def reference(self) -> bool:
@@ -86,9 +95,11 @@ class Needs:
     def kl_in_reward(self) -> bool:
         return self.kl is not None and self.reference and self.kl.place == "reward"
 
-    @property
-    def old_logprobs(self) -> bool:
-        return self.old or self.kl_in_reward
+    def old_pass(self, minibatches: int) -> bool:
+        """Whether a pass is made for old logprobs before the first optimizer step on a rollout. With one step its own
+        forward gives them; a ratio against the engine's probabilities needs none."""
+        against_old = self.correction is None or self.correction.ratio_against == "trainer"
+        return self.old or self.kl_in_reward or (minibatches > 1 and against_old)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +153,7 @@ RESERVED = frozenset({
     "mismatch", "mismatch_p99", "mismatch_max", "mismatch_kl_rollout", "mismatch_kl_trainer", "effective_samples",
     "routes_differ",
     "truncated", "zero_advantage_groups", "completions_left_out", "groups_left_out", "broken_parts",
-    "groups_sampled", "sampling_rounds", "weight_version", "completion_tokens", "tokens", "tokens_per_second",
-    "seconds", "grading_timeouts", "grading_errors", "eval_accuracy",
+    "groups_sampled", "sampling_rounds", "weight_version", "staleness", "completion_tokens", "tokens",
+    "tokens_per_second", "seconds", "grading_timeouts", "grading_errors", "eval_accuracy",
 })  # fmt: skip
 """Names in metrics.jsonl that mean something already: no part of a reward and no metric of an algorithm has one."""

@@ -17,8 +17,9 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from megatron_r1.algorithms.base import Algorithm, TokenLoss, Tokens
+from megatron_r1.algorithms.base import Algorithm, Needs, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.group_advantage import group_advantages, usable_rewards
 from megatron_r1.algorithms.grpo import CLIPPED_METRICS
 from megatron_r1.algorithms.token_weights import token_mean
@@ -43,8 +44,12 @@ class DAPO(Algorithm):
     """What an answer that fills max_new_tokens loses."""
     deviation_floor: NonNegative = 1e-4
     """The least standard deviation that a group's rewards are divided by."""
-    truncated_importance_cap: NonNegative = 0.0
-    """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
+    correction: Correction = field(default_factory=Correction)
+    """For the policy that sampled, where it is not the one that is trained."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(correction=self.correction)
 
     def rewards(self, group: RolloutGroup, max_new_tokens: int) -> np.ndarray:
         totals_G = np.array([reward.total for reward in group.rewards], dtype=np.float64)
@@ -65,7 +70,7 @@ class DAPO(Algorithm):
     def token_loss(self, tokens: Tokens) -> TokenLoss:
         from megatron_r1.algorithms.token_losses import clipped_loss
 
-        return clipped_loss(tokens, self.clip, importance_cap=self.truncated_importance_cap)
+        return clipped_loss(tokens, self.clip, correction=self.correction)
 
 
 def overlong(lengths_G: np.ndarray, max_new_tokens: int, share: float) -> np.ndarray:

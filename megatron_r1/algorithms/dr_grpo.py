@@ -14,11 +14,11 @@ import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm, Needs, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.group_advantage import centred_rewards
 from megatron_r1.algorithms.grpo import CLIPPED_METRICS
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.algorithms.token_weights import constant
-from megatron_r1.bounds import NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class DrGRPO(Algorithm):
     clip: Clip = field(default_factory=Clip)
     kl: KL = field(default_factory=lambda: KL(coef=0.0))
     """Off, as in the paper."""
-    truncated_importance_cap: NonNegative = 0.0
-    """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
+    correction: Correction = field(default_factory=Correction)
+    """For the policy that sampled, where it is not the one that is trained."""
 
     @property
     def needs(self) -> Needs:
-        return Needs(kl=self.kl)
+        return Needs(kl=self.kl, correction=self.correction)
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return centred_rewards(rewards_G)
@@ -46,4 +46,4 @@ class DrGRPO(Algorithm):
     def token_loss(self, tokens: Tokens) -> TokenLoss:
         from megatron_r1.algorithms.token_losses import clipped_loss
 
-        return clipped_loss(tokens, self.clip, kl=self.kl, importance_cap=self.truncated_importance_cap)
+        return clipped_loss(tokens, self.clip, kl=self.kl, correction=self.correction)

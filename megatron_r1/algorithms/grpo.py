@@ -15,6 +15,8 @@ import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm, Needs, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.correction import METRICS as CORRECTION_METRICS
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.group_advantage import group_advantages
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.algorithms.token_weights import sequence_mean
@@ -23,6 +25,7 @@ from megatron_r1.bounds import NonNegative
 CLIPPED_METRICS = {
     "kl": "estimate of KL(policy || reference), nats per token; 0 without a reference policy",
     "clip_fraction": "share of tokens whose ratio was clipped, so that they gave no gradient",
+    **CORRECTION_METRICS,
 }
 
 
@@ -37,12 +40,12 @@ class GRPO(Algorithm):
     deviation_floor: NonNegative = 1e-4
     """The least standard deviation that a group's rewards are divided by. Scores of a reward model that differ less
     differ by its rounding; one rule's verdict among 16 answers deviates by 0.24."""
-    truncated_importance_cap: NonNegative = 0.0
-    """If > 0, weight each token by min(p_trainer / p_rollout, cap) to correct for the engines' difference."""
+    correction: Correction = field(default_factory=Correction)
+    """For the policy that sampled, where it is not the one that is trained."""
 
     @property
     def needs(self) -> Needs:
-        return Needs(kl=self.kl)
+        return Needs(kl=self.kl, correction=self.correction)
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return group_advantages(rewards_G, deviation_floor=self.deviation_floor)
@@ -53,4 +56,4 @@ class GRPO(Algorithm):
     def token_loss(self, tokens: Tokens) -> TokenLoss:
         from megatron_r1.algorithms.token_losses import clipped_loss
 
-        return clipped_loss(tokens, self.clip, kl=self.kl, importance_cap=self.truncated_importance_cap)
+        return clipped_loss(tokens, self.clip, kl=self.kl, correction=self.correction)

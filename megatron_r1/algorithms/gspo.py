@@ -17,6 +17,7 @@ import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm, Needs, TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.group_advantage import group_advantages
 from megatron_r1.algorithms.grpo import CLIPPED_METRICS
 from megatron_r1.algorithms.kl import KL
@@ -35,10 +36,12 @@ class GSPO(Algorithm):
     kl: KL = field(default_factory=lambda: KL(coef=0.0))
     deviation_floor: NonNegative = 1e-4
     """The least standard deviation that a group's rewards are divided by."""
+    correction: Correction = field(default_factory=Correction)
+    """For the policy that sampled, where it is not the one that is trained."""
 
     @property
     def needs(self) -> Needs:
-        return Needs(kl=self.kl)
+        return Needs(kl=self.kl, correction=self.correction)
 
     def advantages(self, rewards_G: np.ndarray) -> np.ndarray:
         return group_advantages(rewards_G, deviation_floor=self.deviation_floor)
@@ -49,4 +52,4 @@ class GSPO(Algorithm):
     def token_loss(self, tokens: Tokens) -> TokenLoss:
         from megatron_r1.algorithms.token_losses import sequence_clipped_loss
 
-        return sequence_clipped_loss(tokens, self.clip, kl=self.kl)
+        return sequence_clipped_loss(tokens, self.clip, kl=self.kl, correction=self.correction)

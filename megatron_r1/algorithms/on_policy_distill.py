@@ -39,6 +39,10 @@ class OnPolicyDistill(Algorithm):
             faults.append(
                 f"minibatches is {setting.minibatches}; a teacher's loss is for samples of the present policy: use 1"
             )
+        if setting.sync_every > 1:
+            faults.append(
+                f"sync_every is {setting.sync_every}; a teacher's loss is for samples of the present policy: use 1"
+            )
         if setting.temperature != 1.0:
             faults.append(
                 f"rollout.sampling.temperature is {setting.temperature}; a teacher scores samples of temperature 1: "

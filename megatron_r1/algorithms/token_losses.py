@@ -1,4 +1,4 @@
-"""Losses per token, in torch: clipped ratios, KL penalty, correction for the sampler's numerics; finite throughout.
+"""Losses per token, in torch: clipped ratios, KL penalty, weights that correct for the sampler; finite throughout.
 
 All functions are element-wise over tensors of one shape [...] and differentiable in `logprobs`. They compute in fp32,
 or in the inputs' precision where that is higher.
@@ -15,8 +15,10 @@ import torch
 
 from megatron_r1.algorithms.base import TokenLoss, Tokens
 from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.kl import KL, LOG_RATIO_BOUND, Estimator
 
+UNCORRECTED = Correction()
 TEACHER_GAP_BOUND = 50.0
 """Largest |log p_student - log p_teacher| of a token in distillation. vLLM writes a logprob of -inf as -9999."""
 LOGPROB_FLOOR = -1e4
@@ -89,43 +91,73 @@ def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, estima
     return torch.expm1(difference) - difference
 
 
-def truncated_importance(old_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(p_old / p_behaviour, cap), no gradient: corrects for an engine that samples from slightly other numbers."""
-    return torch.exp(log_ratio(old_logprobs, behaviour_logprobs)).clamp(max=cap).detach()
+def correction_weight(tokens: Tokens, correction: Correction) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight w of each token by correction.py's table, and where it was truncated or masked (bool); no gradient.
+
+    Each token's log-ratio is within LOG_RATIO_BOUND, and so is a sequence's sum of them. A collective over context-
+    parallel ranks where weights are of sequences."""
+    old, behaviour = tokens.old_logprobs.detach(), tokens.behaviour_logprobs
+    log_weight = log_ratio(old, behaviour)
+    if correction.weight == "none":
+        return torch.ones_like(log_weight), torch.zeros_like(log_weight, dtype=torch.bool)
+    if correction.weight == "sequence":
+        log_weight = tokens.sequence_sum(log_weight).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    elif correction.weight == "geometric":
+        log_weight = tokens.sequence_mean(log_weight)
+    weight = torch.exp(log_weight)
+    if correction.beyond == "truncate":
+        return weight.clamp(max=correction.high), weight > correction.high
+    outside = (weight < correction.low) | (weight > correction.high)  # never of a NaN, which stays
+    return weight.masked_fill(outside, 0.0), outside
 
 
-def clipped_loss(tokens: Tokens, clip: Clip, *, kl: KL | None = None, importance_cap: float = 0.0) -> TokenLoss:
-    """importance * surrogate + kl.coef * KL, each token with a ratio of its own; importance is 1 without a cap."""
-    surrogate, binds = clipped_surrogate(log_ratio(tokens.logprobs, tokens.old_logprobs), tokens.advantages, clip)
-    if importance_cap > 0:
-        surrogate = surrogate * truncated_importance(tokens.old_logprobs, tokens.behaviour_logprobs, importance_cap)
-    return _with_kl(tokens, surrogate, binds, kl)
+def clipped_loss(
+    tokens: Tokens, clip: Clip, *, kl: KL | None = None, correction: Correction = UNCORRECTED
+) -> TokenLoss:
+    """w * surrogate + kl.coef * KL, each token with a ratio of its own; w is the correction's weight."""
+    own = log_ratio(tokens.logprobs, _divisor(tokens, correction))
+    return _corrected(tokens, *clipped_surrogate(own, tokens.advantages, clip), kl, correction)
 
 
-def sequence_clipped_loss(tokens: Tokens, clip: Clip, *, kl: KL | None = None) -> TokenLoss:
+def sequence_clipped_loss(
+    tokens: Tokens, clip: Clip, *, kl: KL | None = None, correction: Correction = UNCORRECTED
+) -> TokenLoss:
     """The clipped surrogate of the sequence's ratio, exp of the mean of its tokens' log-ratios (GSPO, eq. 7 and 17)."""
-    own = log_ratio(tokens.logprobs, tokens.old_logprobs)
+    own = log_ratio(tokens.logprobs, _divisor(tokens, correction))
     of_sequence = tokens.sequence_mean(own.detach())
     # The value is the sequence's, the gradient each token's own.
     surrogate, binds = clipped_surrogate(of_sequence + (own - own.detach()), tokens.advantages, clip)
-    return _with_kl(tokens, surrogate, binds, kl)
+    return _corrected(tokens, surrogate, binds, kl, correction)
 
 
-def weighted_policy_loss(tokens: Tokens, *, ratio_cap: float) -> TokenLoss:
-    """-min(r, cap) * A * log p with r = p / p_old a constant (CISPO, eq. 4)."""
-    ratio = torch.exp(log_ratio(tokens.logprobs.detach(), tokens.old_logprobs))
+def weighted_policy_loss(tokens: Tokens, *, ratio_cap: float, correction: Correction = UNCORRECTED) -> TokenLoss:
+    """-w * min(r, cap) * A * log p with r = p / p_old (or p / p_rollout) a constant (CISPO, eq. 4)."""
+    ratio = torch.exp(log_ratio(tokens.logprobs.detach(), _divisor(tokens, correction)))
     logprobs = bounded(_at_least_fp32(tokens.logprobs), LOGPROB_FLOOR, torch.inf)
     loss = -ratio.clamp(max=ratio_cap) * tokens.advantages * logprobs
-    return TokenLoss(loss, {"clip_fraction": (ratio > ratio_cap).float()})
+    weight, cut = correction_weight(tokens, correction)
+    metrics = {"clip_fraction": (ratio > ratio_cap).float(), "correction_weight": weight, "correction_cut": cut.float()}
+    return TokenLoss(loss if correction.weight == "none" else loss * weight, metrics)
 
 
-def _with_kl(tokens: Tokens, surrogate: torch.Tensor, binds: torch.Tensor, kl: KL | None) -> TokenLoss:
+def _divisor(tokens: Tokens, correction: Correction) -> torch.Tensor:
+    """The logprobs that the ratio is against."""
+    return tokens.old_logprobs if correction.ratio_against == "trainer" else tokens.behaviour_logprobs
+
+
+def _corrected(
+    tokens: Tokens, surrogate: torch.Tensor, binds: torch.Tensor, kl: KL | None, correction: Correction
+) -> TokenLoss:
+    """The surrogate with its weight and the penalty, and their metrics."""
+    weight, cut = correction_weight(tokens, correction)
+    loss = surrogate if correction.weight == "none" else surrogate * weight
     estimate = torch.zeros_like(tokens.logprobs)
     if kl is not None and kl.coef > 0:
         estimate = kl_estimate(tokens.logprobs, tokens.reference_logprobs, kl.estimator)
         if kl.place == "loss":
-            surrogate = surrogate + kl.coef * estimate
-    return TokenLoss(surrogate, {"kl": estimate.detach(), "clip_fraction": binds.float()})
+            loss = loss + kl.coef * estimate
+    metrics = {"kl": estimate.detach(), "clip_fraction": binds.float()}
+    return TokenLoss(loss, {**metrics, "correction_weight": weight, "correction_cut": cut.float()})
 
 
 def reverse_kl_loss(logprobs: torch.Tensor, teacher_logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+CAP = "now algorithm.correction: set weight to token and high to the cap, or leave it out where the cap was 0"
 REMEDIES = {
     "rollout.request_timeout_seconds": "a request has no time limit of its own any more: set rollout.stall_seconds, "
     "the time without any token on a server that has work, or leave it out",
@@ -13,7 +14,8 @@ REMEDIES = {
     "grpo.clip_high": "now algorithm.clip.high",
     "grpo.clip_dual": "now algorithm.clip.dual",
     "grpo.deviation_floor": "now algorithm.deviation_floor",
-    "grpo.truncated_importance_cap": "now algorithm.truncated_importance_cap",
+    "grpo.truncated_importance_cap": CAP,
+    "algorithm.truncated_importance_cap": CAP,
     "grpo.advantage": "the algorithm says it: --algorithm grpo or --algorithm dr_grpo",
     "grpo.normalisation": "the algorithm says it: --algorithm grpo (sequence mean), dapo (token mean) or dr_grpo",
     "parallel.pipeline": "now parallel.pipeline_parallel",

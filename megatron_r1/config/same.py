@@ -52,6 +52,10 @@ PLACE = frozenset(
 """Fields, by their paths, that change no result, or only by rounding: a run may go on with others."""
 
 
+WITHOUT_EFFECT = {"algorithm.truncated_importance_cap": 0.0}
+"""Fields of older runs that are no more, with the value at which they changed nothing."""
+
+
 def same_computation(recorded: Mapping[str, Any], config: object, *, within: str = "") -> bool:
     """Whether `recorded`, a configuration as plain JSON, computes what `config` does. A field that the record does not
     have, because it is newer than the record, must have its default."""
@@ -61,7 +65,8 @@ def same_computation(recorded: Mapping[str, Any], config: object, *, within: str
             return False
         recorded = {name: value for name, value in recorded.items() if name != "name"}
     fields = {field.name: field for field in dataclasses.fields(config)}
-    if any(f"{within}{name}" not in PLACE and name not in fields for name in recorded):
+    gone = {f"{within}{name}": value for name, value in recorded.items() if name not in fields}
+    if any(path not in PLACE and (path, value) not in WITHOUT_EFFECT.items() for path, value in gone.items()):
         return False
     for name, field in fields.items():
         if f"{within}{name}" in PLACE:

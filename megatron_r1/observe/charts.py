@@ -25,12 +25,14 @@ Style = Literal["line", "faint", "dots"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One curve: `points` are (step, value); `colour` is 1 to 6 (the page's palette) or 0 for grey."""
+    """One curve: `points` are (step, value); `colour` is 1 to 6 (the page's palette) or 0 for grey. `band`: (step, low,
+    high) around it, such as a spread over seeds."""
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: int = 1
     style: Style = "line"
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,7 @@ def line_chart(chart: Chart) -> str:
         return _figure(chart.title, chart.note, "", '<p class="empty">not recorded in this run</p>')
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points]
+    ys += [y for series, _ in drawn for _, *edges in series.band for y in edges]
     x_range = _spread(min(xs), max(xs))
     low = min(ys) if chart.low is None else chart.low
     high = max(ys) if chart.high is None else chart.high
@@ -193,14 +196,22 @@ def number(value: float, shown: Sequence[float], percent: bool) -> str:
 
 
 def _marks(series: Series, points: Sequence[tuple[float, float]], frame: _Frame) -> str:
-    path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
+    path, area = _path(points, frame), ""
+    if series.band:
+        low = thinned([(x, least) for x, least, _ in series.band])
+        high = thinned([(x, most) for x, _, most in series.band])
+        area = f'<polygon class="band fill-{series.colour}" points="{_path([*low, *reversed(high)], frame)}"/>'
     css = "curve faint" if series.style == "faint" else "curve"
-    line = f'<polyline class="{css} stroke-{series.colour}" points="{path}"/>'
+    line = area + f'<polyline class="{css} stroke-{series.colour}" points="{path}"/>'
     if series.style == "dots" or len(points) == 1:
         line += "".join(
             f'<circle class="dot fill-{series.colour}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="4"/>' for x, y in points
         )
     return line
+
+
+def _path(points: Sequence[tuple[float, float]], frame: _Frame) -> str:
+    return " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
 
 
 def _legend(entries: Sequence[tuple[str, int, str]]) -> str:

@@ -48,7 +48,7 @@ svg{display:block;width:100%;height:auto;overflow:visible;touch-action:pan-y}
 svg text{font-size:11px;fill:var(--faint);font-variant-numeric:tabular-nums}
 .grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--axis);stroke-width:1}
 .curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-.faint{opacity:.28;stroke-width:1.3}
+.faint{opacity:.28;stroke-width:1.3}.band{opacity:.16}
 .dot{stroke:var(--card);stroke-width:2}
 .cursor{stroke:var(--axis);visibility:hidden}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:4px 0 0;padding:0;font-size:13px;

@@ -93,6 +93,8 @@ class Plan:
     rollout: RolloutTime | None
     sync: SyncTime | None
     faults: list[str]
+    sync_every: int = 1
+    """Steps per weight sync."""
 
     @property
     def gpus(self) -> int:
@@ -103,10 +105,11 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """One step, phases one after the other."""
-        return sum(self.phases().values())
+        """One step, phases one after the other; of a sync its share, where it is not of every step."""
+        return sum(value / (self.sync_every if name == "sync" else 1) for name, value in self.phases().items())
 
     def phases(self) -> dict[str, float]:
+        """Seconds of each phase of a step that has it."""
         found = {}
         if self.rollout:
             found["rollout"] = self.rollout.seconds
@@ -131,7 +134,7 @@ class Plan:
             found["swapping policies"] = own.swap
             found["matmuls"] = own.total - bubble - own.traffic - own.reduction - own.swap
         if self.sync:
-            found["weight sync"] = self.sync.seconds
+            found["weight sync"] = self.sync.seconds / self.sync_every
         return found
 
     @property
@@ -229,6 +232,7 @@ def make_plan(
         rollout=rollout,
         sync=sync,
         faults=trainer_faults + server_faults,
+        sync_every=work.sync_every,
     )
 
 

@@ -84,7 +84,8 @@ def _plan_lines(plan: Plan, answer: Answer) -> list[str]:
         )
     for name, seconds in plan.phases().items():
         digits = 2 if name == "sync" else 1
-        lines.append(f"  {name}: {seconds:,.{digits}f} s{_remark(plan, name)}")
+        every = f" once in {plan.sync_every} steps" if name == "sync" and plan.sync_every > 1 else ""
+        lines.append(f"  {name}: {seconds:,.{digits}f} s{every}{_remark(plan, name)}")
     if plan.phases():
         lines.append(f"  step: {plan.seconds:,.1f} s, most of it {plan.binding} ({plan.parts()[plan.binding]:,.1f} s)")
     return lines

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 class Workload:
     """One step: `samples` sequences, `optimizer_steps` of equal size, `scoring_passes` forward passes over all of them
     (old and reference logprobs). Lengths are lognormal with this mean and coefficient of variation (standard deviation
-    / mean), cut off at `max_response`; `rollout` is False where sequences come from files."""
+    / mean), cut off at `max_response`; `rollout` is False where sequences come from files. The servers get
+    the weights once in `sync_every` steps."""
 
     samples: int
     group_size: int = 1
@@ -21,6 +22,7 @@ class Workload:
     max_response: int = 32_768
     variation: float = 0.8
     optimizer_steps: int = 1
+    sync_every: int = 1
     scoring_passes: int = 0
     rollout: bool = True
 

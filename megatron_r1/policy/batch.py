@@ -38,20 +38,28 @@ class DeviceBatch:
     packed: PackedSeqParams
     positions: torch.Tensor
 
-    @torch.no_grad()
     def sequence_mean(self, values: torch.Tensor) -> torch.Tensor:
         """values [1, S] -> at each token the mean over its sequence's trained tokens, 0 where there are none; no
         gradient. A collective over context-parallel ranks, which hold other parts of the same sequences."""
+        sums, counts = self._over_sequences(values)
+        return (sums / counts.clamp(min=1.0)).to(values.dtype)[None]
+
+    def sequence_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """As sequence_mean, with the sum."""
+        return self._over_sequences(values)[0].to(values.dtype)[None]
+
+    @torch.no_grad()
+    def _over_sequences(self, values: torch.Tensor) -> torch.Tensor:
+        """f64[2, S]: at each token the sum over its sequence's trained tokens, and their number."""
         edges = self.packed.cu_seqlens_q
         of_token = torch.searchsorted(edges, self.positions.to(edges.device), right=True) - 1
         trained = self.loss_mask[0]
-        totals = values.new_zeros((2, len(edges)), dtype=torch.float64)  # sums and counts by sequence
+        totals = values.new_zeros((2, len(edges)), dtype=torch.float64)
         totals[0].index_add_(0, of_token, values[0].double().where(trained, 0.0))
         totals[1].index_add_(0, of_token, trained.double())
         if parallel_state.get_context_parallel_world_size() > 1:
             dist.all_reduce(totals, group=parallel_state.get_context_parallel_group())
-        means = totals[0] / totals[1].clamp(min=1.0)
-        return means[of_token].to(values.dtype)[None]
+        return totals[:, of_token]
 
 
 def to_device(row: PackedMicrobatch, device: torch.device, *, replay: bool | None = None) -> DeviceBatch:

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from megatron_r1.algorithms import DAPO
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.config.schema import (
     DataConfig,
     ModelConfig,
@@ -33,7 +34,7 @@ MATH = DataConfig(
 )
 BOXED = RewardConfig(answer_from="boxed", format_weight=0.0, num_workers=8)
 """Qwen's and Moonlight's models end with \\boxed{}, without tags."""
-ALGORITHM = DAPO(sampling_rounds=1, overlong_share=0.0, truncated_importance_cap=2.0)
+ALGORITHM = DAPO(sampling_rounds=1, overlong_share=0.0, correction=Correction(weight="token"))
 """DAPO's clip and token mean. Sampling once a step is what the planner's times are for; a longer run gains by the
 paper's 10 rounds."""
 

@@ -64,6 +64,7 @@ def collect(
     resync: Callable[[Engine], None] | None = None,
     decode: Decode | None = None,
     known: Mapping[int, Group] | None = None,
+    newest: int | None = None,
 ) -> Collected:
     """Sample `group_size` completions of every prompt.
 
@@ -71,13 +72,14 @@ def collect(
     `on_group(i, group)` runs in the calling thread as each group arrives, in order of arrival. The groups that are
     `known` already, by their prompts' places, come first and are not sampled.
     `resync(engine)` runs in the calling thread after a restart and must make the engine serve the current
-    weights (it serves version 0); without it only an engine at version 0 may be restarted. Raises ValueError
+    weights (it serves version 0); without it only an engine at version 0 may be restarted. Engines must serve one
+    version, but that one restarted since the last weight sync may serve the version `newest`. Raises ValueError
     for a prompt without room, before anything is sent; RequestError for a refused request; EngineError when
     an engine is past its restarts, which are counted anew for each call that succeeds.
     """
     for prompt in prompts:
         check_room(prompt, engines[0].config.max_model_len)
-    return _Collection(engines, prompts, group_size, sampling, seed, decode, known or {}).run(on_group, resync)
+    return _Collection(engines, prompts, group_size, sampling, seed, decode, known or {}, newest).run(on_group, resync)
 
 
 class _Collection:
@@ -94,6 +96,7 @@ class _Collection:
         seed: int | None,
         decode: Decode | None,
         known: Mapping[int, Group],
+        newest: int | None,
     ) -> None:
         self.engines = engines
         self.prompts = prompts
@@ -107,6 +110,7 @@ class _Collection:
         self.groups: dict[int, Group] = {}
         self.restarting: set[int] = set()
         self.restarts = 0
+        self.newest = newest
         self.version: int | None = None
         self.cancelled = threading.Event()
         seats = OVERSUBSCRIPTION * math.ceil(engines[0].config.max_num_seqs / group_size)
@@ -114,7 +118,7 @@ class _Collection:
 
     def run(self, on_group: Callable[[int, Group], None] | None, resync: Callable[[Engine], None] | None) -> Collected:
         begun = time.perf_counter()
-        self.version = served_version(self.engines)
+        self.version = served_version(self.engines, self.newest)
         try:
             for index, group in self.known.items():
                 self.groups[index] = group
@@ -213,7 +217,7 @@ class _Collection:
             self.restarts += 1
             threading.Thread(target=self.revive, args=(engine, error), name="restart", daemon=True).start()
             return
-        if self.version is not None and served != self.version:
+        if self.version is not None and served not in (self.version, self.newest):
             raise EngineError(
                 f"{engine.name} serves weight version {served} after its restart, this rollout began "
                 f"with {self.version}; give collect a `resync` that pushes the current weights"
@@ -222,9 +226,9 @@ class _Collection:
         self.draw(engine, self.threads_per_engine)
 
 
-def served_version(engines: Sequence[Engine]) -> int | None:
-    """The weight version that all answering engines serve; None if none answers. Raises EngineError if they
-    differ.
+def served_version(engines: Sequence[Engine], newest: int | None = None) -> int | None:
+    """The oldest weight version that an answering engine serves; None if none answers. Raises EngineError if they
+    differ, but for those that serve `newest`.
     """
     versions: dict[str, int] = {}
     for engine in engines:
@@ -232,6 +236,6 @@ def served_version(engines: Sequence[Engine]) -> int | None:
             versions[engine.name] = engine.client.weight_version()
         except EngineError:
             continue  # dead before the rollout began: its first request fails and restarts it
-    if len(set(versions.values())) > 1:
+    if len(set(versions.values()) - {newest}) > 1:
         raise EngineError(f"the engines serve different weights: {versions}; push the current weights to all first")
-    return next(iter(versions.values()), None)
+    return min(versions.values(), default=None)

@@ -26,6 +26,7 @@ from megatron_r1.algorithms import (
 from megatron_r1.algorithms.base import Setting, Tokens
 from megatron_r1.algorithms.checks import algorithm_faults
 from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.dapo import overlong
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.bounds import number_faults
@@ -59,6 +60,7 @@ def tokens(logprobs: torch.Tensor, mean=None, **given: torch.Tensor) -> Tokens:
         logprobs=logprobs,
         mask=torch.ones_like(zeros, dtype=torch.bool),
         sequence_mean=mean or (lambda values: values.mean().expand_as(values)),
+        sequence_sum=lambda values: values.sum().expand_as(values),
         **{name: given.get(name, zeros) for name in fields},
     )
 
@@ -151,13 +153,19 @@ def test_a_penalty_is_finite_for_impossible_tokens(estimator):
 def test_what_a_penalty_needs():
     assert not GRPO(kl=KL(coef=0.0)).needs.reference
     needs = GRPO().needs
-    assert (needs.reference, needs.old_logprobs, needs.kl_in_reward, needs.teacher) == (True, False, False, None)
+    assert (needs.reference, needs.old_pass(1), needs.kl_in_reward, needs.teacher) == (True, False, False, None)
     charged = GRPO(kl=KL(place="reward", refresh_steps=7)).needs
-    assert (charged.reference, charged.old_logprobs, charged.kl_in_reward) == (
-        True,
-        True,
-        True,
-    ) and charged.kl.refresh_steps == 7
+    assert (charged.reference, charged.old_pass(1), charged.kl_in_reward) == (True, True, True)
+    assert charged.kl is not None and charged.kl.refresh_steps == 7
+
+
+@pytest.mark.parametrize("kind", [GRPO, DrGRPO, DAPO, GSPO, CISPO])
+def test_a_pass_for_old_logprobs_is_made_where_the_ratio_or_the_weight_needs_it(kind):
+    assert [kind().needs.old_pass(steps) for steps in (1, 2)] == [False, True]
+    weighed = kind(correction=Correction(weight="token")).needs
+    assert [weighed.old_pass(steps) for steps in (1, 2)] == [False, True], "one step's forward has them"
+    coupled = kind(correction=Correction(ratio_against="rollout")).needs
+    assert [coupled.old_pass(steps) for steps in (1, 2)] == [False, False]
 
 
 # ---- rules
@@ -173,7 +181,15 @@ def test_what_a_penalty_needs():
         (DAPO(clip=Clip(high=math.inf)), "algorithm.clip.high is inf; it must be above 0"),
         (GSPO(kl=KL(coef=-1)), "algorithm.kl.coef is -1"),
         (GSPO(deviation_floor=math.inf), "algorithm.deviation_floor is inf"),
-        (DrGRPO(truncated_importance_cap=-1), "algorithm.truncated_importance_cap is -1"),
+        (DrGRPO(correction=Correction(high=0.5)), "algorithm.correction.high is 0.5; it must be at least 1"),
+        (GSPO(correction=Correction(low=-0.1)), "algorithm.correction.low is -0.1; it must be a share between 0 and 1"),
+        *(
+            (
+                kind(correction=Correction(ratio_against="rollout", weight="token")),
+                "algorithm.correction.weight is token with",
+            )
+            for kind in (GRPO, DrGRPO, DAPO, GSPO, CISPO)
+        ),
         (DrGRPO(kl=KL(refresh_steps=-1)), "algorithm.kl.refresh_steps is -1"),
         (CISPO(ratio_cap=0.5), "algorithm.ratio_cap is 0.5; it must be at least 1"),
     ],
@@ -369,6 +385,10 @@ def test_the_command_line_offers_an_algorithms_own_fields_only():
         (["r1_tiny", "--algorithm", "dapo"], "use --reasoning_rl.algorithm or --final_rl.algorithm"),
         (["distill_32b", "--algorithm", "dapo"], "only stages of GRPO have an algorithm"),
         (["tiny", "--grpo.kl-coef", "0.1"], "--grpo.kl-coef: now algorithm.kl.coef"),
+        (
+            ["r1_tiny", "--final_rl.algorithm.truncated-importance-cap", "2"],
+            "--final_rl.algorithm.truncated-importance-cap: now algorithm.correction: set weight to token and high to",
+        ),
         (["tiny", "--teacher.model=x"], "--teacher.model: now --algorithm on_policy_distill"),
     ],
 )

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from megatron_r1.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, OnPolicyDistill
 from megatron_r1.algorithms import token_losses as losses
 from megatron_r1.algorithms.base import Tokens
 from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.group_advantage import REWARD_BOUND, centred_rewards, group_advantages, usable_rewards
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.model.policy_model import TokenScores, TokenValues
@@ -42,7 +43,16 @@ CASES = {
     "k2": GRPO(kl=KL(coef=0.01, estimator="k2")),
     "dr_grpo": DrGRPO(),
     "dapo": DAPO(clip=Clip(high=0.28, dual=3.0), overlong_share=0.0),
-    "truncated": GRPO(kl=KL(coef=0.0), truncated_importance_cap=2.0),
+    "tis": GRPO(kl=KL(coef=0.0), correction=Correction(weight="token")),
+    "icepop": DAPO(correction=Correction(weight="token", beyond="mask", high=5.0), overlong_share=0.0),
+    "decoupled": GRPO(correction=Correction(weight="token", high=1e9)),
+    "coupled": DrGRPO(correction=Correction(ratio_against="rollout")),
+    "sequence": GRPO(kl=KL(coef=0.01), correction=Correction(weight="sequence")),
+    "sequence mask": DrGRPO(correction=Correction(weight="sequence", beyond="mask")),
+    "gspo mask": GSPO(clip=Clip(high=0.28), correction=Correction(weight="geometric", beyond="mask", low=0.9)),
+    "gspo coupled": GSPO(clip=Clip(high=0.28), correction=Correction(ratio_against="rollout")),
+    "cispo tis": CISPO(correction=Correction(weight="token")),
+    "cispo coupled": CISPO(correction=Correction(ratio_against="rollout")),
     "gspo": GSPO(clip=Clip(high=0.28), kl=KL(coef=0.01)),
     "cispo": CISPO(),
 }
@@ -121,14 +131,6 @@ def test_k3(new, reference, name):
     assert value.max() <= np.exp(B)
 
 
-@given(logprobs, logprobs, st.floats(0.5, 100, width=32))
-def test_truncated_importance(old, behaviour, cap):
-    x, y = tensor(old), tensor(behaviour)
-    close(
-        losses.truncated_importance(x, y, cap), np.minimum(np.exp(oracle_log_ratio(exact(x), exact(y))[0]), cap), 1e-5
-    )
-
-
 def test_the_tokens_of_the_reports():
     """Reference - policy 89, 120 and 29.9; a ratio of exp(120) at advantages 0, 1 and -1."""
     policy = tensor([-89.0, -120.0, -29.9]).requires_grad_()
@@ -145,7 +147,8 @@ def test_the_tokens_of_the_reports():
         assert value.tolist() == pytest.approx([0.0, -1.2, worst])
         assert gradient.tolist() == pytest.approx([0.0, 0.0, slope])
         assert binds.tolist() == [False, True, c is not None]
-    assert losses.truncated_importance(torch.zeros(1), tensor([-np.inf]), 2.0).tolist() == [2.0]
+    row = tokens_of(torch.zeros(1), behaviour_logprobs=tensor([-np.inf]))
+    assert losses.correction_weight(row, Correction(weight="token"))[0].tolist() == [2.0]
 
 
 def test_a_nan_is_not_hidden():
@@ -166,6 +169,7 @@ def tokens_of(logprobs: torch.Tensor, **given: torch.Tensor) -> Tokens:
         logprobs=logprobs,
         mask=zeros == 0,
         sequence_mean=lambda values: values,
+        sequence_sum=lambda values: values,
         **{name: given.get(name, zeros) for name in fields},
     )
 
@@ -189,7 +193,7 @@ def test_below_the_bounds_every_bit_is_that_of_the_plain_formula(seed, spread):
 
     def ours(x: torch.Tensor) -> torch.Tensor:
         row = tokens_of(x, old_logprobs=old, advantages=A, reference_logprobs=reference, behaviour_logprobs=reference)
-        return losses.clipped_loss(row, Clip(), kl=KL(coef=0.05), importance_cap=2.0).loss
+        return losses.clipped_loss(row, Clip(), kl=KL(coef=0.05), correction=Correction(weight="token")).loss
 
     def plain_distillation(x: torch.Tensor) -> torch.Tensor:
         return x * (x.detach() - reference)
@@ -217,7 +221,7 @@ def scores_of(x: torch.Tensor, mtp: tuple = (), weights: tuple = ()) -> TokenSco
 
 def batch_of(**arrays) -> SimpleNamespace:
     names = ("old_logprobs", "behaviour_logprobs", "reference_logprobs", "teacher_logprobs", "advantages")
-    given_ = dict.fromkeys(names, np.zeros(N, np.float32)) | {"sequence_mean": sequence_mean} | arrays
+    given_ = dict.fromkeys(names, np.zeros(N, np.float32)) | SEQUENCE_FUNCTIONS | arrays
     return SimpleNamespace(
         **{
             name: value if callable(value) else torch.as_tensor(np.asarray(value))[None]
@@ -236,19 +240,47 @@ def sequence_mean(values: torch.Tensor) -> torch.Tensor:
     return means
 
 
+def sequence_sum(values: torch.Tensor) -> torch.Tensor:
+    sums = torch.zeros_like(values)
+    for place in SEQUENCES:
+        sums[0, place] = values[0, place].double().sum().to(values.dtype)
+    return sums
+
+
+SEQUENCE_FUNCTIONS = {"sequence_mean": sequence_mean, "sequence_sum": sequence_sum}
+
+
+def oracle_weight(correction: Correction, old, behaviour) -> tuple[np.ndarray, float]:
+    """Weights in float64, and how far the nearest of them is from where one is truncated or masked."""
+    if correction.weight == "none":
+        return np.ones(N), np.inf
+    d = oracle_log_ratio(old, behaviour)[0]
+    for place in SEQUENCES:
+        if correction.weight == "sequence":
+            d[place] = np.clip(d[place].sum(), -B, B)
+        if correction.weight == "geometric":
+            d[place] = d[place].mean()
+    w, edges = np.exp(d), [correction.high]
+    if correction.beyond == "truncate":
+        return np.minimum(w, correction.high), np.inf
+    edges.append(correction.low)
+    kept = (w >= correction.low) & (w <= correction.high)
+    return np.where(kept, w, 0.0), float(np.min([np.abs(w / edge - 1) for edge in edges]))
+
+
 def oracle_loss(algorithm, new, old, reference, behaviour, A) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value and gradient of each token's loss in float64, and the distance to the nearest jump of the gradient."""
-    d, depends = oracle_log_ratio(new, old)
+    factor, from_edge = oracle_weight(algorithm.correction, old, behaviour)
+    assume(from_edge > 1e-4)
+    d, depends = oracle_log_ratio(new, behaviour if algorithm.correction.ratio_against == "rollout" else old)
     if isinstance(algorithm, CISPO):
         r = np.exp(d)
-        weight = np.minimum(r, algorithm.ratio_cap)
+        weight = np.minimum(r, algorithm.ratio_cap) * factor
         return -weight * A * np.maximum(new, losses.LOGPROB_FLOOR), -weight * A, np.full(N, np.inf)
     if isinstance(algorithm, GSPO):
         d = np.concatenate([*(np.full(place.stop - place.start, d[place].mean()) for place in SEQUENCES), [0.0, 0.0]])
     value, slope, distance = oracle_surrogate(d, depends, A, algorithm.clip)
-    if getattr(algorithm, "truncated_importance_cap", 0.0):
-        factor = np.minimum(np.exp(oracle_log_ratio(old, behaviour)[0]), algorithm.truncated_importance_cap)
-        value, slope = value * factor, slope * factor
+    value, slope = value * factor, slope * factor
     if algorithm.needs.reference:
         kl = algorithm.kl
         estimate, kl_slope = oracle_k3(new, reference)
@@ -275,7 +307,7 @@ def test_every_algorithms_loss(name, new, old, reference, behaviour, rewards, st
     x = tensor(new).requires_grad_()
     fields = {"old_logprobs": old, "reference_logprobs": reference, "behaviour_logprobs": behaviour}
     fields = {name: np.where(mask, np.float32(values), np.float32(0)) for name, values in fields.items()}
-    result = policy_loss(algorithm, on_policy=steps == 1)(
+    result = policy_loss(algorithm, own_is_old=steps == 1)(
         scores_of(x),
         batch_of(loss_mask=mask, token_weight=w, advantages=A, **fields),  # pyright: ignore
     )
@@ -300,7 +332,7 @@ def test_distillation(student, teacher, weights):
     w = np.float32(weights)
     x = tensor(student).requires_grad_()
     y = np.where(w > 0, np.float32(teacher), np.float32(0))
-    result = policy_loss(OnPolicyDistill(), on_policy=True)(
+    result = policy_loss(OnPolicyDistill(), own_is_old=True)(
         scores_of(x),
         batch_of(loss_mask=w > 0, token_weight=w, teacher_logprobs=y, behaviour_logprobs=y),  # pyright: ignore
     )

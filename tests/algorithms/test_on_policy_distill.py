@@ -19,7 +19,7 @@ from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import Completion, Problem, Reward, RolloutGroup
 
 ALGORITHM = OnPolicyDistill(teacher=Teacher(model=Path("teacher")))
-LOSS = policy_loss(ALGORITHM, on_policy=True)
+LOSS = policy_loss(ALGORITHM, own_is_old=True)
 
 
 def batch(teacher, weights, mask=None):
@@ -99,11 +99,12 @@ def test_rewards_train_nothing_whatever_they_are():
 
 
 def test_its_rules():
-    setting = Setting(minibatches=2, max_new_tokens=8, temperature=0.7)
+    setting = Setting(minibatches=2, max_new_tokens=8, temperature=0.7, sync_every=3)
     faults = algorithm_faults(OnPolicyDistill(), setting)
     assert [fault.split()[0] for fault in faults] == [
         "minibatches",
+        "sync_every",
         "rollout.sampling.temperature",
         "algorithm.teacher.model",
     ]
-    assert algorithm_faults(ALGORITHM, dataclasses.replace(setting, minibatches=1, temperature=1.0)) == []
+    assert algorithm_faults(ALGORITHM, dataclasses.replace(setting, minibatches=1, temperature=1.0, sync_every=1)) == []

@@ -9,8 +9,9 @@ import torch
 
 from megatron_r1.algorithms.base import Tokens
 from megatron_r1.algorithms.clip import Clip
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.kl import KL
-from megatron_r1.algorithms.token_losses import clipped_loss, clipped_surrogate, kl_estimate, truncated_importance
+from megatron_r1.algorithms.token_losses import clipped_loss, clipped_surrogate, kl_estimate
 
 LN2 = math.log(2.0)
 
@@ -52,13 +53,6 @@ def test_k3_is_unbiased_for_the_divergence():
     torch.testing.assert_close((p * kl_estimate(p.log(), q.log())).sum(), (p * (p / q).log()).sum())
 
 
-def test_truncated_importance_is_capped_and_carries_no_gradient():
-    old = torch.tensor([LN2, 0.0, -LN2], requires_grad=True)
-    weight = truncated_importance(old, torch.zeros(3), cap=1.5)
-    torch.testing.assert_close(weight, torch.tensor([1.5, 1.0, 0.5]))
-    assert not weight.requires_grad
-
-
 def tokens(logprobs: torch.Tensor, **given: torch.Tensor) -> Tokens:
     """A row of trained tokens; logprobs that are not given are zeros, as in a packed row."""
     zeros = torch.zeros_like(logprobs.detach())
@@ -67,6 +61,7 @@ def tokens(logprobs: torch.Tensor, **given: torch.Tensor) -> Tokens:
         logprobs=logprobs,
         mask=torch.ones_like(zeros, dtype=torch.bool),
         sequence_mean=lambda values: values.mean().expand_as(values),
+        sequence_sum=lambda values: values.sum().expand_as(values),
         **{name: given.get(name, zeros) for name in fields},
     )
 
@@ -81,7 +76,7 @@ def test_token_loss_puts_the_parts_together():
         ),
         Clip(),
         kl=KL(coef=0.5),
-        importance_cap=2.0,
+        correction=Correction(weight="token"),
     )
     assert metrics["kl"].item() == pytest.approx(1 - LN2, abs=1e-6)
     assert loss.item() == pytest.approx(-2.2 * 0.5 + 0.5 * (1 - LN2), abs=1e-6)

@@ -39,10 +39,17 @@ def test_what_it_computes_does(path, value):
 
 def test_a_field_that_is_newer_than_the_record_must_have_its_default():
     record = as_json(tiny())
-    del record["algorithm"]["truncated_importance_cap"]
+    del record["algorithm"]["correction"]
     assert same_computation(record, tiny())
-    assert not same_computation(record, replace(tiny(), "algorithm.truncated_importance_cap", 2.0))
+    assert not same_computation(record, replace(tiny(), "algorithm.correction.weight", "token"))
 
 
 def test_a_field_that_is_no_more_makes_it_another():
     assert not same_computation(as_json(tiny()) | {"gone": 1}, tiny())
+
+
+@pytest.mark.parametrize(("cap", "same"), [(0.0, True), (2.0, False)])
+def test_a_field_that_is_no_more_and_did_nothing_is_passed_over(cap, same):
+    record = as_json(tiny())
+    record["algorithm"]["truncated_importance_cap"] = cap
+    assert same_computation(record, tiny()) is same

@@ -208,6 +208,14 @@ def test_curve_is_drawn_where_its_numbers_are():
     assert "not recorded" in line_chart(Chart(title="T", series=[Series(name="s", points=[])]))
 
 
+def test_a_band_is_drawn_around_its_curve_and_widens_the_axis():
+    band = [(0, 0.0, 0.0), (10, 0.0, 2.0)]
+    svg = line_chart(Chart(title="T", series=[Series(name="s", points=[(0, 0.0), (10, 1.0)], band=band)], low=0.0))
+    low, middle, high = ("196.0", "109.2", "22.4")  # the axis ends 6% above 2
+    assert f'points="50.0,{low} 428.0,{middle}"' in svg
+    assert f'<polygon class="band fill-1" points="50.0,{low} 428.0,{low} 428.0,{high} 50.0,{low}"/>' in svg
+
+
 def test_stacked_bars_reach_their_sum():
     svg = stacked_bars("S", ["a", "other"], [[1.0, 3.0]], [7])
     bars = re.findall(r'<rect class="fill-(\d)".*? y="([\d.]+)".*? height="([\d.]+)"', svg)

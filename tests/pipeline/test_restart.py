@@ -166,6 +166,28 @@ def test_asked_to_end_it_goes_on_in_another_layout(tmp_path):
         assert ((found[name] - tensor).abs().max() / scale).item() < 1e-5, name
 
 
+def test_with_stale_samples_it_goes_on_from_a_sync_only(tmp_path):
+    """Syncs after steps 3, 6 and 8. Asked to end in step 2 it ends after step 3; killed in step 6 it goes on from 3."""
+    words = ["--sync-every", "3", "--checkpoint-every", "3"]
+    finish(start(tmp_path / "whole", *words))
+    folder = tmp_path / "run"
+    process = start(folder, *words)
+    wait_for_steps(process, folder, 1)
+    process.send_signal(signal.SIGUSR1)
+    assert "asked to end: stopped after step 3" in finish(process, status=75)
+    process = start(folder, *words)
+    wait_for_steps(process, folder, 5)
+    children = family(process)
+    process.kill()
+    process.communicate()
+    wait_until_gone(children)
+    assert re.search(r"going on from \S+/checkpoints/step_0000000[36]", finish(start(folder, *words)))
+    found, expected = what_it_made(folder), what_it_made(tmp_path / "whole")
+    assert found == expected
+    assert [row["weight_version"] for row in found["metrics"]] == [0, 0, 0, 3, 3, 3, 6, 6]
+    assert [row["staleness"] for row in found["metrics"]] == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
 def weights_of(folder: Path) -> dict:
     return {
         name: tensor for file in (folder / "policy").glob("*.safetensors") for name, tensor in load_file(file).items()

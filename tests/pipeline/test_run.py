@@ -212,6 +212,24 @@ def test_no_process_is_left(run):
 
 
 @pytest.mark.slow  # one more run with a server
+def test_a_server_killed_between_two_syncs_comes_back_with_the_present_weights(base, tmp_path):
+    """Syncs after steps 3 and 5, the server is killed in the second rollout. In turns: it sleeps without a sync too."""
+    folder = tmp_path / "run"
+    words = [*SMALL, *start_from(base), "--run-dir", str(folder), *COLOCATED, "--steps", "5", "--sync-every", "3"]
+    words += ["--eval-every", "3", "--checkpoint-every", "3", "--optimizer.lr", "1e-3"]
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    kill_server_after_first_step(process, folder)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    metrics = lines(folder / "metrics.jsonl")
+    assert [row["weight_version"] for row in metrics] == [0, 1, 1, 3, 3]
+    assert 0 <= metrics[1]["staleness"] < 1, "at least what was sampled after the restart is fresh"
+    assert [row["staleness"] for row in metrics[2:]] == [1, 0, 1]
+    fresh, stale = [metrics[step]["mismatch"] for step in (0, 3)], [metrics[step]["mismatch"] for step in (2, 4)]
+    assert max(fresh) < 1e-3 < min(stale), "the versions are what they say"
+
+
+@pytest.mark.slow  # one more run with a server
 def test_disagreement_with_the_engine_stops_the_run_before_training(base, tmp_path):
     """With a bound that nothing can meet: the worst tokens are named and nothing is trained.
 

@@ -291,6 +291,18 @@ def test_lengths_have_the_mean_and_the_tail_that_were_asked_for():
     assert work.context_per_token == pytest.approx(whole, rel=0.2)
 
 
+def test_a_sync_of_every_fourth_step_counts_a_quarter():
+    trainer = TrainerSetup(parallel=ParallelConfig(world_size=8), row_tokens=8192)
+    servers = ServerSetup(num_servers=2, tensor=1)
+    each, fourth = (
+        make_plan(TINY, trainer, servers, Workload(samples=64, sync_every=every), H100, Assumptions())
+        for every in (1, 4)
+    )
+    assert each.sync and fourth.phases() == each.phases(), "a deadline is for a whole sync"
+    assert fourth.parts()["weight sync"] == pytest.approx(each.sync.seconds / 4)
+    assert each.seconds - fourth.seconds == pytest.approx(each.sync.seconds * 3 / 4)
+
+
 def test_servers_alone_are_planned_too():
     servers = ServerSetup(num_servers=2, tensor=32)
     plan = make_plan(V3, None, servers, Workload(samples=64), H100, Assumptions())

@@ -61,6 +61,7 @@ def test_a_step_of_each_algorithm_writes_names_of_its_table_only():
             [np.array([-1.0, 1.0])],
             algorithm,
             Mismatch().metrics(),
+            step=0,
         )
         assert unknown_names(row, step_names(kind), ["helpful"]) == []
         assert set(kind.METRICS) <= set(row) and not set(kind.METRICS) & set(STEP_NAMES)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from megatron_r1.algorithms import GRPO, GSPO  # noqa: E402
 from megatron_r1.algorithms.clip import Clip  # noqa: E402
+from megatron_r1.algorithms.correction import Correction  # noqa: E402
 from megatron_r1.algorithms.kl import KL  # noqa: E402
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
@@ -63,7 +64,7 @@ LAYOUTS = {
     "tp4nosp": {"tensor": 4},
 }
 ALGORITHM = GRPO(clip=Clip(low=0.2, high=0.3), kl=KL(coef=0.05))
-SEQUENCE_ALGORITHM = GSPO(clip=Clip(low=0.05, high=0.05))
+SEQUENCE_ALGORITHM = GSPO(clip=Clip(low=0.05, high=0.05), correction=Correction(weight="sequence", high=1.5))
 
 
 def main(store: str, folder: Path, names: list[str]) -> None:
@@ -108,9 +109,9 @@ def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str,
     found |= {name: np.array(value) for name, value in mismatch.measure(rows, policy.logprobs(rows)).metrics().items()}
     looked = unpack(rows, looked_at(policy, rows), [len(s) for s in sequences])
     found |= {f"inspected_{i}": value for i, value in merge(looked).items()}
-    gradients = policy.gradients(rows, policy_loss(ALGORITHM, on_policy=False))
+    gradients = policy.gradients(rows, policy_loss(ALGORITHM, own_is_old=False))
     found |= {f"gradient:{name}": value for name, value in full(policy, gradients).items()}
-    gradients = policy.gradients(rows, policy_loss(SEQUENCE_ALGORITHM, on_policy=False))
+    gradients = policy.gradients(rows, policy_loss(SEQUENCE_ALGORITHM, own_is_old=False))
     found |= {f"gspo:{name}": value for name, value in full(policy, gradients).items()}
     own = {
         name: value.numpy()
@@ -138,7 +139,7 @@ def looked_at(policy: Policy, rows: list[PackedMicrobatch]) -> list[np.ndarray]:
         raise StoppedError
 
     with contextlib.suppress(StoppedError):
-        policy.step(rows, policy_loss(ALGORITHM, on_policy=False), inspect=inspect)
+        policy.step(rows, policy_loss(ALGORITHM, own_is_old=False), inspect=inspect)
     (logprobs,) = seen
     return logprobs
 

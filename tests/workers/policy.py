@@ -111,7 +111,7 @@ def mtp_scores(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
     )  # fmt: skip
     gradients = policy.gradients([row], sft_loss)
     # Under any algorithm they learn with no regard to the advantage, which is zero here.
-    grpo = policy.gradients([row], policy_loss(CISPO(), on_policy=True))
+    grpo = policy.gradients([row], policy_loss(CISPO(), own_is_old=True))
     order = [index for index in row.sequence_indices]
     return {
         "mtp.logprobs": scores.mtp_logprobs[0].detach().numpy(),

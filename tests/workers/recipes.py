@@ -66,7 +66,7 @@ def steps(name: str, config: Stage, recompute: str) -> dict[str, np.ndarray]:
     rank, ranks = topology.data_parallel()
     loss = sft_loss
     if isinstance(config, GRPOConfig):
-        loss = policy_loss(config.algorithm, on_policy=False)
+        loss = policy_loss(config.algorithm, own_is_old=False)
     elif isinstance(config, RewardModelConfig):
         loss = value_loss
     results = [policy.step(pack_rank(sequences(seed), layout, rank=rank, num_ranks=ranks), loss) for seed in range(2)]

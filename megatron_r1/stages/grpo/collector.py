@@ -61,12 +61,15 @@ class Collector:
         routes: RouteForm | None = None,
         watch: Watch | None = None,
         before: Callable[[], None] = lambda: None,
+        version: Callable[[], int] | None = None,
     ) -> None:
         """`routes`: what completions to train on must bring. `before` is called on every rank when servers are
-        about to be asked: it may have to make room for them."""
+        about to be asked: it may have to make room for them. `version` is that of the trainer's present weights, which
+        a restarted server is given; None: the last pushed."""
         self._rollout, self._data, self._tokenizer = rollout, data, tokenizer
         self._sync, self._engines, self._scorer = sync, engines, scorer
         self._journal, self._routes, self._watch, self._before = journal, routes, watch, before
+        self._version = version or (lambda: sync.version)
         self._leads = False
 
     def collect(
@@ -125,7 +128,7 @@ class Collector:
                 message = self._broadcast([None, None])
                 if message[0] in ("push", "before"):
                     try:
-                        self._sync.push(self._sync.version) if message[0] == "push" else self._before()
+                        self._sync.push(self._version()) if message[0] == "push" else self._before()
                     except (UserError, ValueError) as error:
                         failed = error
                 elif message[0] == "phase":
@@ -183,6 +186,7 @@ class Collector:
                 resync=self._resync,
                 decode=self._tokenizer.decode,
                 known=known,
+                newest=self._version(),
             )
         begun = time.perf_counter()
         with self.phase("reward"):
@@ -221,9 +225,10 @@ class Collector:
         return replace(sampling, stop_token_ids=stops, temperature=0.0 if greedy else sampling.temperature)
 
     def _resync(self, engine: Engine) -> None:
-        """A restarted engine serves the start checkpoint, or none; give it the version that the others have."""
+        """A restarted engine serves the start checkpoint, or none; give it the trainer's present weights, under their
+        own version: between two syncs the others have older ones."""
         self._call("push")
-        self._sync.push(self._sync.version, engines=[engine])
+        self._sync.push(self._version(), engines=[engine])
 
     def _broadcast(self, message: list[Any]) -> list[Any]:
         if trainers() > 1:

@@ -38,6 +38,9 @@ class GRPOLoopConfig:
     """Completions per problem; a completion's advantage is relative to its group."""
     minibatches: Count = 1
     """Optimizer steps per rollout (the paper splits 8,192 outputs into 16)."""
+    sync_every: Count = 1
+    """The servers get the weights after every N steps (and after the last), so that samples are up to N - 1 steps old;
+    algorithm.correction says what the loss does about it."""
     mismatch_bound: NonNegative = 0.05
     """Step 0 stops the run if the mean |logprob(vLLM) - logprob(trainer)| exceeds this."""
     max_skipped_steps: Natural = 4
@@ -52,6 +55,10 @@ class GRPOLoopConfig:
     """Export a Hugging Face folder every N steps (0: at the end only)."""
     rollouts_logged_per_step: Natural = 16
     """Completions written to rollouts.jsonl per step; 0 writes none."""
+
+    def synced_after(self, steps: int) -> bool:
+        """Whether the servers get the weights when `steps` steps have been done."""
+        return steps % self.sync_every == 0 or steps == self.steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

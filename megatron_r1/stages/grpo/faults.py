@@ -176,6 +176,7 @@ def _grpo_faults(config: GRPOConfig) -> list[str]:
     grpo, faults = config, list[str]()
     if grpo.minibatches > grpo.prompts_per_step:
         faults.append(f"minibatches is {grpo.minibatches}; it must be 1 to prompts_per_step = {grpo.prompts_per_step}")
+    faults += _sync_faults(grpo.sync_every, eval_every=grpo.eval_every, checkpoint_every=grpo.checkpoint_every)
     if grpo.target_accuracy > 0 and not grpo.eval_every:
         faults.append(f"target_accuracy is {grpo.target_accuracy}; it needs eval_every > 0")
     if grpo.eval_every and not config.data.validation:
@@ -198,12 +199,28 @@ def _grpo_faults(config: GRPOConfig) -> list[str]:
     return faults + of_rewards
 
 
+def _sync_faults(sync_every: int, *, eval_every: int, checkpoint_every: int) -> list[str]:
+    """What happens after a sync only, where the servers have the trainer's weights."""
+    if sync_every < 1:  # its bounds are looked at elsewhere
+        return []
+    return [
+        f"{field} is {every}; {why}, so it must be a multiple of sync_every = {sync_every}: use "
+        f"{-(-every // sync_every) * sync_every}"
+        for field, every, why in (
+            ("eval_every", eval_every, "between two syncs the servers answer with older weights"),
+            ("checkpoint_every", checkpoint_every, "a restart gives the servers the checkpoint's weights"),
+        )
+        if every % sync_every
+    ]
+
+
 def _algorithm_faults(config: GRPOConfig) -> list[str]:
     sampling = config.rollout.sampling
     return algorithm_faults(
         config.algorithm,
         Setting(
             minibatches=config.minibatches,
+            sync_every=config.sync_every,
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
         ),

@@ -32,7 +32,7 @@ from megatron_r1.stages.grpo.loss import policy_loss
 from megatron_r1.stages.grpo.metrics import step_metrics, timing
 from megatron_r1.stages.grpo.mismatch import Gate
 from megatron_r1.stages.grpo.sampling import Collect, Rollout, Sampled, sample_step
-from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, refresh_now, scores_old
+from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, refresh_now
 from megatron_r1.stages.grpo.shares import Share, Trained, shares_of, with_kl_charged
 from megatron_r1.types import Problem, RolloutGroup, StepResult
 
@@ -59,8 +59,8 @@ class Loop:
     save: Callable[[int], None]
     """Export the policy after step n."""
     checkpoint: Callable[[int, dict[str, Any]], None]
-    """After step n, unless it is the last, with its evaluation: save what a restart needs, if it is time. Raises
-    PreemptedError if the run is to end here."""
+    """After step n, unless it is the last, with its evaluation: save what a restart needs, if it is time and the
+    servers have the current weights. Raises PreemptedError if the run is to end here."""
     skips: SkippedSteps
     warn: Callable[[str], None]
     """Say something on rank 0."""
@@ -107,7 +107,8 @@ class TrainingLoop:
     ) -> None:
         self.policy, self.algorithm, self.config, self.layout, self.loop = policy, algorithm, config, layout, loop
         self.max_new_tokens, self.seed, self.first_step = max_new_tokens, seed, first_step
-        self.loss = policy_loss(algorithm, on_policy=config.minibatches == 1)
+        only_step = config.minibatches == 1
+        self.loss = policy_loss(algorithm, own_is_old=only_step and not algorithm.needs.old_pass(1))
         self.timer = PhaseTimer(around=loop.watch)
         bound, differ = config.mismatch_bound, policy.routes_differ
         self.gate = Gate(bound, loop.decode, loop.warn, restarted=first_step > 0, routes_differ=differ)
@@ -135,12 +136,16 @@ class TrainingLoop:
         prepared = self.prepare(step, sampled)
         with self.timer.phase("train"):
             results = self.train(step, prepared)
-        with self.timer.phase("sync"):
-            self.loop.push(step + 1)
+        if self.config.synced_after(step + 1):
+            with self.timer.phase("sync"):
+                self.loop.push(step + 1)
         metrics: dict[str, Any] = {}
         if sampled is not None and prepared.trained is not None:
-            self.gate.warn_if_grown(step)
-            metrics = step_metrics(results, sampled, prepared.trained.advantages, self.algorithm, self.gate.metrics())
+            if step % self.config.sync_every == 0:  # older samples differ by what was learned since
+                self.gate.warn_if_grown(step)
+            metrics = step_metrics(
+                results, sampled, prepared.trained.advantages, self.algorithm, self.gate.metrics(), step=step
+            )
         self.aside(step, metrics)
         seconds = self.timer.take()
         if sampled is not None:
@@ -192,7 +197,7 @@ class TrainingLoop:
         self.gate.next_step()
         trained: Trained | None = None
         with self.timer.phase("packing"):
-            self.loop.to_trainer(False)
+            self.loop.to_trainer(not self.config.synced_after(step + 1))
 
             def work() -> list[list[Share]]:
                 nonlocal trained
@@ -210,7 +215,7 @@ class TrainingLoop:
             if needs.kl and needs.reference and refresh_now(done, self.config.minibatches, needs.kl.refresh_steps):
                 self.policy.refresh_reference()
             rows = add_logprobs(self.policy, rows, algorithm)
-            if any(counts) and scores_old(algorithm, len(rows)):
+            if any(counts) and needs.old_pass(len(rows)):
                 flat = [row for minibatch in rows for row in minibatch]
                 self.gate.look(flat, [row.old_logprobs[0] for row in flat])
             if needs.kl_in_reward:

@@ -9,22 +9,24 @@ from megatron_r1.policy.policy import LossFunction, LossOutput
 from megatron_r1.stages.sft.loss import mtp_loss
 
 
-def policy_loss(algorithm: Algorithm, *, on_policy: bool) -> LossFunction:
+def policy_loss(algorithm: Algorithm, *, own_is_old: bool) -> LossFunction:
     """sum_t weight_t * loss_t, and the loss of the MTP layers on the sampled tokens if they are trained.
 
-    `on_policy`: the rollout is trained on in one step, so the old policy is the present one."""
+    `own_is_old`: this is a rollout's first and only optimizer step and no pass was made for old logprobs, so they are
+    this forward's own; that is true whatever weights have sampled. Otherwise they are the batch's."""
 
     def loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
         logprobs, mask = scores.logprobs, batch.loss_mask
         tokens = Tokens(
             logprobs=logprobs,
-            old_logprobs=logprobs.detach() if on_policy else batch.old_logprobs,
+            old_logprobs=logprobs.detach() if own_is_old else batch.old_logprobs,
             behaviour_logprobs=batch.behaviour_logprobs,
             reference_logprobs=batch.reference_logprobs,
             teacher_logprobs=batch.teacher_logprobs,
             advantages=batch.advantages,
             mask=mask,
             sequence_mean=batch.sequence_mean,
+            sequence_sum=batch.sequence_sum,
         )
         token_loss, metrics = algorithm.token_loss(tokens)
         detached = {

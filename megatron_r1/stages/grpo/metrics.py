@@ -24,11 +24,13 @@ def step_metrics(
     advantages: Sequence[np.ndarray],
     algorithm: Algorithm,
     mismatch: Mapping[str, Any],
+    *,
+    step: int,
 ) -> dict[str, Any]:
-    """All but the timing. `advantages`: f64[G] of each group that was kept.
+    """All but the timing. `advantages`: f64[G] of each group that was kept; `step` counts from 0.
 
-    Token metrics of several minibatches are
-    averaged; `mismatch` (Gate.metrics) is of the rollout before the first of them."""
+    Token metrics of several minibatches are averaged; `mismatch` (Gate.metrics) is of the rollout before the first of
+    them."""
     trained = [result for result in results if result.metrics]
     completions_left_out, groups_left_out = left_out(advantages)
     several = algorithm.sampling_rounds > 1
@@ -45,6 +47,7 @@ def step_metrics(
         "completions_left_out": completions_left_out,
         "groups_left_out": groups_left_out,
         **({"groups_sampled": len(sampled.groups), "sampling_rounds": sampled.rounds} if several else {}),
+        "staleness": float(np.mean([step - c.weight_version for group in sampled.groups for c in group.completions])),
         **sample_metrics(sampled),
     }
 

@@ -53,6 +53,7 @@ STEP_NAMES: Names = {
     "groups_sampled": Number("count", "Groups sampled, where the algorithm samples more than once."),
     "sampling_rounds": Number("count", "Rounds of sampling, where the algorithm samples more than once."),
     "weight_version": Number("count", "Steps that the weights had been trained which sampled the newest completion."),
+    "staleness": Number("steps", "Steps that were trained since the weights which sampled a completion, mean."),
     "completion_tokens": Number("tokens", "In all completions."),
     "tokens": Number("tokens", "In all prompts and completions, each prompt counted once per completion."),
     "tokens_per_second": Number("tokens per second", "`tokens` by the step's time, without evaluation and export."),

@@ -151,6 +151,7 @@ def _wired(
         routes=route_form(config, policy.shape),
         watch=watch,
         before=colocation.for_sampling,
+        version=lambda: policy.steps_taken // config.minibatches,
     )
     stream = ProblemStream(split, seed=config.seed) if split is not None else None
     judges = [judge.engine for judge in graders.judges]

@@ -52,17 +52,12 @@ def _sequence(prompt: np.ndarray, completion: Completion, advantage: float, weig
     )
 
 
-def scores_old(algorithm: Algorithm, minibatches: int) -> bool:
-    """Whether the old policy's logprobs are computed in a pass of their own. Else they are those of the step itself."""
-    return minibatches > 1 or algorithm.needs.old_logprobs
-
-
 def add_logprobs(policy: Policy, minibatches: Sequence[Rows], algorithm: Algorithm) -> list[Rows]:
-    """This rank's rows with the logprobs that the loss needs: old ones if the rollout takes several steps (with one the
-    policy is the old policy) or the algorithm asks for them, reference ones if it asks for those. A collective."""
+    """This rank's rows with the logprobs that the algorithm needs (Needs.old_pass, Needs.reference), before the first
+    optimizer step on any of them. A collective."""
     needs = algorithm.needs
     flat = [row for rows in minibatches for row in rows]
-    if scores_old(algorithm, len(minibatches)):
+    if needs.old_pass(len(minibatches)):
         old = policy.logprobs(flat)
         flat = [dataclasses.replace(row, old_logprobs=values[None]) for row, values in zip(flat, old, strict=True)]
     if needs.reference:

@@ -79,19 +79,21 @@ def _workload(config: GRPOConfig) -> Workload:
         max_response=longest,
         optimizer_steps=config.minibatches,
         rollout=config.train_only is None,
-        scoring_passes=(config.minibatches > 1 or of_algorithm.old_logprobs) + of_algorithm.reference,
+        sync_every=config.sync_every,
+        scoring_passes=of_algorithm.old_pass(config.minibatches) + of_algorithm.reference,
     )
 
 
 def describe(config: GRPOConfig, asked: Needs, shape: ModelShape) -> list[str]:
     samples = config.prompts_per_step * config.group_size
+    stale = f", weights to the servers every {config.sync_every} steps" if config.sync_every > 1 else ""
     return [
         *(describe_trainer(asked, shape) if asked.trainer is not None else ()),
         f"rollouts of {config.train_only}" if config.train_only else f"rollout: {describe_servers(config.rollout)}",
         *_about_routes(config, shape),
         f"step: {config.prompts_per_step} prompts x {config.group_size} = {samples:,} samples, at most "
-        f"{samples * config.rollout.max_model_len:,} tokens, {config.minibatches} optimizer step(s); "
-        f"{config.steps:,} steps",
+        f"{samples * config.rollout.max_model_len:,} tokens, {config.minibatches} optimizer step(s)"
+        f"{stale}; {config.steps:,} steps",
     ]
 
 
@@ -136,6 +138,7 @@ STAGE = Stage(
         "prompts_per_step",
         "group_size",
         "minibatches",
+        "sync_every",
         "eval_every",
         "target_accuracy",
         "checkpoint_every",

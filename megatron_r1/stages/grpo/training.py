@@ -199,6 +199,8 @@ class GRPORun:
         """See Loop.checkpoint. A collective."""
         self.steps_done = step
         self.checkpoints.commit()
+        if not self.config.synced_after(step):
+            return  # after a restart the servers would sample from other weights than they do now
         due, asked = self.preemption.checkpoint_now(step, self.config.checkpoint_every)
         if due:
             self.colocation.for_training(keep_weights=True)

@@ -6,17 +6,21 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_r1.algorithms import DAPO, GRPO, Algorithm, OnPolicyDistill
 from megatron_r1.algorithms.base import RESERVED
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.kl import KL
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.errors import DivergedError, MismatchError
+from megatron_r1.model.policy_model import TokenScores
 from megatron_r1.policy import topology
 from megatron_r1.policy.policy import Inspect
 from megatron_r1.stages.common.divergence import SkippedSteps
@@ -89,6 +93,7 @@ class World:
 
     def __init__(self, rewards=lambda n: (1.0, 0.0)) -> None:
         self.rewards, self.drawn, self.calls = rewards, 0, []
+        self.version = 0
         self.told: list[tuple[int, dict, Trained]] = []
         self.warnings: list[str] = []
         self.accuracies = iter([0.25, 0.5, 0.75, 1.0])
@@ -120,7 +125,7 @@ class World:
                 token_ids=np.arange(length, dtype=np.int32),
                 logprobs=np.full(length, SAMPLED, np.float32),
                 finish_reason="stop",
-                weight_version=0,
+                weight_version=self.version,
             )
             for length in (2, 3)
         )
@@ -132,6 +137,10 @@ class World:
     def evaluate(self) -> float:
         self.calls.append("evaluate")
         return next(self.accuracies)
+
+    def push(self, version: int) -> None:
+        self.calls.append(f"push {version}")
+        self.version = version
 
     def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
         def scored(one: Completion) -> Completion:
@@ -151,7 +160,7 @@ def loop_of(
         stream=world,  # pyright: ignore[reportArgumentType]
         collect=world.collect,
         together=lambda work: work(),
-        push=lambda version: calls.append(f"push {version}"),
+        push=world.push,
         on_step=lambda step, metrics, trained: world.told.append((step, metrics, trained)),
         to_trainer=lambda keep: calls.append(f"to trainer {keep}"),
         evaluate=world.evaluate,
@@ -189,6 +198,32 @@ def test_a_run_of_two_steps_from_sampling_to_the_push():
     assert {"rollout", "packing", "logprob", "train", "sync"} <= set(metrics["seconds"])
 
 
+def test_weights_go_to_the_servers_every_n_steps_and_after_the_last():
+    world = World()
+    loop_of(StandIn(), world, steps=5, sync_every=2, eval_every=2, mismatch_bound=9.0).run()
+    assert [call for call in world.calls if call.startswith(("collect", "to trainer", "push", "evaluate"))] == [
+        "collect 0", "to trainer True",  # the servers are asked again before a sync: they keep their weights
+        "collect 1", "to trainer False", "push 2", "evaluate",
+        "collect 2", "to trainer True",
+        "collect 3", "to trainer False", "push 4", "evaluate",
+        "collect 4", "to trainer False", "push 5",
+    ]  # fmt: skip
+    told = [(metrics["weight_version"], metrics["staleness"]) for _, metrics, _ in world.told]
+    assert told == [(0, 0), (0, 1), (2, 0), (2, 1), (4, 0)]
+    assert ["sync" in metrics["seconds"] for _, metrics, _ in world.told] == [False, True, False, True, True]
+
+
+def test_stale_samples_may_differ_by_more_than_the_bound():
+    """The policy moves by 0.1 a step; the bound is 0.05, and the samples of step 1 are a step old."""
+    policy, world = StandIn(), World()
+    loop_of(policy, world, steps=2, sync_every=2, mismatch_bound=0.05).run()
+    assert world.told[1][1]["mismatch"] == pytest.approx(0.1) and world.warnings == []
+    policy, world = StandIn(), World()
+    loop_of(policy, world, steps=3, sync_every=2, mismatch_bound=0.05).run()
+    assert world.told[2][1]["mismatch"] == pytest.approx(0.2), "the stand-in's engine does not follow it"
+    assert len(world.warnings) == 1 and world.warnings[0].startswith("step 3: ")
+
+
 def test_minibatches_are_steps_of_their_own_groups():
     policy, world = StandIn(), World(lambda n: (float(n), 0.0))
     loop_of(policy, world, GRPO(kl=KL(coef=0.0)), prompts_per_step=4, minibatches=2).run()
@@ -201,6 +236,40 @@ def test_minibatches_are_steps_of_their_own_groups():
         assert weights == pytest.approx(1.0), "normalised over the minibatch"
         for row in rows:
             assert (row.old_logprobs[row.loss_mask] == np.float32(SAMPLED)).all()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "minibatches", "passes", "ratio"),
+    [
+        (GRPO(kl=KL(coef=0.0)), 1, 0, 1.0),  # of this forward: p / p_old is 1
+        (GRPO(kl=KL(coef=0.0)), 2, 1, 1.1),
+        (GRPO(kl=KL(place="reward")), 1, 1, 1.1),  # there is a pass, so its values count
+        (GRPO(kl=KL(coef=0.0), correction=Correction(ratio_against="rollout")), 1, 0, 1.3),
+        (GRPO(kl=KL(coef=0.0), correction=Correction(ratio_against="rollout")), 2, 0, 1.3),
+    ],
+)
+def test_which_probability_the_ratio_is_against(algorithm, minibatches, passes, ratio):
+    """The batch says p / p_old = 1.1 and p / p_rollout = 1.3; at advantage -1 no clip binds above 1."""
+    policy, world = StandIn(), World()
+    policy.reference = SAMPLED
+    loop = loop_of(policy, world, algorithm, minibatches=minibatches, first_step=1, steps=2)
+    loop.run()
+    assert world.calls.count("logprobs") == passes + algorithm.needs.reference, "old and reference"
+    assert ("look" in world.calls) is (passes == 0), "then the mismatch is measured at the first optimizer step"
+    ones = torch.ones(1, 2)
+    batch = SimpleNamespace(
+        old_logprobs=-math.log(1.1) * ones,
+        behaviour_logprobs=-math.log(1.3) * ones,
+        reference_logprobs=0 * ones,
+        teacher_logprobs=0 * ones,
+        advantages=-ones,
+        loss_mask=ones > 0,
+        token_weight=ones / 2,
+        sequence_mean=None,
+        sequence_sum=None,
+    )
+    found = loop.loss(TokenScores(0 * ones, 0 * ones), batch)  # pyright: ignore[reportArgumentType]
+    assert found.loss.item() == pytest.approx(ratio)
 
 
 def test_the_reference_policy_is_renewed_every_n_optimizer_steps():

@@ -32,7 +32,7 @@ def advantages_of(groups: list[RolloutGroup], algorithm: Algorithm = PAPERS) -> 
 
 def metrics_of(results: list[StepResult], groups: list[RolloutGroup]):
     return step_metrics(
-        results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS, Mismatch().metrics()
+        results, Sampled(groups=groups, kept=groups), advantages_of(groups), PAPERS, Mismatch().metrics(), step=0
     )
 
 

@@ -1,0 +1,62 @@
+"""What is done about samples that come from another policy than the one that is trained.
+
+Three policies stand behind a token: p, which is trained; p_old, the trainer's before the rollout's first optimizer step
+(the proximal policy); p_rollout, the engine's that sampled it. p_old and p_rollout differ by numerics (kernels,
+precision, a router that chooses other experts) and, with sync_every above 1, by the steps since the last weight sync.
+
+ratio_against trainer (decoupled PPO: arXiv 2110.00641; for stale samples of language models arXiv 2505.24298): the
+ratio p / p_old is clipped, and a constant weight w stands before the clipped loss,
+
+    token        w_t = p_old / p_rollout at token t
+    sequence     w   = product of its sequence's w_t
+    geometric    w   = (product of its sequence's w_t) ^ (1 / length)
+
+which is truncated, min(w, high) (IMPALA, arXiv 1802.01561; for engines of language models:
+fengyao.notion.site/off-policy-rl), or masked, w where low <= w <= high and else 0 (IcePop, arXiv 2510.18855, token by
+token; richardli.xyz/rl-collapse has sequences).
+
+ratio_against rollout (the coupled form, PPO's own): p / p_rollout is clipped and nothing is weighed.
+
+A penalty for leaving the reference policy is not weighed, and stays where a token is masked. Here are the settings; the
+weights are computed in token_losses.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from megatron_r1.bounds import Share, at_least
+
+METRICS = {
+    "correction_weight": "mean weight p_old / p_rollout, after truncation or mask; 1 without a correction",
+    "correction_cut": "share of tokens whose weight was truncated or masked",
+}
+"""What a loss with a correction reports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """How a loss corrects for the policy that sampled: numerics of the engine, and age of the samples."""
+
+    ratio_against: Literal["trainer", "rollout"] = "trainer"
+    """What the policy's probability is divided by in the clipped ratio. trainer: its own before the rollout's first
+    optimizer step. rollout: the engine's that sampled; then nothing is weighed, and no pass made for old logprobs."""
+    weight: Literal["none", "token", "sequence", "geometric"] = "none"
+    """What a token's loss is weighed with: p_old / p_rollout (trainer over engine) of the token, its product over the
+    sequence, or its geometric mean there."""
+    beyond: Literal["truncate", "mask"] = "truncate"
+    """truncate: a weight above `high` counts as `high`. mask: a weight below `low` or above `high` counts as 0, so the
+    token (or sequence) is dropped."""
+    low: Share = 0.5
+    """Least weight that a mask keeps; IcePop's."""
+    high: Annotated[float, at_least(1)] = 2.0
+    """Largest weight. IcePop has 5; 1e9 is no limit, as in decoupled PPO."""
+
+    def faults(self, field: str) -> list[str]:
+        if self.ratio_against == "rollout" and self.weight != "none":
+            return [
+                f"{field}.weight is {self.weight} with ratio_against rollout, whose ratio corrects for the sampler "
+                "already: use weight none, or ratio_against trainer"
+            ]
+        return []

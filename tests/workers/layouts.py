@@ -43,6 +43,8 @@ from megatron_r1.weights.local import LocalTensor  # noqa: E402
 
 LAYOUTS = {
     "one": {},
+    "dp2": {},
+    "dp4": {},
     "tp2": {"tensor": 2, "sequence": True, "expert_tensor": 2},
     "ep2": {"expert": 2},
     "pp2": {"pipeline_parallel": 2},

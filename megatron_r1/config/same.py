@@ -16,6 +16,7 @@ PLACE = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "keep_best_checkpoint",
+        "keep_rollouts",
         "deadlines",
         "save_every",
         "validate_every",

@@ -23,7 +23,7 @@ from megatron_r1.types import Completion, Problem
 JOURNAL = "journal"
 
 Group = tuple[Completion, ...]
-ARRAYS = {"token_ids": np.int32, "logprobs": np.float32}
+ARRAYS = {"token_ids": np.int32, "logprobs": np.float32, "teacher_logprobs": np.float32}
 ROUTES = "routes"
 """Of a completion that has them: their dtype and shape beside the bytes."""
 
@@ -42,7 +42,7 @@ class Journal:
             for record in read_json_lines(self._file(step)):
                 index = record["index"] - first
                 if 0 <= index < len(problems) and problems[index].id == record["problem"]:
-                    found[index] = tuple(_from_json(one) for one in record["completions"])
+                    found[index] = tuple(completion_from_json(one) for one in record["completions"])
         return found
 
     def open(self, step: int) -> JsonLines:
@@ -75,13 +75,15 @@ class Journal:
 
 def record(file: JsonLines, index: int, problem: Problem, group: Group) -> None:
     """Add the group of problem number `index` of the step. OutputError if it cannot be written."""
-    file.write({"index": index, "problem": problem.id, "completions": [_to_json(one) for one in group]})
+    file.write({"index": index, "problem": problem.id, "completions": [completion_to_json(one) for one in group]})
 
 
-def _to_json(completion: Completion) -> dict[str, Any]:
+def completion_to_json(completion: Completion) -> dict[str, Any]:
+    """Plain JSON that `completion_from_json` makes the same completion of."""
     arrays = {
         name: base64.b64encode(np.asarray(getattr(completion, name), dtype).tobytes()).decode()
         for name, dtype in ARRAYS.items()
+        if getattr(completion, name) is not None
     }
     fields = ("finish_reason", "weight_version", "text")
     found = arrays | {name: getattr(completion, name) for name in fields}
@@ -91,8 +93,11 @@ def _to_json(completion: Completion) -> dict[str, Any]:
     return found
 
 
-def _from_json(found: Mapping[str, Any]) -> Completion:
-    arrays = {name: np.frombuffer(base64.b64decode(found[name]), dtype) for name, dtype in ARRAYS.items()}
+def completion_from_json(found: Mapping[str, Any]) -> Completion:
+    """See `completion_to_json`. KeyError or ValueError for what is none."""
+    arrays = {
+        name: np.frombuffer(base64.b64decode(found[name]), dtype) for name, dtype in ARRAYS.items() if name in found
+    }
     if ROUTES in found:
         dtype, shape, data = found[ROUTES]
         arrays[ROUTES] = np.frombuffer(base64.b64decode(data), dtype).reshape(shape)

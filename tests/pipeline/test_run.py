@@ -60,6 +60,7 @@ def run(base, tmp_path_factory) -> dict:
     """A run of four steps whose server is killed after the first; its folder, output and exit status."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     words = [*SMALL, *start_from(base), "--run-dir", str(folder), "--steps", "4", "--eval-every", "2", *COLOCATED]
+    words += ["--keep-rollouts", "--rollout.routes", "replay"]
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     killed = kill_server_after_first_step(process, folder)
     output, _ = process.communicate(timeout=600)
@@ -98,6 +99,51 @@ def test_no_step_is_lost_or_served_by_old_weights(run):
     # a restarted server begins with version 0; what it samples must be of the current weights again
     assert [row["weight_version"] for row in metrics] == [0, 1, 2, 3]
     assert all(row["mismatch"] < 1e-3 for row in metrics)
+
+
+def test_its_recorded_rollouts_train_the_same_model_without_servers(run, base, tmp_path):
+    """To the bit: in this very layout, from the folder of a run whose server was killed on the way."""
+    again = tmp_path / "again"
+    words = [*SMALL, *start_from(base), "--run-dir", str(again), "--steps", "4", "--rollout.routes", "replay"]
+    done = subprocess.run(
+        command(*words, "--train-only", str(run["folder"])), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 recorded steps; 4 are trained on, and nothing is evaluated" in done.stdout
+    assert not (again / "logs").exists(), "no server was started"
+    first, second = lines(run["folder"] / "metrics.jsonl"), lines(again / "metrics.jsonl")
+    for one, other in zip(first, second, strict=True):
+        for name in ("loss", "grad_norm", "kl", "entropy", "reward_mean", "routes_differ", "completion_tokens"):
+            assert one[name] == other[name], name
+    files = [folder / "policy" / "model.safetensors" for folder in (run["folder"], again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    summary = json.loads((again / "summary.json").read_text())
+    assert (summary["accuracy_before"], summary["steps"]) == (None, 4)
+    assert (again / "report.html").is_file() and undocumented(again, "grpo", parts=()) == set()
+
+
+def test_only_sampling_keeps_rollouts_and_goes_on_where_it_ended(run, base, tmp_path):
+    """Two steps, then four of the same configuration in parts: the first step is that of a run that trains."""
+    folder = tmp_path / "only"
+    words = [*SMALL, *start_from(base), "--rollout-only", "--if-exists", "resume", "--run-dir", str(folder)]
+    done = subprocess.run(command(*words, "--steps", "3"), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = lines(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2] and not (folder / "policy").exists()
+    assert rows[0]["reward_mean"] == lines(run["folder"] / "metrics.jsonl")[0]["reward_mean"]
+    assert undocumented(folder, "grpo") == set()
+    third = folder / "recorded" / "step_00000002.jsonl"
+    before = third.read_text()
+    third.unlink()
+    (folder / "summary.json").unlink()
+    done = subprocess.run(command(*words, "--steps", "3"), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0 and "2 of 3 steps are there" in done.stdout, done.stdout + done.stderr
+    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [0, 1, 2]
+    assert tokens_of(third.read_text()) == tokens_of(before)
+
+
+def tokens_of(text: str) -> list:
+    return [[completion["token_ids"] for completion in json.loads(line)["completions"]] for line in text.splitlines()]
 
 
 def test_every_step_reports_what_the_report_shows(run):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch.distributed as dist
 
+from megatron_r1.agreement import trainers
 from megatron_r1.config.schema import DataConfig, RolloutConfig, SamplingConfig
 from megatron_r1.data.template import encode_prompt
 from megatron_r1.data.tokenizer import Tokenizer
@@ -91,14 +92,14 @@ class Collector:
     def together(self, work: Callable[[], T]) -> T:
         """`work` on rank 0, which may collect there as often as it wants; the others take part in what that needs.
         Every rank returns its (small, picklable) result, or raises what it raised. A collective."""
-        if dist.get_rank() == 0:
+        if trainers() == 1 or dist.get_rank() == 0:
             self._leads = True
             message: list[Any] = ["done", None]
             try:
                 message[1] = work()
             except Exception as error:
                 message = ["error", error]
-                if dist.get_world_size() == 1:
+                if trainers() == 1:
                     raise
             finally:
                 self._leads = False
@@ -230,6 +231,6 @@ class Collector:
         self._sync.push(self._version(), engines=[engine])
 
     def _broadcast(self, message: list[Any]) -> list[Any]:
-        if dist.get_world_size() > 1:
+        if trainers() > 1:
             dist.broadcast_object_list(message, src=0)
         return message

@@ -89,6 +89,12 @@ class GRPOConfig(GRPOLoopConfig):
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
+    keep_rollouts: bool = False
+    """Keep every step's graded rollout in recorded/, to train on again."""
+    rollout_only: bool = False
+    """Sample and grade `steps` rollouts of the start model, keep them in recorded/, and train nothing."""
+    train_only: Path | None = None
+    """A run's folder with recorded/: train on those rollouts, without servers and graders; nothing is evaluated."""
     algorithm: Algorithm = field(default_factory=GRPO)
     """`--algorithm NAME` chooses another with its defaults: a name of algorithms/, or module:Class."""
 

@@ -30,7 +30,8 @@ from megatron_r1.config.trainer_faults import (
     train_faults,
     weight_faults,
 )
-from megatron_r1.errors import ConfigError
+from megatron_r1.errors import ConfigError, DataError
+from megatron_r1.rollout.recording import Header, Recording
 from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.served_beside import preference_faults, teacher_faults
 
@@ -52,7 +53,9 @@ def validate(config: GRPOConfig, *, folder: bool = True) -> ModelShape:
     faults += train_faults(config.train, config.parallel, config.model, shape)
     faults += row_faults(config.train, config.rollout.max_model_len, "rollout.max_model_len")
     faults += optimizer_faults(config.optimizer, config.train, config.device)
-    faults += _rollout_faults(config, shape)
+    faults += _recorded_faults(config, shape)
+    if config.train_only is None:
+        faults += _rollout_faults(config, shape)
     faults += _grpo_faults(config)
     faults += checkpoint_faults(config.checkpoint_every, config.optimizer)
     if config.keep_best_checkpoint and not (config.eval_every and config.checkpoint_every):
@@ -67,13 +70,39 @@ def validate(config: GRPOConfig, *, folder: bool = True) -> ModelShape:
         served = config.rollout.fp8_folder or config.model.path
         size = deadlines.folder_bytes(served)
         faults += deadlines.start_faults(config.rollout, config.deadlines, size)
-    faults += problem_faults(config.data)
-    faults += preference_faults(config, shape) + _algorithm_faults(config) + teacher_faults(config, shape)
+    faults += _algorithm_faults(config)
+    if config.train_only is None:
+        faults += problem_faults(config.data) + preference_faults(config, shape) + teacher_faults(config, shape)
     if folder:
         faults += folder_faults(config)
     if faults or shape is None:
         raise ConfigError(faults)
     return shape
+
+
+def header_of(config: GRPOConfig, shape: ModelShape) -> Header:
+    """What the configuration's rollouts are of."""
+    temperature, routes = config.rollout.sampling.temperature, config.rollout.routes != "off"
+    return Header.of(config.model.path, shape, temperature=temperature, routes=routes)
+
+
+def _recorded_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:
+    """Of a run that only samples, or only trains on what was sampled."""
+    faults: list[str] = []
+    if config.rollout_only and config.model.initialise == "random":
+        faults.append("rollout_only is True and model.initialise random; there are no weights to sample from yet")
+    if config.train_only is None or shape is None:
+        return faults
+    if config.rollout_only:
+        return [*faults, "rollout_only is True and train_only is given; a run does one of them"]
+    recording = Recording(config.train_only)
+    try:
+        found = recording.header().differences(header_of(config, shape))
+        if not found and not recording.num_steps():
+            found = ["it has no whole step"]
+    except DataError as error:
+        found = [str(error)]
+    return faults + [f"train_only: {config.train_only} cannot be trained on: {fault}" for fault in found]
 
 
 def _rollout_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:

@@ -41,8 +41,8 @@ from megatron_r1.types import Problem, RolloutGroup, StepResult
 class Loop:
     """What the GRPO loop is wired to. All are called on every rank, but for those that say otherwise."""
 
-    stream: ProblemStream
-    """Of rank 0, which alone draws from it."""
+    stream: ProblemStream | None
+    """Of rank 0, which alone draws from it. None with `recorded`."""
     collect: Collect
     """Called on rank 0 alone, within `together`."""
     together: Callable[[Callable[[], None]], None]
@@ -65,6 +65,10 @@ class Loop:
     warn: Callable[[str], None]
     """Say something on rank 0."""
     decode: Callable[[Sequence[int]], str]
+    recorded: Callable[[int], Sampled] | None = None
+    """Gives a step's groups, graded, on rank 0, in the place of sampling."""
+    record: Callable[[int, Sampled], None] | None = None
+    """Is told what a step sampled, on rank 0."""
     teach: Callable[[list[RolloutGroup]], list[RolloutGroup]] | None = None
     """Adds a teacher's logprobs to the completions, if the algorithm needs them. Called as `collect` is."""
     watch: Callable[[str], AbstractContextManager[None]] | None = None
@@ -137,11 +141,11 @@ class TrainingLoop:
                 self.loop.push(step + 1)
         metrics: dict[str, Any] = {}
         if sampled is not None and prepared.trained is not None:
-            if step % self.config.sync_every == 0:  # older samples differ by what was learned since
-                self.gate.warn_if_grown(step)
             metrics = step_metrics(
                 results, sampled, prepared.trained.advantages, self.algorithm, self.gate.metrics(), step=step
             )
+            if not metrics["staleness"]:  # older samples differ by what was learned since
+                self.gate.warn_if_grown(step)
         self.aside(step, metrics)
         seconds = self.timer.take()
         if sampled is not None:
@@ -162,8 +166,14 @@ class TrainingLoop:
                 return self.loop.collect(problems, **asked)
 
         def work() -> None:
+            if self.loop.recorded is not None:
+                with self.timer.phase("rollout"):
+                    found.append(self.loop.recorded(step))
+                return
+            assert self.loop.stream is not None
+            stream = self.loop.stream
             sampled = sample_step(
-                lambda count: self.loop.stream.take(count, wanted),
+                lambda count: stream.take(count, wanted),
                 collect,
                 self.algorithm,
                 prompts=self.config.prompts_per_step,
@@ -174,6 +184,8 @@ class TrainingLoop:
             if self.loop.teach is not None:
                 with self.timer.phase("teacher"):
                     sampled.kept = self.loop.teach(sampled.kept)
+            if self.loop.record is not None:
+                self.loop.record(step, sampled)
             found.append(sampled)
 
         self.loop.together(work)

@@ -29,9 +29,36 @@ def step_metrics(
 ) -> dict[str, Any]:
     """All but the timing. `advantages`: f64[G] of each group that was kept; `step` counts from 0.
 
+    Token metrics of several minibatches are averaged; `mismatch` (Gate.metrics) is of the rollout before the first of
+    them."""
+    trained = [result for result in results if result.metrics]
+    completions_left_out, groups_left_out = left_out(advantages)
+    several = algorithm.sampling_rounds > 1
+    return {
+        "loss": _mean([result.loss for result in trained]),
+        **{
+            name: _mean([result.metrics[name] for result in trained if name in result.metrics])
+            for name in (*algorithm.METRICS, "entropy")
+        },
+        **mismatch,
+        "grad_norm": _mean([result.grad_norm for result in trained]),
+        "lr": results[-1].learning_rate,
+        "skipped_steps": sum(result.skipped for result in results),
+        "completions_left_out": completions_left_out,
+        "groups_left_out": groups_left_out,
+        **({"groups_sampled": len(sampled.groups), "sampling_rounds": sampled.rounds} if several else {}),
+        **sample_metrics(sampled),
+        "staleness": float(
+            np.mean([step - one.weight_version for group in sampled.groups for one in group.completions])
+        ),
+    }
+
+
+def sample_metrics(sampled: Sampled) -> dict[str, Any]:
+    """What is known before anything is trained.
+
     Means of rewards, lengths and the like are over all groups that were sampled, and over rewards that are usable (of a
-    part: where it is a finite number; `broken_parts` counts the others). Token metrics of several minibatches are
-    averaged; `mismatch` (Gate.metrics) is of the rollout before the first of them."""
+    part: where it is a finite number; `broken_parts` counts the others)."""
     groups = sampled.groups
     usable = [usable_places(group) for group in groups]
     rewards = [
@@ -41,29 +68,14 @@ def step_metrics(
         if place
     ]
     completions = [completion for group in groups for completion in group.completions]
-    trained = [result for result in results if result.metrics]
-    completions_left_out, groups_left_out = left_out(advantages)
     return {
-        "loss": _mean([result.loss for result in trained]),
         "reward_mean": _mean([reward.total for reward in rewards]),
         **mean_parts(rewards),
-        **{
-            name: _mean([result.metrics[name] for result in trained if name in result.metrics])
-            for name in (*algorithm.METRICS, "entropy")
-        },
-        **mismatch,
-        "grad_norm": _mean([result.grad_norm for result in trained]),
-        "lr": results[-1].learning_rate,
-        "skipped_steps": sum(result.skipped for result in results),
         "length_mean": float(np.mean([len(completion.token_ids) for completion in completions])),
         "truncated": float(np.mean([completion.finish_reason == "length" for completion in completions])),
         "zero_advantage_groups": sum(map(without_signal, groups)),
-        "completions_left_out": completions_left_out,
-        "groups_left_out": groups_left_out,
         "broken_parts": sum(not math.isfinite(part) for g in groups for r in g.rewards for part in r.parts.values()),
-        **({"groups_sampled": len(groups), "sampling_rounds": sampled.rounds} if algorithm.sampling_rounds > 1 else {}),
         "weight_version": max(completion.weight_version for completion in completions),
-        "staleness": float(np.mean([step - completion.weight_version for completion in completions])),
         "completion_tokens": sum(len(completion.token_ids) for completion in completions),
         "tokens": sum(len(g.prompt_ids) + len(c.token_ids) for g in groups for c in g.completions),
     }

@@ -87,5 +87,7 @@ SUMMARY_NAMES: Names = {
     "tokens_per_second": Number("tokens per second", "All steps' tokens by their time, without evaluation and export."),
     "sync_milliseconds_median": Number("milliseconds", "Median time of pushing the weights."),
     "held_out": Number("count", "Held-out problems."),
+    "reward_mean": Number("reward", "Mean over the steps, with rollout_only."),
+    "tokens": Number("tokens", "In all prompts and completions, with rollout_only."),
     **SECONDS_TOTAL,
 }

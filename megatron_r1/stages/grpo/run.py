@@ -21,9 +21,8 @@ from megatron_r1.config.engines import engine_entry
 from megatron_r1.config.model_folder import power_of_two_scales
 from megatron_r1.config.schema import ModelConfig, RolloutConfig
 from megatron_r1.config.shape import ModelShape, load_shape
-from megatron_r1.data.problems import ProblemSplit, load_problems
+from megatron_r1.data.problems import ProblemSplit
 from megatron_r1.data.stream import ProblemStream
-from megatron_r1.data.template import PromptRoom
 from megatron_r1.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_r1.engines.base import Engine
 from megatron_r1.engines.chosen import engine_kind
@@ -34,22 +33,23 @@ from megatron_r1.observe.progress import duration
 from megatron_r1.observe.report import write_report
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
-from megatron_r1.rewards.compose import Scorer
-from megatron_r1.rewards.wiring import check_problems, has_accuracy, scorer_for
 from megatron_r1.rollout.journal import Journal
-from megatron_r1.rollout.preference import RewardModelServer
-from megatron_r1.rollout.routes import RouteForm
 from megatron_r1.stages.common.servers import start_rollouts
 from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, export, printer, row_layout
 from megatron_r1.stages.grpo.collector import Collector
 from megatron_r1.stages.grpo.colocation import Colocation, ResidentSource
 from megatron_r1.stages.grpo.config import GRPOConfig
-from megatron_r1.stages.grpo.servers import server_devices, start_reward_models, start_teacher
+from megatron_r1.stages.grpo.graders import Graders, problems_of, stop_all
+from megatron_r1.stages.grpo.recorded import KeptWeights, route_form, sample_only
+from megatron_r1.stages.grpo.servers import server_devices
 from megatron_r1.stages.grpo.training import GRPORun
 
 
-def run_grpo(config: GRPOConfig, shape: ModelShape, device: torch.device) -> dict[str, Any]:
-    """The whole run on this rank; the folder is prepared. Returns the summary (also in summary.json, on rank 0)."""
+def run_grpo(config: GRPOConfig, shape: ModelShape | None = None, device: torch.device | None = None) -> dict[str, Any]:
+    """The whole run on this rank, or with rollout_only in the one process; the folder is prepared. Returns the summary
+    (also in summary.json, on rank 0)."""
+    if shape is None or device is None:
+        return sample_only(config)
     rank = dist.get_rank()
     deadlines = config.deadlines.by_phase(rank)
     with Watch(config.run_dir, rank=rank, deadlines=deadlines, steps=config.steps) as watch:
@@ -61,16 +61,17 @@ def _run(
 ) -> dict[str, Any]:
     begun = time.perf_counter()
     tokenizer = load_tokenizer(config.model.path, thinking=config.data.thinking)
-    split = _problems(config, tokenizer, say)
+    split = problems_of(config, tokenizer, say) if config.train_only is None else None
     layout = row_layout(config, tokenizer.pad_id, vocab_size=shape.vocab_size)
     model = _start_model(config, shape, device, watch, say)
     graders = Graders()
     engines: Sequence[Engine] = ()
     watch.before_the_end(lambda: stop_all([*engines, *graders.engines]))
     try:
-        on_rank_zero(lambda: graders.start(config, split))
-        label = engine_entry(config.rollout.engine).label
-        say(f"starting {config.rollout.num_engines} {label} server(s) on {model.path}")
+        if split is not None:
+            on_rank_zero(lambda: graders.start(config, split))
+            label = engine_entry(config.rollout.engine).label
+            say(f"starting {config.rollout.num_engines} {label} server(s) on {model.path}")
         marked = time.perf_counter()
         with watch.phase("start"):
             policy, engines = _policy_and_engines(config, shape, device, model, say)
@@ -88,26 +89,10 @@ def _run(
         Journal(config.run_dir).clear()
         report = write_report(config.run_dir)
         before, after = summary["accuracy_before"], summary["accuracy_after"]
-        say(f"held-out greedy accuracy {before:.1%} -> {after:.1%} in {duration(summary['seconds_total'])}")
+        judged = "" if split is None else f"held-out greedy accuracy {before:.1%} -> {after:.1%} "
+        say(f"{judged or 'trained '}in {duration(summary['seconds_total'])}")
         say(f"report: {report}")
     return summary
-
-
-def _problems(config: GRPOConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> ProblemSplit:
-    """To train on and to judge by. Raises DataError and ConfigError for those that cannot be used."""
-    room = PromptRoom(
-        template=config.data.template,
-        tokenizer=tokenizer,
-        max_new_tokens=config.rollout.sampling.max_new_tokens,
-        max_model_len=config.rollout.max_model_len,
-    )
-    split = load_problems(config.data, room, lambda problem: has_accuracy(problem, config.rewards))
-    check_problems(split.known(), config.rewards, reward_models=True)
-    if split.num_unusable:
-        say(f"{split.num_unusable} of {len(split)} problems leave no room for an answer and are left out")
-    if split.num_overlapping:
-        say(f"{split.num_overlapping} of {len(split)} problems ask what a held-out one asks and are passed over")
-    return split
 
 
 def _start_model(
@@ -130,54 +115,13 @@ def _start_model(
     return dataclasses.replace(config.model, path=base, load_from=None, initialise="weights")
 
 
-class Graders:
-    """Whatever judges samples: the workers that grade answers, and servers of reward models and of a teacher. On rank 0
-    only; the others' are empty."""
-
-    def __init__(self) -> None:
-        self.scorer: Scorer | None = None
-        self.judges: list[RewardModelServer] = []
-        self.teachers: list[Engine] = []
-
-    @property
-    def engines(self) -> list[Engine]:
-        """The servers."""
-        return [*self.teachers, *(judge.engine for judge in self.judges)]
-
-    def start(self, config: GRPOConfig, split: ProblemSplit) -> None:
-        """Begin to start all of them; `wait` says when they are there."""
-        self.teachers += start_teacher(config)
-        self.judges += start_reward_models(config)
-        self.scorer = scorer_for(config.rewards, split.known(), preferences=self.judges)
-
-    def wait(self) -> None:
-        """Until every grading worker and server answers. Raises what they raise where one cannot start."""
-        if self.scorer is not None:
-            self.scorer.check_started()
-        for engine in self.engines:
-            engine.wait_ready()
-
-    def close(self) -> None:
-        stop_all(self.teachers)
-        for judge in self.judges:
-            judge.close()
-        if self.scorer is not None:
-            self.scorer.close()
-
-
-def stop_all(engines: Sequence[Engine]) -> None:
-    """Side by side, since each may take its time to end."""
-    with ThreadPoolExecutor(max(1, len(engines))) as threads:
-        list(threads.map(lambda engine: engine.stop(), engines))
-
-
 def _wired(
     config: GRPOConfig,
     policy: Policy,
     engines: Sequence[Engine],
     graders: Graders,
     tokenizer: Tokenizer,
-    split: ProblemSplit,
+    split: ProblemSplit | None,
     base: Path,
     watch: Watch,
     say: Callable[[str], None],
@@ -185,12 +129,16 @@ def _wired(
     """What the loop is to call. A collective."""
     colocation = Colocation(config.rollout, config.train, policy, engines, say)
     colocation.started_asleep()
-    sync = engine_kind(config.rollout).weight_sync(
-        config.rollout,
-        source=ResidentSource(_source(config, policy), colocation.offload),
-        engines=engines,
-        model_path=served_folder(config, base),
-        rank=dist.get_rank(),
+    sync = (
+        KeptWeights()
+        if config.train_only
+        else engine_kind(config.rollout).weight_sync(
+            config.rollout,
+            source=ResidentSource(_source(config, policy), colocation.offload),
+            engines=engines,
+            model_path=served_folder(config, base),
+            rank=dist.get_rank(),
+        )
     )
     collector = Collector(
         rollout=config.rollout,
@@ -200,12 +148,12 @@ def _wired(
         engines=engines,
         scorer=graders.scorer,
         journal=Journal(config.run_dir) if config.checkpoint_every else None,
-        routes=RouteForm.of(policy.shape) if config.rollout.routes != "off" else None,
+        routes=route_form(config, policy.shape),
         watch=watch,
         before=colocation.for_sampling,
         version=lambda: policy.steps_taken // config.minibatches,
     )
-    stream = ProblemStream(split, seed=config.seed)
+    stream = ProblemStream(split, seed=config.seed) if split is not None else None
     judges = [judge.engine for judge in graders.judges]
     return GRPORun(
         config, policy, collector, sync, colocation, tokenizer, stream, base, watch, say, graders.teachers, judges
@@ -243,7 +191,7 @@ def _policy_and_engines(
     meanwhile would spoil that."""
     with ThreadPoolExecutor(1) as background:
         starting = None
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and config.train_only is None:
             starting = background.submit(
                 start_rollouts,
                 config.rollout,
@@ -273,8 +221,8 @@ def _policy_and_engines(
         ready: list[Sequence[Engine]] = [()]
 
         def wait() -> None:
-            assert starting is not None
-            ready[0] = starting.result()
+            if starting is not None:
+                ready[0] = starting.result()
 
         on_rank_zero(wait)
     for engine in ready[0]:

@@ -6,14 +6,19 @@ pipeline parallel). Which sequences stand in which row is data/packing.py's plan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from megatron_r1.agreement import on_rank_zero
 from megatron_r1.algorithms.base import Algorithm
 from megatron_r1.data.packing import RowLayout, lay_out, plan_rows, split_minibatches, with_advantages
+from megatron_r1.data.template import render_prompt
+from megatron_r1.data.tokenizer import Tokenizer
+from megatron_r1.observe.rollouts import rollout_records
+from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.sequences import Part, Rows, charge_kl, penalties_of, to_sequences
 from megatron_r1.stages.grpo.usable import advantages_of
 from megatron_r1.types import RolloutGroup, TrainingSequence
@@ -35,6 +40,17 @@ class Trained:
     def parts(self, count: int) -> list[Part]:
         """As `count` minibatches."""
         return split_minibatches(list(zip(self.groups, self.advantages, strict=True)), count)
+
+
+def samples_shown(config: GRPOConfig, tokenizer: Tokenizer, step: int, trained: Trained) -> Iterator[dict[str, Any]]:
+    """The step's rows of rollouts.jsonl."""
+    return rollout_records(
+        step=step,
+        groups=trained.groups,
+        advantages=[advantages_G.tolist() for advantages_G in trained.advantages],
+        prompt_texts=[render_prompt(group.problem, config.data.template, tokenizer) for group in trained.groups],
+        limit=config.rollouts_logged_per_step,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

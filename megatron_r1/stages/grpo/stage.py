@@ -11,6 +11,7 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.planning.needs import Needs, ServerBeside, TrainerNeeds
 from megatron_r1.planning.summary import describe_servers, describe_trainer
 from megatron_r1.planning.workload import Workload
+from megatron_r1.rollout.routes import RouteForm
 from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.faults import validate
 from megatron_r1.stages.grpo.names import STEP_NAMES, SUMMARY_NAMES
@@ -27,12 +28,14 @@ def needs(config: GRPOConfig) -> Needs:
         run_dir=config.run_dir,
         model=config.model,
         # MTP layers are trained beside the policy's loss; the planner counts them where their loss is the stage's own.
-        trainer=TrainerNeeds(
+        trainer=None
+        if config.rollout_only
+        else TrainerNeeds(
             device=config.device, parallel=config.parallel, train=config.train, optimizer=config.optimizer
         ),
-        rollout=config.rollout,
-        beside=_beside(config),
-        work=_workload(config),
+        rollout=None if config.train_only else config.rollout,
+        beside=() if config.train_only else _beside(config),
+        work=None if config.rollout_only else _workload(config),
         deadlines=config.deadlines,
         files=(*config.data.files, *config.data.holdout_files),
         tasks=bool(config.data.tasks),
@@ -76,6 +79,7 @@ def _workload(config: GRPOConfig) -> Workload:
         max_response=longest,
         optimizer_steps=config.minibatches,
         sync_every=config.sync_every,
+        rollout=config.train_only is None,
         scoring_passes=of_algorithm.old_pass(config.minibatches) + of_algorithm.reference,
     )
 
@@ -84,12 +88,20 @@ def describe(config: GRPOConfig, asked: Needs, shape: ModelShape) -> list[str]:
     samples = config.prompts_per_step * config.group_size
     stale = f", weights to the servers every {config.sync_every} steps" if config.sync_every > 1 else ""
     return [
-        *describe_trainer(asked, shape),
-        f"rollout: {describe_servers(config.rollout)}",
+        *(describe_trainer(asked, shape) if asked.trainer is not None else ()),
+        f"rollouts of {config.train_only}" if config.train_only else f"rollout: {describe_servers(config.rollout)}",
+        *_about_routes(config, shape),
         f"step: {config.prompts_per_step} prompts x {config.group_size} = {samples:,} samples, at most "
         f"{samples * config.rollout.max_model_len:,} tokens, {config.minibatches} optimizer step(s)"
         f"{stale}; {config.steps:,} steps",
     ]
+
+
+def _about_routes(config: GRPOConfig, shape: ModelShape) -> list[str]:
+    if config.rollout.routes == "off" or shape.moe is None:
+        return []
+    what = {"compare": "compared", "replay": "replayed"}[config.rollout.routes]
+    return [f"experts: the servers' are {what}, {RouteForm.of(shape).bytes_per_token} bytes per token"]
 
 
 def without(config: GRPOConfig, unmade: Callable[[Path], bool]) -> GRPOConfig:
@@ -120,6 +132,8 @@ STAGE = Stage(
         "run_dir",
         "if_exists",
         "seed",
+        "rollout_only",
+        "train_only",
         "steps",
         "prompts_per_step",
         "group_size",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,29 +17,31 @@ from megatron_r1.agreement import on_rank_zero
 from megatron_r1.data.packing import RowLayout
 from megatron_r1.data.problems import ProblemSplit
 from megatron_r1.data.stream import ProblemStream
-from megatron_r1.data.template import render_prompt
 from megatron_r1.data.tokenizer import Tokenizer
 from megatron_r1.engines.base import Engine, WeightSync
 from megatron_r1.errors import EngineError
 from megatron_r1.observe.metrics import JsonLines, keep_steps
 from megatron_r1.observe.progress import Progress
-from megatron_r1.observe.rollouts import rollout_records
 from megatron_r1.observe.tracking import MetricsLog
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
 from megatron_r1.rollout.journal import Journal
+from megatron_r1.rollout.recording import Recording
 from megatron_r1.stages.common.checkpoints import Checkpoints
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.common.greedy import greedy_scores
 from megatron_r1.stages.common.preempt import Preemption
 from megatron_r1.stages.common.trainer import export
+from megatron_r1.stages.grpo import recorded
 from megatron_r1.stages.grpo.collector import Collector
 from megatron_r1.stages.grpo.colocation import Colocation
-from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.config import GRPOConfig, GRPOLoopConfig
+from megatron_r1.stages.grpo.faults import header_of
 from megatron_r1.stages.grpo.loop import Loop, TrainingLoop
 from megatron_r1.stages.grpo.metrics import ASIDE
 from megatron_r1.stages.grpo.push import push_weights
-from megatron_r1.stages.grpo.shares import Trained
+from megatron_r1.stages.grpo.sampling import Sampled
+from megatron_r1.stages.grpo.shares import Trained, samples_shown
 from megatron_r1.stages.grpo.teacher import add_teacher_logprobs
 from megatron_r1.stages.grpo.usable import left_out_note
 from megatron_r1.types import Problem, RolloutGroup
@@ -54,7 +58,7 @@ class GRPORun:
         sync: WeightSync,
         colocation: Colocation,
         tokenizer: Tokenizer,
-        stream: ProblemStream,
+        stream: ProblemStream | None,
         base: Path,
         watch: Watch,
         say: Callable[[str], None],
@@ -82,24 +86,29 @@ class GRPORun:
         self.tokens = 0
         self.sync_milliseconds: list[float] = []
 
-    def train(self, layout: RowLayout, split: ProblemSplit, seconds: dict[str, float]) -> dict[str, Any]:
-        """Evaluate, train, export, evaluate; or go on from the last checkpoint. Returns the summary.
+    def train(self, layout: RowLayout, split: ProblemSplit | None, seconds: dict[str, float]) -> dict[str, Any]:
+        """Evaluate, train, export, evaluate; or go on from the last checkpoint. Returns the summary. Without a `split`
+        the rollouts are recorded ones and nothing is evaluated.
 
         If the servers are lost on the way, what was trained is exported first, then the error is raised."""
-        config, held_out = self.config, split.held_out
+        config = self.config
+        held_out = split.held_out if split is not None else ()
         with self.watch.phase("start"):
             state = self.checkpoints.load_latest(self.policy)
         if state is not None:
             self.load_state_dict(state)
         if self.is_writer:
             self.journal.keep_from(self.steps_done)
+            if config.keep_rollouts:
+                Recording(config.run_dir).begin(header_of(config, self.policy.shape))
         self.watch.step(self.steps_done)
         with self.watch.phase("sync"):
             self.push(self.steps_done)
-        if state is None:
+        if state is None and split is not None:
             self.before = self._judge(held_out)
             accuracy = self.before["accuracy"]
             self.say(f"held-out greedy accuracy before GRPO: {accuracy:.1%} of {len(held_out)} problems")
+        self.loop_config = self._loop_config()
         with ExitStack() as files:
             if self.is_writer:
                 self._open_files(files)
@@ -110,12 +119,14 @@ class GRPORun:
                 push=self.push,
                 on_step=self.on_step,
                 to_trainer=lambda keep_weights: self.colocation.for_training(keep_weights=keep_weights),
-                evaluate=lambda: greedy_scores(self.collector, split.validation)["accuracy"],
+                evaluate=lambda: greedy_scores(self.collector, split.validation)["accuracy"] if split else math.nan,
                 save=self.save,
                 checkpoint=self.checkpoint,
                 skips=self.skips,
                 warn=self.say,
                 decode=self.tokenizer.decode,
+                recorded=self.recorded if split is None else None,
+                record=self.record if config.keep_rollouts else None,
                 teach=self.teach if config.teacher is not None else None,
                 watch=self.collector.phase,
             )
@@ -123,7 +134,7 @@ class GRPORun:
                 steps = TrainingLoop(
                     self.policy,
                     config.algorithm,
-                    config,
+                    self.loop_config,
                     layout,
                     loop,
                     max_new_tokens=config.rollout.sampling.max_new_tokens,
@@ -141,14 +152,14 @@ class GRPORun:
             self.checkpoints.close()
         with self.watch.phase("save"):
             self.save(steps, last=True)
-        after = self._judge(held_out)
+        after = self._judge(held_out) if split is not None else {}
         grpo_seconds = sum(value for phase, value in self.seconds.items() if phase not in ASIDE)
         total = dict(seconds)
         for phase, value in self.seconds.items():
             total[phase] = total.get(phase, 0.0) + value
         return {
-            "accuracy_before": self.before["accuracy"],
-            "accuracy_after": after["accuracy"],
+            "accuracy_before": self.before.get("accuracy"),
+            "accuracy_after": after.get("accuracy"),
             "held_out_before": self.before,
             "held_out_after": after,
             "steps": steps,
@@ -165,13 +176,22 @@ class GRPORun:
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + time.perf_counter() - marked
         return scores
 
+    def _loop_config(self) -> GRPOLoopConfig:
+        """With recorded rollouts there are as many steps as were recorded, and nobody to evaluate."""
+        config = self.config
+        if config.train_only is None:
+            return config
+        there = on_rank_zero(Recording(config.train_only).num_steps)
+        self.say(f"{there} recorded steps; {min(there, config.steps)} are trained on, and nothing is evaluated")
+        return dataclasses.replace(config, steps=min(there, config.steps), eval_every=0, target_accuracy=0.0)
+
     def _open_files(self, files: ExitStack) -> None:
         log = MetricsLog(self.config, stage="grpo", say=self.say, first_step=self.steps_done)
         self.metrics = files.enter_context(log)
         path = self.config.run_dir / "rollouts.jsonl"
         keep_steps(path, self.steps_done)
         self.rollouts = files.enter_context(JsonLines(path))
-        self.progress = files.enter_context(Progress(self.config.steps, first_step=self.steps_done))
+        self.progress = files.enter_context(Progress(self.loop_config.steps, first_step=self.steps_done))
 
     # ---- what a restart needs
 
@@ -193,7 +213,7 @@ class GRPORun:
         """Plain JSON: what a restart needs besides the policy."""
         return {
             "steps_done": self.steps_done,
-            "stream": self.stream.state_dict(),
+            "stream": self.stream.state_dict() if self.stream is not None else {},
             "skipped_in_a_row": self.skips.count,
             "before": self.before,
             "seconds": self.seconds,
@@ -203,7 +223,8 @@ class GRPORun:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. DataError if it belongs to other data."""
-        self.stream.load_state_dict(state["stream"])
+        if self.stream is not None:
+            self.stream.load_state_dict(state["stream"])
         self.steps_done, self.skips.count = state["steps_done"], state["skipped_in_a_row"]
         self.before, self.seconds, self.tokens = state["before"], dict(state["seconds"]), state["tokens"]
         self.sync_milliseconds = list(state["sync_milliseconds"])
@@ -218,6 +239,13 @@ class GRPORun:
         """See push_weights. A collective."""
         report = push_weights(self.sync, self.colocation, version)
         self.sync_milliseconds.append(report.seconds * 1e3)
+
+    def record(self, step: int, sampled: Sampled) -> None:
+        recorded.record(Recording(self.config.run_dir), step, sampled)
+
+    def recorded(self, step: int) -> Sampled:
+        assert self.config.train_only is not None
+        return recorded.recorded(Recording(self.config.train_only), step)
 
     def teach(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
         """The groups with the teacher's logprobs, on rank 0."""
@@ -239,17 +267,8 @@ class GRPORun:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + value
         self.tokens += metrics["tokens"]
         self.metrics.write({"step": step, **metrics})
-        records = rollout_records(
-            step=step,
-            groups=trained.groups,
-            advantages=[advantages_G.tolist() for advantages_G in trained.advantages],
-            prompt_texts=[
-                render_prompt(group.problem, self.config.data.template, self.tokenizer) for group in trained.groups
-            ],
-            limit=self.config.rollouts_logged_per_step,
-        )
-        for record in records:
-            self.rollouts.write(record)
+        for row in samples_shown(self.config, self.tokenizer, step, trained):
+            self.rollouts.write(row)
         self.progress.update(step, metrics)
         if metrics["skipped_steps"]:
             self.progress.note(

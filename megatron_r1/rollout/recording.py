@@ -1,0 +1,196 @@
+"""Whole rollouts on disk, graded and with all that training reads: for training on them without engines.
+
+    RUN/recorded/recording.json     what they are of: tokenizer, the model's sizes, sampling
+    RUN/recorded/step_N.jsonl       one group a line, in the order of its step's problems
+
+A step's file appears when it is whole. Tokens, logprobs and experts are kept exactly, rewards as Python prints them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_r1.config.shape import ModelShape, hf_files
+from megatron_r1.errors import DataError
+from megatron_r1.observe.metrics import JsonLines, read_json_lines, write_json
+from megatron_r1.rollout.journal import completion_from_json, completion_to_json
+from megatron_r1.types import Problem, Reward, RolloutGroup
+
+RECORDED = "recorded"
+FORMAT = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What rollouts were sampled from. `temperature`: their logprobs are of it; `routes`: they bring the experts."""
+
+    format: int = FORMAT
+    tokenizer: str
+    """SHA-256 of the tokenizer's files."""
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_experts: int
+    experts_per_token: int
+    temperature: float
+    routes: bool
+
+    @classmethod
+    def of(cls, model: Path, shape: ModelShape, *, temperature: float, routes: bool) -> Header:
+        """Of the model in this folder."""
+        digest = hashlib.sha256()
+        for name in TOKENIZER_FILES:
+            file = hf_files(model) / name
+            if file.is_file():
+                digest.update(name.encode() + file.read_bytes())
+        return cls(
+            tokenizer=digest.hexdigest(),
+            architecture=shape.architecture,
+            num_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            vocab_size=shape.vocab_size,
+            num_experts=shape.moe.num_experts if shape.moe else 0,
+            experts_per_token=shape.moe.top_k if shape.moe else 0,
+            temperature=temperature,
+            routes=routes,
+        )
+
+    def differences(self, wanted: Header) -> list[str]:
+        """Why rollouts of `self` cannot be trained on by a run of `wanted`: one sentence each."""
+        if self.format != wanted.format:
+            return [f"its format is {self.format}, this version reads {wanted.format}: record again"]
+        faults = []
+        if self.tokenizer != wanted.tokenizer:
+            faults.append("they are tokens of another tokenizer than that of model.path")
+        for name in ("architecture", "num_layers", "hidden_size", "vocab_size", "num_experts", "experts_per_token"):
+            theirs, ours = getattr(self, name), getattr(wanted, name)
+            if theirs != ours:
+                faults.append(f"they were sampled from a model whose {name} is {theirs}; that of model.path has {ours}")
+        if self.temperature != wanted.temperature:
+            faults.append(
+                f"they were sampled at temperature {self.temperature}; rollout.sampling.temperature is "
+                f"{wanted.temperature}"
+            )
+        if wanted.routes and not self.routes:
+            faults.append("they came without experts, which rollout.routes asks for: use off")
+        return faults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedStep:
+    """One step's groups in the order of its problems; `kept`: which of them are trained on (dynamic sampling leaves
+    some out); `rounds` of sampling that they took."""
+
+    groups: Sequence[RolloutGroup]
+    kept: Sequence[bool]
+    rounds: int = 1
+
+
+class Recording:
+    """The rollouts of one run folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = run_dir / RECORDED
+
+    def begin(self, header: Header) -> None:
+        """Before the first step: writes recording.json."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "recording.json", asdict(header))
+
+    def header(self) -> Header:
+        """DataError if there is none, or it is not one of ours."""
+        file = self.folder / "recording.json"
+        try:
+            return Header(**json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{file} is not there: name the folder of a run that had rollout_only or keep_rollouts"
+            ) from error
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{file} cannot be read ({error}): record again") from error
+
+    def num_steps(self) -> int:
+        """Whole steps from 0 on, before the first that is missing."""
+        step = 0
+        while self._file(step).is_file():
+            step += 1
+        return step
+
+    def write(self, step: int, found: RecordedStep) -> None:
+        """Record step `step`, in the place of an earlier record of it. OutputError if it cannot be written."""
+        file = self._file(step)
+        partial = file.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        with JsonLines(partial) as lines:
+            for group, kept in zip(found.groups, found.kept, strict=True):
+                lines.write(group_to_json(group) | {"kept": kept, "rounds": found.rounds})
+        os.replace(partial, file)
+
+    def read(self, step: int) -> RecordedStep:
+        """DataError, naming the file, for one that is missing or damaged."""
+        file = self._file(step)
+        if not file.is_file():
+            raise DataError(f"{file} is not there: {self.folder} has {self.num_steps()} steps")
+        try:
+            lines = list(read_json_lines(file))
+            return RecordedStep(
+                groups=[group_from_json(line) for line in lines],
+                kept=[bool(line["kept"]) for line in lines],
+                rounds=int(lines[0]["rounds"]),
+            )
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(f"{file} cannot be read ({type(error).__name__}: {error}): record again") from error
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.jsonl"
+
+
+def group_to_json(group: RolloutGroup) -> dict[str, Any]:
+    """Plain JSON that `group_from_json` makes the same group of."""
+    problem = group.problem
+    return {
+        "problem": {
+            "id": problem.id,
+            "domain": problem.domain,
+            "messages": list(problem.messages),
+            "answer": problem.answer,
+            "grader": problem.grader,
+            "language": problem.language,
+            "metadata": problem.metadata,
+        },
+        "prompt_ids": group.prompt_ids.tolist(),
+        "completions": [completion_to_json(completion) for completion in group.completions],
+        "rewards": [
+            {"total": _number(reward.total), "parts": {name: _number(part) for name, part in reward.parts.items()}}
+            for reward in group.rewards
+        ],
+    }
+
+
+def group_from_json(found: Mapping[str, Any]) -> RolloutGroup:
+    problem = found["problem"] | {"messages": tuple(found["problem"]["messages"])}
+    return RolloutGroup(
+        problem=Problem(**problem),
+        prompt_ids=np.asarray(found["prompt_ids"], dtype=np.int32),
+        completions=tuple(completion_from_json(one) for one in found["completions"]),
+        rewards=tuple(
+            Reward(total=float(one["total"]), parts={name: float(part) for name, part in one["parts"].items()})
+            for one in found["rewards"]
+        ),
+    )
+
+
+def _number(value: float) -> float | str:
+    """JSON has no NaN and no infinity; float() reads their names."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,98 @@
+"""A run that only samples, or only trains: what is refused before anything starts."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from megatron_r1.config.shape import load_shape
+from megatron_r1.errors import ConfigError
+from megatron_r1.recipes import RECIPES
+from megatron_r1.rollout.recording import RecordedStep, Recording
+from megatron_r1.stages.grpo.config import GRPOConfig
+from megatron_r1.stages.grpo.faults import header_of, validate
+from megatron_r1.stages.grpo.stage import needs
+from megatron_r1.types import Completion, Problem, Reward, RolloutGroup
+
+
+@pytest.fixture
+def config(tmp_path) -> GRPOConfig:
+    return dataclasses.replace(RECIPES["tiny"](), run_dir=tmp_path / "run")
+
+
+@pytest.fixture
+def recording(config, tmp_path) -> Path:
+    """The folder of a run of the same model with one step."""
+    import numpy as np
+
+    found = Recording(tmp_path / "sampled")
+    found.begin(header_of(config, load_shape(config.model.path)))
+    completion = Completion(
+        token_ids=np.array([5], np.int32), logprobs=np.zeros(1, np.float32), finish_reason="stop", weight_version=0
+    )
+    group = RolloutGroup(
+        problem=Problem(id="a", domain="math", messages=()),
+        prompt_ids=np.array([1], np.int32),
+        completions=(completion,),
+        rewards=(Reward(total=1.0, parts={}),),
+    )
+    found.write(0, RecordedStep(groups=[group], kept=[True]))
+    return tmp_path / "sampled"
+
+
+def faults(config: GRPOConfig, **changes) -> list[str]:
+    try:
+        validate(dataclasses.replace(config, **changes))
+    except ConfigError as error:
+        return error.faults
+    return []
+
+
+def test_training_on_a_recording_asks_for_no_server_and_no_data(config, recording):
+    data = dataclasses.replace(config.data, tasks=(), files=(Path("/not/there.jsonl"),))
+    assert faults(config, train_only=recording, data=data) == []
+    asked = needs(dataclasses.replace(config, train_only=recording))
+    assert asked.rollout is None and asked.trainer is not None and asked.beside == ()
+
+
+def test_only_sampling_asks_for_no_trainer(config):
+    asked = needs(dataclasses.replace(config, rollout_only=True))
+    assert asked.trainer is None and asked.rollout is not None
+
+
+def test_random_weights_cannot_be_sampled_from(config):
+    assert config.model.initialise == "random"
+    (fault,) = faults(config, rollout_only=True)
+    assert fault.startswith("rollout_only is True and model.initialise random")
+
+
+def test_a_run_does_one_of_them(config, recording):
+    model = dataclasses.replace(config.model, initialise="weights")
+    found = faults(config, rollout_only=True, train_only=recording, model=model)
+    assert "rollout_only is True and train_only is given; a run does one of them" in found
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "recorded" / "recording.json").unlink(), "recording.json is not there"),
+        (lambda folder: (folder / "recorded" / "step_00000000.jsonl").unlink(), "it has no whole step"),
+        (
+            lambda folder: Recording(folder).begin(
+                dataclasses.replace(Recording(folder).header(), tokenizer="other", num_layers=61)
+            ),
+            "tokens of another tokenizer",
+        ),
+    ],
+    ids=["no recording", "no step", "another model"],
+)
+def test_a_folder_that_cannot_be_trained_on(config, recording, spoil, said):
+    spoil(recording)
+    found = faults(config, train_only=recording)
+    assert found and all(fault.startswith(f"train_only: {recording} cannot be trained on: ") for fault in found)
+    assert said in " ".join(found)
+
+
+def test_experts_that_were_not_recorded_cannot_be_replayed(config, recording):
+    (fault,) = faults(config, train_only=recording, rollout=dataclasses.replace(config.rollout, routes="replay"))
+    assert "came without experts" in fault

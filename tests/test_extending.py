@@ -625,6 +625,6 @@ def test_an_algorithm_of_ones_own_trains(outside):
         [sys.executable, "-m", "megatron_r1", *words], capture_output=True, text=True, check=False, cwd=outside
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert '"name": "rloo:RLOO"' in (outside / "run" / "grpo" / "run.json").read_text()
+    assert f'"name": "{outside}/rloo.py:RLOO"' in (outside / "run" / "grpo" / "run.json").read_text()
     lines = (outside / "run" / "grpo" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3 and all('"brevity"' in line and '"unlike_the_others"' in line for line in lines)

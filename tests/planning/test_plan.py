@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.algorithms import GRPO
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.config import ParallelConfig, load_shape
 from megatron_r1.errors import ConfigError
 from megatron_r1.pipeline.kinds import needs_of
@@ -301,6 +303,14 @@ def test_a_sync_of_every_fourth_step_counts_a_quarter():
     assert each.sync and fourth.phases() == each.phases(), "a deadline is for a whole sync"
     assert fourth.parts()["weight sync"] == pytest.approx(each.sync.seconds / 4)
     assert each.seconds - fourth.seconds == pytest.approx(each.sync.seconds * 3 / 4)
+
+
+@pytest.mark.parametrize(("against", "passes"), [("trainer", 2), ("rollout", 1)])
+def test_a_stage_says_how_often_it_syncs_and_scores(against, passes):
+    """Old logprobs of two minibatches, if the ratio is against them, and the reference's."""
+    algorithm = GRPO(correction=Correction(ratio_against=against))
+    work = needs_of(dataclasses.replace(RECIPES["tiny"](), minibatches=2, sync_every=4, algorithm=algorithm)).work
+    assert work is not None and (work.sync_every, work.scoring_passes) == (4, passes)
 
 
 def test_servers_alone_are_planned_too():

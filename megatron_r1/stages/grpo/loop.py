@@ -141,11 +141,11 @@ class TrainingLoop:
                 self.loop.push(step + 1)
         metrics: dict[str, Any] = {}
         if sampled is not None and prepared.trained is not None:
-            if step % self.config.sync_every == 0:  # older samples differ by what was learned since
-                self.gate.warn_if_grown(step)
             metrics = step_metrics(
                 results, sampled, prepared.trained.advantages, self.algorithm, self.gate.metrics(), step=step
             )
+            if not metrics["staleness"]:  # older samples differ by what was learned since
+                self.gate.warn_if_grown(step)
         self.aside(step, metrics)
         seconds = self.timer.take()
         if sampled is not None:

@@ -224,6 +224,14 @@ def test_stale_samples_may_differ_by_more_than_the_bound():
     assert len(world.warnings) == 1 and world.warnings[0].startswith("step 3: ")
 
 
+def test_samples_of_the_start_model_are_stale_at_every_later_step(monkeypatch):
+    """As rollouts are that were recorded without training."""
+    policy, world = StandIn(), World()
+    monkeypatch.setattr(world, "push", lambda version: None)
+    loop_of(policy, world, steps=3, mismatch_bound=0.05).run()
+    assert [metrics["staleness"] for _, metrics, _ in world.told] == [0, 1, 2] and world.warnings == []
+
+
 def test_minibatches_are_steps_of_their_own_groups():
     policy, world = StandIn(), World(lambda n: (float(n), 0.0))
     loop_of(policy, world, GRPO(kl=KL(coef=0.0)), prompts_per_step=4, minibatches=2).run()

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from megatron_r1.activations import EMBEDDING, HEAD, LOGPROBS, MLP, TOKEN_IDS, layer_part
 from megatron_r1.bounds import Count, Natural, NonNegative, Positive, above, at_least, number_faults
 from megatron_r1.config.engines import ENGINES
 from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.packages import installed_versions, needed_packages, plugin_faults, version_faults
 from megatron_r1.config.parts import missing_files
+from megatron_r1.config.safetensors import read_header
 from megatron_r1.config.schema import (
     ModelConfig,
     OptimizerConfig,
@@ -25,7 +27,7 @@ from megatron_r1.config.schema import (
 from megatron_r1.config.server_faults import server_faults
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.config.trainer_faults import parallel_faults, reward_model_faults
-from megatron_r1.errors import ConfigError
+from megatron_r1.errors import CheckpointError, ConfigError
 
 RUN_STATE = "policy.json"
 """In a run's checkpoints/step_N (policy/checkpoint.py)."""
@@ -71,6 +73,9 @@ class DiagnoseConfig:
     """Tokens that both models read, in one pass."""
     seed: Natural = 0
     """Of the random ids."""
+    recording: Path | None = None
+    """An earlier diagnosis' run_dir/recording.safetensors, of the same `folder`: its tokens are used, and no server is
+    started."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of both sides. fp32 shows faults that rounding to bf16 hides."""
     device: Literal["cpu", "cuda"] = "cuda"
@@ -97,9 +102,14 @@ class DiagnoseConfig:
         return self.folder if self.trainer_folder is None or self.is_run_checkpoint else self.trainer_folder
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt, at most."""
+        return self.tokens if self.recording is None else read_header(self.recording)[0][TOKEN_IDS]["shape"][0]
+
+    @property
     def train(self) -> TrainConfig:
         multiple = math.lcm(self.parallel.row_multiple, self.parallel.segment_multiple)
-        room = -(-self.tokens // multiple) * multiple
+        room = -(-self.num_tokens // multiple) * multiple
         return TrainConfig(dtype=self.dtype, tokens_per_microbatch=room, threads_per_rank=self.threads_per_rank)
 
     @property
@@ -134,12 +144,15 @@ def validate_diagnose(config: DiagnoseConfig) -> ModelShape:
     if config.text is not None:
         faults += missing_files({"text": (config.text,)})
     faults += _weight_faults(config)
+    if config.recording is not None and served is not None:
+        faults += _recording_faults(config, config.recording, served)
+    elif served is not None:
+        faults += server_faults(config.server, served)
+        faults += length_faults("tokens and the one that vLLM samples", config.tokens + 1, served, served=True)
     if served is not None:
         faults += reward_model_faults(served, config.folder, "folder")
         if served.fp8_block is not None:
             faults.append(f"folder: {config.folder} is FP8; compare its bf16 form (tools/prepare_checkpoint.py)")
-        faults += server_faults(config.server, served)
-        faults += length_faults("tokens and the one that vLLM samples", config.tokens + 1, served, served=True)
     if served is not None and trained is not None:
         faults += _shape_faults(served, trained, config)
     faults += parallel_faults(config.parallel, trained)
@@ -179,6 +192,27 @@ def _weight_faults(config: DiagnoseConfig) -> list[str]:
             "checkpoints/step_N of a run"
         )
     return faults
+
+
+def _recording_faults(config: DiagnoseConfig, file: Path, served: ModelShape) -> list[str]:
+    """Whether the file is a recording of a model of this shape, in this precision."""
+    if not file.is_file():
+        return [f"recording: {file} does not exist"]
+    try:
+        header, _ = read_header(file)
+    except CheckpointError as error:
+        return [f"recording: {error}"]
+    wanted = {EMBEDDING: served.hidden_size, HEAD: served.vocab_size, layer_part(served.num_layers - 1, MLP): None}
+    lacking = [name for name in (*wanted, TOKEN_IDS, LOGPROBS) if name not in header]
+    if lacking or layer_part(served.num_layers, MLP) in header:
+        return [f"recording: {file} is none of a model of {served.num_layers} layers (it lacks {', '.join(lacking)})"]
+    faults = [
+        f"recording: {file} has {name} with {header[name]['shape'][1]} columns, and {config.folder} {columns}"
+        for name, columns in wanted.items()
+        if columns is not None and header[name]["shape"][1] != columns
+    ]
+    made = {"F32": "fp32", "BF16": "bf16"}.get(header[EMBEDDING]["dtype"])
+    return faults + ([] if made == config.dtype else [f"dtype is {config.dtype}, and {file} was made in {made}"])
 
 
 def _shape_faults(served: ModelShape, trained: ModelShape, config: DiagnoseConfig) -> list[str]:

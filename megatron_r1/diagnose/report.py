@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 from megatron_r1.activations import EXPERTS, HEAD, PARTS, split_part
@@ -21,7 +21,8 @@ COLUMNS[OUTPUT] = OUTPUT
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """What was found. `logprob_difference`: mean |logprob(vLLM) - logprob(Megatron)| over the prompt's tokens, as each
-    side runs; `worst_logprob`: the largest. `fields`: numbers of config.json that differ, (vLLM's, the trainer's).
+    side runs; `worst_logprob`: the largest. `hidden`: by layer, how far the hidden states behind it are apart as each
+    side runs, as a module's difference. `fields`: numbers of config.json that differ, (vLLM's, the trainer's).
     `weights`: the Hugging Face tensors of the first module that departs; `unlike`: those of them that are not the same
     in the two folders (None: not looked at)."""
 
@@ -30,6 +31,7 @@ class Diagnosis:
     dtype: str
     logprob_difference: float
     worst_logprob: float
+    hidden: Sequence[float]
     fields: Mapping[str, tuple[Any, Any]]
     weights: Sequence[str] = ()
     unlike: Sequence[str] | None = None
@@ -40,7 +42,8 @@ class Diagnosis:
 
 
 def table(diagnosis: Diagnosis) -> str:
-    """A line a layer: the difference that each module adds, then how far both sides are apart behind its layer."""
+    """A line a layer: the difference that each module makes of the same input, then how far the hidden states behind
+    the layer are apart when each side runs on its own (of other modules: their outputs)."""
     rows: dict[str, dict[str, Module]] = {}
     for module in diagnosis.modules:
         layer = split_part(module.name)
@@ -50,8 +53,9 @@ def table(diagnosis: Diagnosis) -> str:
     lines = [f"{'':20s}" + "".join(f"{COLUMNS[part]:>11s}" for part in present) + f"{'drift':>11s}"]
     for name, row in rows.items():
         cells = "".join(f"{_cell(row[part]) if part in row else '':>11s}" for part in present)
-        last = [module for part, module in row.items() if part != EXPERTS][-1]
-        lines.append(f"{name:20s}{cells}{_number(last.drift):>11s}")
+        layer = split_part(next(iter(row.values())).name)
+        drift = row[OUTPUT].drift if layer is None else diagnosis.hidden[layer[0]]
+        lines.append(f"{name:20s}{cells}{_number(drift):>11s}")
     return "\n".join(lines)
 
 
@@ -66,59 +70,68 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
 
 
-def sentence(diagnosis: Diagnosis) -> str:
-    """Who departs first, with its weights; or how well the two agree."""
-    apart = (
-        f"mean |logprob difference| of the {diagnosis.num_tokens - 1} tokens is {diagnosis.logprob_difference:.2g}, "
-        f"the largest {diagnosis.worst_logprob:.2g}"
-    )
+def verdict(diagnosis: Diagnosis) -> str:
+    """Who departs first, and below it what is known of that module; or how well the two agree."""
     departing = diagnosis.departing
     if not departing:
         worst = max(diagnosis.modules, key=lambda each: each.difference / each.bound if each.difference else 0.0)
-        return (
-            f"vLLM and Megatron agree in every module: the largest difference is {_number(worst.difference)} "
-            f"({worst.name}; bound {worst.bound:.1e}, {diagnosis.dtype}); {apart}"
-        )
-    first = departing[0]
-    said = [f"the first module that departs is {first.name}: {_what(first)}"]
-    if first.experts:
-        said.append(f"only expert {_listed(first.experts)} explains that")
-    if diagnosis.weights:
-        said.append(f"its weights are {_listed(grouped(diagnosis.weights))}")
-    if diagnosis.unlike is not None:
-        unlike = f"{_listed(grouped(diagnosis.unlike))} differ" if diagnosis.unlike else "none of these differs"
-        said.append(f"{unlike} between the two folders")
+        said = [
+            f"vLLM and Megatron agree in every module: the largest difference is {_number(worst.difference)}, of "
+            f"{worst.name} (bound {worst.bound:.1e}, {diagnosis.dtype})"
+        ]
+    else:
+        said = [_departure(departing[0]), *_about(diagnosis, departing)]
     if diagnosis.fields:
         pairs = (f"{name} ({one} for vLLM, {two} for Megatron)" for name, (one, two) in diagnosis.fields.items())
         said.append(f"config.json differs in {', '.join(pairs)}")
-    if len(departing) > 1:
-        said.append(f"{len(departing)} modules depart in all: {_listed(grouped([each.name for each in departing]))}")
-    return "; ".join([*said, apart])
+    said.append(
+        f"mean |logprob difference| of the {diagnosis.num_tokens - 1} tokens is {diagnosis.logprob_difference:.2g}, "
+        f"the largest {diagnosis.worst_logprob:.2g}"
+    )
+    return "\n  ".join(said)
 
 
-def _what(module: Module) -> str:
+def _departure(module: Module) -> str:
     part = split_part(module.name)
+    start = f"the first module that departs is {module.name}: "
     if part is not None and part[1] == EXPERTS:
         return (
-            f"of equal router logits {module.difference:.1%} of the tokens get other experts (bound {module.bound:.1%})"
+            f"{start}of the same router logits {module.difference:.1%} of the tokens get other experts (bound "
+            f"{module.bound:.1%})"
         )
-    of = "logits" if module.name == HEAD else "output"
+    of = "logits differ" if module.name == HEAD else "output differs"
     return (
-        f"from the same input its {of} differ by {_number(module.difference)} at token {module.position} (bound "
+        f"{start}from the same input its {of} by {_number(module.difference)} at token {module.position} (bound "
         f"{module.bound:.1e})"
     )
 
 
-def _listed(items: Sequence[object]) -> str:
-    shown = ", ".join(str(item) for item in items[:SHOWN_NAMES])
+def _about(diagnosis: Diagnosis, departing: Sequence[Module]) -> Iterator[str]:
+    if experts := departing[0].experts:
+        names = " or ".join(map(str, experts))
+        yield f"every token that departs there has expert {names}, and no other token has"
+    if diagnosis.weights:
+        yield f"its weights: {_listed(grouped(diagnosis.weights))}"
+    if diagnosis.unlike:
+        yield f"not the same in the two folders: {_listed(grouped(diagnosis.unlike))}"
+    elif diagnosis.unlike is not None:
+        yield "these are the same in the two folders"
+    if len(departing) > 1:
+        yield f"{len(departing)} modules depart: {_listed(grouped([each.name for each in departing]))}"
+
+
+def _listed(items: Sequence[str]) -> str:
+    shown = ", ".join(items[:SHOWN_NAMES])
     return shown + (f" and {len(items) - SHOWN_NAMES} more" if len(items) > SHOWN_NAMES else "")
 
 
 def grouped(names: Sequence[str]) -> list[str]:
     """Names that differ in one number alone, joined: model.layers.0-3.self_attn."""
+    alike: dict[str, list[list[int]]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\d+", "*", name), []).append([int(number) for number in re.findall(r"\d+", name)])
     found: list[str] = []
-    for key, members in groupby(names, key=lambda name: re.sub(r"\d+", "*", name)):
-        rows = [[int(number) for number in re.findall(r"\d+", name)] for name in members]
+    for key, rows in alike.items():
         moving = [place for place in range(len(rows[0])) if len({row[place] for row in rows}) > 1]
         if len(moving) > 1:
             found += [_filled(key, [str(number) for number in row]) for row in rows]
@@ -146,10 +159,11 @@ def as_json(diagnosis: Diagnosis, hf_names: Sequence[str]) -> dict[str, Any]:
     return {
         "agree": not diagnosis.departing,
         "first": diagnosis.departing[0].name if diagnosis.departing else None,
-        "sentence": sentence(diagnosis),
+        "verdict": verdict(diagnosis),
         "tokens": diagnosis.num_tokens,
         "dtype": diagnosis.dtype,
         "logprob_difference": {"mean": diagnosis.logprob_difference, "largest": diagnosis.worst_logprob},
+        "hidden_differences": diagnosis.hidden,
         "config_differences": {name: {"vllm": a, "megatron": b} for name, (a, b) in diagnosis.fields.items()},
         "unlike_tensors": diagnosis.unlike,
         "modules": [

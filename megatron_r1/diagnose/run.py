@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from megatron_r1.activations import EMBEDDING, EXPERTS, LOGPROBS, TOKEN_IDS
+from megatron_r1.activations import EMBEDDING, EXPERTS, INPUT, LOGPROBS, NORM_INPUT, TOKEN_IDS, layer_part
 from megatron_r1.agreement import on_rank_zero
 from megatron_r1.config.packages import has_module
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig
@@ -18,7 +17,7 @@ from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.data.packing import RowLayout, pack_rank
 from megatron_r1.data.tokenizer import load_tokenizer
 from megatron_r1.diagnose.config import DiagnoseConfig, differing_fields
-from megatron_r1.diagnose.report import Diagnosis, as_json, sentence, table
+from megatron_r1.diagnose.report import Diagnosis, as_json, table, verdict
 from megatron_r1.diagnose.verdict import TokenDifference, judge, weights_behind
 from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.chosen import engine_kind
@@ -39,21 +38,29 @@ def diagnose_on_rank(config: DiagnoseConfig, shape: ModelShape, device: torch.de
     """The whole diagnosis, on every trainer rank. Prints the table; MismatchError, with the verdict, if a module
     departs."""
     assert config.run_dir is not None
-    file = config.run_dir / RECORDING
+    file = config.recording or config.run_dir / RECORDING
 
     def record() -> None:
-        spec = EngineSpec(config=config.server, model_path=config.folder, run_dir=config.run_dir or Path())
-        print(f"vLLM: {config.folder}", flush=True)
-        engine_kind(config.server).record(spec, token_ids(config, shape).tolist(), file)
+        if config.recording is None:
+            spec = EngineSpec(config=config.server, model_path=config.folder, run_dir=file.parent)
+            print(f"vLLM: {config.folder}", flush=True)
+            engine_kind(config.server).record(spec, token_ids(config, shape).tolist(), file)
+        print(f"Megatron: {config.trainer_folder or config.folder}", flush=True)
 
     on_rank_zero(record)
-    recording = load_file(file)
-    on_rank_zero(lambda: print(f"Megatron: {config.trainer_folder or config.folder}", flush=True))
+    diagnosis = compare_sides(config, shape, device, load_file(file))
+    on_rank_zero(lambda: tell(config, shape, diagnosis))
+
+
+def compare_sides(
+    config: DiagnoseConfig, shape: ModelShape, device: torch.device, recording: Mapping[str, torch.Tensor]
+) -> Diagnosis:
+    """What the policy's modules give beside the recording, the same on every rank. A collective."""
     policy = build_policy(config, shape, device)
     rows = rows_of(config, recording[TOKEN_IDS].numpy())
     own, logprobs = compare_activations(policy, rows, recording, feed=False)
     fed, _ = compare_activations(policy, rows, recording, feed=True)
-    on_rank_zero(lambda: tell(config, shape, recording, own, fed, logprobs))
+    return on_rank_zero(lambda: _diagnosis(config, shape, recording, own, fed, logprobs))
 
 
 def token_ids(config: DiagnoseConfig, shape: ModelShape) -> np.ndarray:
@@ -103,15 +110,15 @@ def rows_of(config: DiagnoseConfig, ids: np.ndarray) -> list[PackedMicrobatch]:
     return [row] * (parallel.pipeline_parallel if parallel.virtual_pipeline > 1 else 1)
 
 
-def tell(
+def _diagnosis(
     config: DiagnoseConfig,
     shape: ModelShape,
     recording: Mapping[str, torch.Tensor],
     own: Mapping[str, Difference],
     fed: Mapping[str, Difference],
     logprobs: np.ndarray,
-) -> None:
-    """Print and write what was found; MismatchError if a module departs. `logprobs` f32[S] of the row's labels."""
+) -> Diagnosis:
+    """`logprobs` f32[S] of the row's labels."""
     modules = judge(
         {name: by_token(each) for name, each in fed.items()},
         {name: by_token(each) for name, each in own.items()},
@@ -121,25 +128,34 @@ def tell(
     )
     num_tokens = len(recording[EMBEDDING])
     apart = np.abs(logprobs[: num_tokens - 1] - recording[LOGPROBS].numpy()[1:])
-    hf_names = [name for entry in build_table(shape) for name in entry.hf]
+    hidden_names = [*(layer_part(layer, INPUT) for layer in range(1, shape.num_layers)), NORM_INPUT]
     first = next((module for module in modules if module.departs), None)
-    weights = [] if first is None else weights_behind(first, modules, hf_names)
-    diagnosis = Diagnosis(
+    weights = [] if first is None else weights_behind(first, modules, hf_names(shape))
+    return Diagnosis(
         modules=modules,
         num_tokens=num_tokens,
         dtype=config.dtype,
         logprob_difference=float(apart.mean()),
         worst_logprob=float(apart.max()),
+        hidden=[by_token(own[name]).worst for name in hidden_names],
         fields=differing_fields(load_shape(config.folder), shape),
         weights=weights,
         unlike=unlike_tensors(config, shape, weights),
     )
+
+
+def hf_names(shape: ModelShape) -> list[str]:
+    return [name for entry in build_table(shape) for name in entry.hf]
+
+
+def tell(config: DiagnoseConfig, shape: ModelShape, diagnosis: Diagnosis) -> None:
+    """Print and write what was found; MismatchError if a module departs."""
     print(table(diagnosis), flush=True)
     if config.json is not None:
-        write_json(config.json, as_json(diagnosis, hf_names))
+        write_json(config.json, as_json(diagnosis, hf_names(shape)))
     if diagnosis.departing:
-        raise MismatchError(sentence(diagnosis))
-    print(sentence(diagnosis), flush=True)
+        raise MismatchError(verdict(diagnosis))
+    print(verdict(diagnosis), flush=True)
 
 
 def by_token(difference: Difference) -> TokenDifference:

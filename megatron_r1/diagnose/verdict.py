@@ -55,6 +55,11 @@ class TokenDifference:
         scale = np.maximum(self.size, least)
         return np.where(self.error == 0, 0.0, self.error / np.where(scale == 0, np.finfo(float).tiny, scale))
 
+    @property
+    def worst(self) -> float:
+        """The largest of `relative`; NaN if there is one, 0 of no tokens."""
+        return float(np.max(self.relative, initial=0.0))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
@@ -108,7 +113,7 @@ def _module(
         return Module(name=name, difference=share, position=first, drift=drift, bound=OTHER_EXPERTS)
     relative, bound = fed.relative, BOUNDS[dtype]
     if not len(relative):
-        return Module(name=name, difference=None, position=0, drift=_worst(own), bound=bound)
+        return Module(name=name, difference=None, position=0, drift=None if own is None else own.worst, bound=bound)
     worst = int(np.argmax(np.where(np.isnan(relative), np.inf, relative)))
     experts: tuple[int, ...] = ()
     if layer is not None and layer[1] == MLP and (routes := chosen.get(layer_part(layer[0], EXPERTS))) is not None:
@@ -117,22 +122,19 @@ def _module(
         name=name,
         difference=float(relative[worst]),
         position=int(fed.positions[worst]),
-        drift=_worst(own),
+        drift=None if own is None else own.worst,
         bound=bound,
         experts=experts,
     )
 
 
-def _worst(difference: TokenDifference | None) -> float | None:
-    return None if difference is None or not len(difference.error) else float(np.max(difference.relative))
-
-
 def suspects(departs: np.ndarray, chosen: np.ndarray) -> tuple[int, ...]:
-    """The experts that no token has whose output agrees, if each departing token has one of them and they are few.
-    `departs` bool[n], `chosen` i32[n, K]: the tokens' experts."""
+    """The experts that departing tokens have and no other token has, if every departing token has one of them and they
+    are few; none if all tokens depart. `departs` bool[n], `chosen` i32[n, K]: the tokens' experts."""
     found = np.setdiff1d(chosen[departs], chosen[~departs])
     explained = np.isin(chosen[departs], found).any(axis=1).all()
-    return tuple(int(expert) for expert in found) if explained and 0 < len(found) <= MOST_SUSPECTS else ()
+    named = 0 < len(found) <= MOST_SUSPECTS and explained and not departs.all()
+    return tuple(int(expert) for expert in found) if named else ()
 
 
 def weights_behind(module: Module, modules: Sequence[Module], hf_names: Sequence[str]) -> list[str]:

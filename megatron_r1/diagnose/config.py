@@ -204,14 +204,16 @@ def _recording_faults(config: DiagnoseConfig, file: Path, served: ModelShape) ->
         return [f"recording: {error}"]
     wanted = {EMBEDDING: served.hidden_size, HEAD: served.vocab_size, layer_part(served.num_layers - 1, MLP): None}
     lacking = [name for name in (*wanted, TOKEN_IDS, LOGPROBS) if name not in header]
-    if lacking or layer_part(served.num_layers, MLP) in header:
-        return [f"recording: {file} is none of a model of {served.num_layers} layers (it lacks {', '.join(lacking)})"]
+    more = layer_part(served.num_layers, MLP)
+    if lacking or more in header:
+        what = f"lacks {', '.join(lacking)}" if lacking else f"has {more}"
+        return [f"recording: {file} is none of a model of {served.num_layers} layers (it {what})"]
     faults = [
         f"recording: {file} has {name} with {header[name]['shape'][1]} columns, and {config.folder} {columns}"
         for name, columns in wanted.items()
         if columns is not None and header[name]["shape"][1] != columns
     ]
-    made = {"F32": "fp32", "BF16": "bf16"}.get(header[EMBEDDING]["dtype"])
+    made = {"F32": "fp32", "BF16": "bf16"}.get(header[EMBEDDING]["dtype"], header[EMBEDDING]["dtype"])
     return faults + ([] if made == config.dtype else [f"dtype is {config.dtype}, and {file} was made in {made}"])
 
 

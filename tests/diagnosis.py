@@ -16,11 +16,23 @@ Tensors = dict[str, torch.Tensor]
 LAYOUTS = {
     "one": (1, ()),
     "tp2": (2, ("--parallel.tensor", "2", "--parallel.sequence", "--parallel.expert-tensor", "2")),
-    "tp2nosp": (2, ("--parallel.tensor", "2")),
     "ep2": (2, ("--parallel.expert", "2")),
     "pp2": (2, ("--parallel.pipeline-parallel", "2")),
     "pp2 of 3": (2, ("--parallel.pipeline-parallel", "2", "--parallel.pipeline-layout", "Et|ttL")),
     "cp2": (2, ("--parallel.context", "2")),
+    "vpp2": (2, ("--parallel.pipeline-parallel", "2", "--parallel.virtual-pipeline", "2")),
+    "tp2pp2ep2": (
+        4,
+        (
+            *("--parallel.tensor", "2", "--parallel.sequence", "--parallel.expert", "2"),
+            *("--parallel.pipeline-parallel", "2"),
+        ),
+    ),
+    "cp2tp2ep2": (
+        4,
+        ("--parallel.tensor", "2", "--parallel.sequence", "--parallel.expert", "2", "--parallel.context", "2"),
+    ),
+    "dp2": (2, ()),
 }
 """Ranks, and the command's words."""
 

@@ -69,7 +69,7 @@ class DiagnoseConfig:
     config.json, or checkpoints/step_N of a run."""
     text: Path | None = None
     """File whose first `tokens` tokens are used; none: ids drawn at random from the vocabulary."""
-    tokens: Annotated[int, at_least(2)] = 128
+    tokens: Annotated[int, at_least(3)] = 128
     """Tokens that both models read, in one pass."""
     seed: Natural = 0
     """Of the random ids."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from megatron_r1.activations import EMBEDDING, EXPERTS, INPUT, LOGPROBS, NORM_INPUT, TOKEN_IDS, layer_part
 from megatron_r1.agreement import on_rank_zero
 from megatron_r1.config.packages import has_module
+from megatron_r1.config.safetensors import read_header
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig
 from megatron_r1.config.shape import ModelShape, load_shape
 from megatron_r1.data.packing import RowLayout, pack_rank
@@ -24,7 +26,7 @@ from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.errors import CheckpointError, ConfigError, MismatchError
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.policy.activations import Difference, compare_activations
-from megatron_r1.policy.checkpoint import load_policy
+from megatron_r1.policy.checkpoint import MASTER, Piece, load_policy
 from megatron_r1.policy.policy import Policy
 from megatron_r1.types import PackedMicrobatch, TrainingSequence
 from megatron_r1.weights.folders import open_checkpoint
@@ -64,35 +66,43 @@ def compare_sides(
 
 
 def token_ids(config: DiagnoseConfig, shape: ModelShape) -> np.ndarray:
-    """i64[tokens]. ConfigError for a text that has fewer than two tokens, or tokens that the model does not have."""
+    """i64[tokens]. ConfigError for a text that has fewer than three tokens, or tokens that the model does not have."""
     if config.text is None:
         return np.random.default_rng(config.seed).integers(0, shape.vocab_size, config.tokens)
     words = config.text.read_text(encoding="utf-8")
     ids = np.asarray(load_tokenizer(config.folder).encode(words), dtype=np.int64)[: config.tokens]
-    if len(ids) < 2 or ids.max() >= shape.vocab_size:
+    if len(ids) < 3 or ids.max() >= shape.vocab_size:
         raise ConfigError(
-            f"text: {config.text} makes {len(ids)} tokens, the largest {max(ids, default=0)}; a diagnosis needs two or "
-            f"more, below the model's {shape.vocab_size}"
+            f"text: {config.text} makes {len(ids)} tokens, the largest {max(ids, default=0)}; a diagnosis needs three "
+            f"or more, below the model's {shape.vocab_size}"
         )
     return ids
 
 
 def build_policy(config: DiagnoseConfig, shape: ModelShape, device: torch.device) -> Policy:
     """The trainer's model with its weights, in the layout that is diagnosed."""
-    source = None if config.is_run_checkpoint else config.trainer_folder
+    state, source = (config.trainer_folder, None) if config.is_run_checkpoint else (None, config.trainer_folder)
     policy = Policy(
         shape,
         parallel=config.parallel,
         train=config.train,
-        model=ModelConfig(path=config.model_folder, load_from=source),
+        model=ModelConfig(
+            path=config.model_folder, load_from=source, train_mtp=state is not None and _trained_mtp(state)
+        ),
         optimizer=OptimizerConfig(),
         total_steps=1,
         device=device,
         transformer_engine=device.type == "cuda" and has_module("transformer_engine"),
     )
-    if config.is_run_checkpoint and config.trainer_folder is not None:
-        load_policy(policy, config.trainer_folder)
+    if state is not None:
+        load_policy(policy, state)
     return policy
+
+
+def _trained_mtp(state: Path) -> bool:
+    """Whether the run of this checkpoint trained its MTP layers, which then have optimizer state too."""
+    names = (name for file in state.glob("state-*.safetensors") for name in read_header(file)[0])
+    return any(name.startswith("mtp.") and Piece.of(name).kind == MASTER for name in names)
 
 
 def rows_of(config: DiagnoseConfig, ids: np.ndarray) -> list[PackedMicrobatch]:

@@ -117,8 +117,8 @@ def test_more_tokens_than_positions_are_refused(folder) -> None:
     assert faults_of(folder, tokens=63) == []
 
 
-def test_one_token_is_refused(folder) -> None:
-    assert "tokens is 1" in only_fault(folder, tokens=1)
+def test_too_few_tokens_are_refused(folder) -> None:
+    assert "tokens is 2" in only_fault(folder, tokens=2)
 
 
 def test_a_reward_model_is_refused(tmp_path) -> None:

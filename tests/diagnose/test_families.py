@@ -20,11 +20,11 @@ Q_NORM, K_NORM = (f"model.layers.1.self_attn.{name}_norm.weight" for name in "qk
 ROUTER = "model.layers.0.mlp.gate.weight"
 
 
-def saved(name: str, folder: Path) -> Path:
+def saved(name: str, folder: Path, *, mtp_layers: int = 0) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for field, value in WIDE_HEADS.items():
             patch.setitem(SMALL, field, value)
-        save_model(name, folder)
+        save_model(name, folder, mtp_layers=mtp_layers)
     write_tokenizer(folder)
     return folder
 
@@ -132,6 +132,23 @@ def test_both_sides_agree(name, dtype, tmp_path) -> None:
     assert departing(found) == [] and "agree in every module" in said
     limit = 2e-6 if dtype == "fp32" else 2**-6
     assert max(module["difference"] for module in found["modules"]) < limit
+
+
+@pytest.mark.slow
+def test_more_layouts_of_a_model_with_an_mtp_layer(tmp_path) -> None:
+    folder = saved("deepseek_v3", tmp_path / "model", mtp_layers=1)
+    _, found = command(folder, tmp_path / "run", "--dtype", "fp32")
+    assert departing(found) == []
+    norm = "model.layers.3.self_attn.q_a_layernorm.weight"
+    other = planted(folder, tmp_path / "other", lambda tensors: tensors[norm].mul_(1.01))
+    words = ["--folder", folder, "--recording", tmp_path / "run" / "recording.safetensors"]
+    words += ["--device", "cpu", "--dtype", "fp32"]
+    layouts = ("dp2", "vpp2", "tp2pp2ep2", "cp2tp2ep2")
+    cases = {f"none {layout}": (layout, words) for layout in layouts}
+    cases |= {f"norm {layout}": (layout, [*words, "--trainer-folder", other]) for layout in layouts}
+    for name, answer in diagnoses(tmp_path, cases).items():
+        assert departing(answer) == ([] if name.startswith("none") else ["model.layers.3.self_attn"]), name
+        assert len(answer["modules"]) == len(found["modules"]), name
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Worker: what megatron-r1 diagnose finds of several trainers beside one recording, each under its layout.
 
 usage: diagnose.py STORE FOLDER NAMES. FOLDER/NAME.words holds the command's words as JSON; the answer goes to
-FOLDER/NAME.json.
+FOLDER/NAME.json. If FOLDER/NAME.checkpoint is a folder, the trainer's state goes there, as a run's checkpoint.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from safetensors.torch import load_file  # noqa: E402
 
 from megatron_r1.diagnose.config import DiagnoseConfig, validate_diagnose  # noqa: E402
 from megatron_r1.diagnose.report import as_json, table  # noqa: E402
-from megatron_r1.diagnose.run import compare_sides, hf_names  # noqa: E402
+from megatron_r1.diagnose.run import build_policy, compare_sides, hf_names  # noqa: E402
 from megatron_r1.observe.metrics import write_json  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
+from megatron_r1.policy.checkpoint import take_snapshot  # noqa: E402
 
 
 def main(store: str, folder: Path, names: list[str]) -> None:
@@ -37,6 +38,8 @@ def main(store: str, folder: Path, names: list[str]) -> None:
         found = compare_sides(config, shape, torch.device("cpu"), load_file(config.recording))
         if dist.get_rank() == 0:
             write_json(folder / f"{name}.json", as_json(found, hf_names(shape)) | {"table": table(found)})
+        if (checkpoint := folder / f"{name}.checkpoint").is_dir():
+            take_snapshot(build_policy(config, shape, torch.device("cpu"))).write(checkpoint)
         dist.barrier()
         topology.finalise()
 

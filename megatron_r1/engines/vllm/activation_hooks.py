@@ -38,17 +38,25 @@ class Recorder:
 
     model_runner: Any
     rank: int
+    _activations: Activations | None = None
 
     def begin_activations(self, num_tokens: str) -> None:
-        """Record the next forward pass, which must be of `num_tokens` tokens."""
-        self._activations = Activations(self.model_runner.model, int(num_tokens)) if self.rank == 0 else None
+        """Record the next forward pass, which must be of `num_tokens` tokens, 3 or more."""
+        self._stop()
+        if self.rank == 0:
+            self._activations = Activations(self.model_runner.model, int(num_tokens))
 
     def end_activations(self, file: str) -> None:
         """Write what was recorded to `file` (safetensors), and stop. RuntimeError if that is not one pass of them."""
+        activations = self._stop()
+        if activations is not None:
+            save_file(activations.checked(), file)
+
+    def _stop(self) -> Activations | None:
         activations, self._activations = self._activations, None
         if activations is not None:
             activations.close()
-            save_file(activations.checked(), file)
+        return activations
 
 
 class Activations:

@@ -14,6 +14,7 @@ from megatron_r1.engines.base import RequestError
 from megatron_r1.engines.vllm.activations import record
 from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.sync import WeightSync
+from megatron_r1.errors import EngineError
 
 from .conftest import Oracle, Weights, prompt
 
@@ -73,6 +74,19 @@ def test_a_server_serves_on_after_a_recording(engine: LocalEngine, recording, or
     np.testing.assert_allclose(engine.client.score(ids), oracles[1].logprobs(ids), atol=1e-4)
 
 
+def test_another_pass_than_was_announced_is_an_error_and_the_server_goes_on(
+    engine: LocalEngine, recording, tmp_path
+) -> None:
+    engine.client.request("POST", "/collective_rpc", {"method": "begin_activations", "args": ["7"]})
+    before = engine.client.score(prompt(9, 3))
+    words = {"method": "end_activations", "args": [str(tmp_path / "file")]}
+    with pytest.raises(EngineError, match=r"expected one forward pass of 7 tokens.*shape .9, 64. for 7 rows"):
+        engine.client.request("POST", "/collective_rpc", words)
+    assert not (tmp_path / "file").exists()
+    record(engine, prompt(9, 3), tmp_path / "file")
+    np.testing.assert_array_equal(load_file(tmp_path / "file")["logprobs"], before)
+
+
 def test_tokens_that_no_server_has_room_for_are_refused(engine: LocalEngine, tmp_path) -> None:
     with pytest.raises((ValueError, RequestError), match="max_model_len"):
         record(engine, prompt(engine.config.max_model_len, 3), tmp_path / "file")
@@ -116,6 +130,10 @@ def found(recording, folders: list[Path], tmp_path_factory) -> dict[str, dict]:
         cases[f"none {layout}"] = (layout, words)
         for fault in ("swapped experts", "stale head", "router bias not sent"):
             cases[f"{fault} {layout}"] = (layout, [*words, "--trainer-folder", trainers[fault]])
+    # The trainer of "stale router" as a run would have it in a checkpoint, read again under another layout.
+    checkpoint = root / "stale router.checkpoint"
+    checkpoint.mkdir()
+    cases["checkpoint tp2"] = ("tp2", [*words, "--trainer-folder", checkpoint])
     return diagnoses(root, cases)
 
 
@@ -178,6 +196,13 @@ def test_the_same_weights_agree_under_every_layout(found, case) -> None:
     assert max(module["difference"] for module in found[case]["modules"]) < 2e-6
     assert max(module["drift"] for module in found[case]["modules"]) < 1e-5
     assert found[case]["logprob_difference"]["largest"] < 1e-5
+
+
+def test_a_runs_checkpoint_is_compared_like_a_folder(found) -> None:
+    here, there = found["stale router"], found["checkpoint tp2"]
+    assert departing(there) == ["model.layers.2.mlp.gate"] and there["unlike_tensors"] is None
+    for one, other in zip(here["modules"], there["modules"], strict=True):
+        assert other["difference"] == pytest.approx(one["difference"], abs=1e-5), one["name"]
 
 
 def test_a_faulty_expert_is_named_by_the_tokens_that_have_it(found, recording) -> None:

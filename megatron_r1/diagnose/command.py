@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import tyro
 from megatron_r1.cluster.task import become_rank
 from megatron_r1.diagnose.config import DiagnoseConfig, validate_diagnose
 from megatron_r1.errors import ConfigError
+from megatron_r1.pipeline.folder import RENDEZVOUS
 from megatron_r1.pipeline.launch import PARENT_VARIABLE, Ranks, launch_local
 from megatron_r1.pipeline.worker import run_rank
 
@@ -35,6 +37,7 @@ def diagnose(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="megatron-r1-diagnose-") as private:
         if config.run_dir is None:
             return launch_local(Path(private), [*words, "--run-dir", private], processes, command="diagnose")
+        shutil.rmtree(config.run_dir / RENDEZVOUS, ignore_errors=True)  # of an earlier diagnosis
         config.run_dir.mkdir(parents=True, exist_ok=True)
         return launch_local(config.run_dir, words, processes, command="diagnose")
 

@@ -81,6 +81,11 @@ def verdict(diagnosis: Diagnosis) -> str:
         ]
     else:
         said = [_departure(departing[0]), *_about(diagnosis, departing)]
+    for module in (each for each in diagnosis.modules if each.stands_out):
+        said.append(
+            f"below the bound, but not as in other layers: {module.name} differs by {_number(module.difference)}, "
+            f"usual is {_number(module.usual)}"
+        )
     if diagnosis.fields:
         pairs = (f"{name} ({one} for vLLM, {two} for Megatron)" for name, (one, two) in diagnosis.fields.items())
         said.append(f"config.json differs in {', '.join(pairs)}")
@@ -172,6 +177,8 @@ def as_json(diagnosis: Diagnosis, hf_names: Sequence[str]) -> dict[str, Any]:
                 "difference": module.difference,
                 "bound": module.bound,
                 "departs": module.departs,
+                "usual": module.usual,
+                "stands_out": module.stands_out,
                 "token": module.position,
                 "drift": module.drift,
                 "experts": module.experts,

@@ -7,13 +7,14 @@ it is the largest difference beside the largest logit of the position. Of a rout
 that have other experts, though the logits are the recorded ones.
 
 The bounds follow from the precision. In bf16 a module rounds a few times whatever its width, since sums are in fp32: 4
-units of the last place (2^-7). In fp32 the terms of those sums are rounded too: 256 units (2^-23).
+units of the last place (2^-7). In fp32 the terms of those sums are rounded too: 256 units (2^-23). A smaller fault may
+still stand out: what is beyond a quarter of the bound, and four times what the same module differs by in other layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +36,10 @@ from megatron_r1.activations import (
 BOUNDS = {"fp32": 256 * 2.0**-23, "bf16": 4 * 2.0**-7}
 OTHER_EXPERTS = 0.01
 """Part of tokens that may be routed otherwise on equal logits, in any precision: scores that are nearly equal."""
+
+STANDS_OUT = 4
+FEWEST_LAYERS = 4
+"""With fewer layers that have a module, none is usual."""
 
 MOST_SUSPECTS = 8
 """Experts that are named; if more may be at fault, none is."""
@@ -64,19 +69,28 @@ class TokenDifference:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
     """What was found of one module. `difference`: see above; None if nothing could be compared. `drift`: the same
-    number when each side runs on its own, so that earlier modules' differences are in it. `experts`: those that alone
-    explain the tokens that depart."""
+    number when each side runs on its own, so that earlier modules' differences are in it. `usual`: the median of the
+    same module's differences in the other layers; None for what has no others. `experts`: those that alone explain the
+    tokens that depart."""
 
     name: str
     difference: float | None
     position: int
     drift: float | None
     bound: float
+    usual: float | None = None
     experts: tuple[int, ...] = ()
 
     @property
     def departs(self) -> bool:
         return self.difference is not None and not self.difference <= self.bound
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether it does not depart, and is far from usual."""
+        if self.departs or self.difference is None or self.usual is None:
+            return False
+        return self.difference > self.bound / STANDS_OUT and self.difference > STANDS_OUT * self.usual
 
 
 def in_order(names: Sequence[str], num_layers: int) -> list[str]:
@@ -95,7 +109,17 @@ def judge(
 ) -> list[Module]:
     """The modules in the order in which they run. `fed`: differences on recorded inputs; `own`: on each side's own.
     `chosen` has the recorded experts, i32[T, K], of the layers that have some, by EXPERTS' names."""
-    return [_module(name, fed[name], own.get(name), dtype, chosen) for name in in_order(list(fed), num_layers)]
+    found = [_module(name, fed[name], own.get(name), dtype, chosen) for name in in_order(list(fed), num_layers)]
+    return [replace(module, usual=_usual(module, found)) for module in found]
+
+
+def _usual(module: Module, modules: Sequence[Module]) -> float | None:
+    layer = split_part(module.name)
+    if layer is None or layer[1] == EXPERTS:
+        return None
+    alike = [each for each in modules if (other := split_part(each.name)) is not None and other[1] == layer[1]]
+    others = [each.difference for each in alike if each is not module and each.difference is not None]
+    return float(np.median(others)) if len(others) + 1 >= FEWEST_LAYERS else None
 
 
 def _module(

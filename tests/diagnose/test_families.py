@@ -155,6 +155,7 @@ def test_more_layouts_of_a_model_with_an_mtp_layer(tmp_path) -> None:
 def test_a_text_under_two_ranks_and_a_server_over_two(tmp_path) -> None:
     (tmp_path / "text").write_text(" ".join(f"w{number % 97 + 3}" for number in range(500)))
     folder = saved("qwen3_moe", tmp_path / "model")
+    (tmp_path / "run" / ".rendezvous").mkdir(parents=True)  # as a killed diagnosis leaves it
     words = ["--text", str(tmp_path / "text"), "--dtype", "fp32", "--rollout.tensor-parallel", "2"]
     words += ["--parallel.expert", "2", "--parallel.world-size", "2"]
     _, found = command(folder, tmp_path / "run", *words)

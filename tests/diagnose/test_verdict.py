@@ -73,6 +73,28 @@ def test_only_tokens_that_were_compared_are_looked_at_for_experts() -> None:
     assert module.experts == (0,)
 
 
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([0.002, 0.009, 0.002, 0.002], [1]),  # above 4 * 0.002, and above a quarter of 0.031
+        ([0.002, 0.0075, 0.0, 0.0], []),  # below a quarter of the bound
+        ([0.003, 0.009, 0.003, 0.003], []),  # not four times the median
+        ([0.002, 0.04, 0.002, 0.002], []),  # departs
+        ([0.002, 0.009, 0.002], []),  # too few layers
+    ],
+)
+def test_a_smaller_difference_may_stand_out_among_the_layers(differences, expected) -> None:
+    fed = {f"model.layers.{n}.self_attn": difference([each], [1.0]) for n, each in enumerate(differences)}
+    fed |= {"model.norm": difference([0.02], [1.0]), "model.layers.0.mlp.experts": difference([0.0], [4.0])}
+    found = judge(fed, fed, num_layers=4, dtype="bf16", chosen={})
+    names = [f"model.layers.{n}.self_attn" for n in expected]
+    assert [module.name for module in found if module.stands_out] == names
+    said = verdict(diagnosis(*found))
+    assert ("not as in other layers: model.layers.1.self_attn differs by 9.0e-03, usual is 2.0e-03" in said) == bool(
+        names
+    )
+
+
 def test_a_layer_whose_tokens_all_have_other_experts_is_not_compared() -> None:
     name = "model.layers.1.mlp"
     (module,) = judge({name: difference([], [])}, {}, num_layers=2, dtype="fp32", chosen={})

@@ -1,4 +1,4 @@
-"""The command line: megatron-r1 run RECIPE | plan RECIPE | evaluate | check-data | report | doctor | recipes.
+"""The command line: megatron-r1 run RECIPE | plan RECIPE | evaluate | diagnose | check-data | report | doctor | ...
 
 `run` checks the configuration without torch, then starts one process a rank: this same command, told its rank by RANK.
 Under an outer launcher that sets RANK (torchrun, or srun by slurm/launch.sh) it is the rank itself, and checks for
@@ -42,6 +42,7 @@ USAGE = """usage: megatron-r1 run RECIPE [--dry-run] [--FIELD VALUE ...]
        megatron-r1 run [RECIPE] --config FILE [--FIELD VALUE ...]     FILE: a run's run.json, or TOML
        megatron-r1 plan RECIPE|FOLDER [--gpus N] [--gpu h100|h200|b200|...] [--json] [--FIELD VALUE ...]
        megatron-r1 evaluate --model FOLDER --run-dir FOLDER --data.files FILE ... [--FIELD VALUE ...]
+       megatron-r1 diagnose FOLDER [--FIELD VALUE ...]      which module of vLLM's model and the trainer's departs
        megatron-r1 check-data --data.files FILE ... [--FIELD VALUE ...]      faults of problems, before a run
        megatron-r1 report [FOLDER]       the page of a run, or an index over all runs below FOLDER (runs)
        megatron-r1 doctor [RECIPE]
@@ -66,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _plan(rest)
         if command == "evaluate":
             return _evaluate(rest)
+        if command == "diagnose":
+            from megatron_r1.diagnose.command import diagnose
+
+            return diagnose(rest)
         if command == "check-data":
             return _check_data(rest)
         if command == "report":

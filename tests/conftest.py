@@ -17,7 +17,9 @@ hypothesis.settings.load_profile("ours")
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 
-SHARE_A_SERVER = tuple(f"engines/vllm/test_{name}.py" for name in ("auth", "client", "collect", "server", "sync"))
+SHARE_A_SERVER = tuple(
+    f"engines/vllm/test_{name}.py" for name in ("auth", "client", "collect", "diagnose", "server", "sync")
+)
 LONGEST_FIRST = (
     "engines/vllm/test_reshard.py",
     *SHARE_A_SERVER,

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "megatron_r1"
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("types", "errors", "boxed", "syntax"),
+    ("types", "errors", "boxed", "syntax", "activations"),
     ("plugins", "bounds", "files", "parent", "gpus", "agreement"),
     ("algorithms",),
     ("config",),
@@ -30,7 +30,7 @@ FLOORS = (
     ("stages",),
     ("toy",),
     ("pipeline",),
-    ("recipes",),
+    ("recipes", "diagnose"),
     ("doctor", "config_file"),
     ("__main__",),
 )
@@ -48,6 +48,7 @@ BORDERS = {"megatron": {"model", "weights", "policy"}, "vllm": {"engines/vllm"}}
 KINDS_OF_ENGINE = {path.parent.name for path in PACKAGE.glob("engines/*/__init__.py")}
 WITHOUT_TORCH = {
     "types",
+    "activations",
     "syntax",
     "algorithms",
     "boxed",

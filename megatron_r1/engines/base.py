@@ -252,6 +252,11 @@ class EngineKind:
         """A server that somebody else runs (`server.url`). ConfigError if it does not answer or has not the model."""
         raise ConfigError(self._refuses("asks no server of somebody else's: leave server.url empty"))
 
+    def record(self, spec: EngineSpec, token_ids: Sequence[int], file: Path) -> None:
+        """Write what each module of a fresh engine's model computes for these tokens to `file`, in the form of
+        megatron_r1.activations. EngineError if the engine fails."""
+        raise ConfigError(self._refuses("does not record what its modules compute: diagnose a server"))
+
     def faults(self, config: RolloutConfig) -> list[str]:
         """What only the engine's own package can say against a configuration. Asked before a cluster job."""
         del config

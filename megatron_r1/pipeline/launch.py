@@ -50,8 +50,8 @@ def ranks_of(needs: Needs) -> Ranks:
     return Ranks(world_size=world, threads=threads, cpu=trainer.device == "cpu")
 
 
-def launch_local(run_dir: Path, words: Sequence[str], processes: Ranks) -> int:
-    """Run `megatron-r1 run WORDS` as so many ranks and wait. Returns the exit status: 0, or that of the rank that
+def launch_local(run_dir: Path, words: Sequence[str], processes: Ranks, *, command: str = "run") -> int:
+    """Run `megatron-r1 COMMAND WORDS` as so many ranks and wait. Returns the exit status: 0, or that of the rank that
     failed first, or 128 + the signal that ended the run. SIGUSR1 asks the run to end after its step, with a
     checkpoint and status PREEMPTED (stages/common/preempt.py)."""
     (run_dir / RENDEZVOUS).mkdir(mode=0o700)
@@ -59,8 +59,8 @@ def launch_local(run_dir: Path, words: Sequence[str], processes: Ranks) -> int:
     with _signals() as received, _handler(signal.SIGUSR1, lambda: (run_dir / STOP).touch()):
         try:
             for rank in range(processes.world_size):
-                command = [sys.executable, "-m", "megatron_r1", "run", *words]
-                ranks.append(subprocess.Popen(command, env=_environment(processes, rank), start_new_session=True))
+                started = [sys.executable, "-m", "megatron_r1", command, *words]
+                ranks.append(subprocess.Popen(started, env=_environment(processes, rank), start_new_session=True))
             return _wait(ranks, received)
         finally:
             _end(ranks)

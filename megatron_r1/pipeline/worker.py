@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from megatron_r1.cluster.task import store_path
 from megatron_r1.config.schema import TrainerStage
@@ -17,12 +19,16 @@ from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.stages.common.preempt import listen
 
+Loop = Callable[..., Any]
+"""What a rank runs: (config, shape, device)."""
+
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Timeout|remote process exited", re.I)
 """How gloo and nccl say that another rank has ended."""
 
 
-def run_rank(config: TrainerStage, shape: ModelShape) -> int:
-    """Join the other ranks and run. Errors that the user can mend are printed once, without a traceback."""
+def run_rank(config: TrainerStage, shape: ModelShape, loop: Loop | None = None) -> int:
+    """Join the other ranks and run `loop`, or (None) the stage's own in the stage's folder. Errors that the user can
+    mend are printed once, without a traceback."""
     parent = int(os.environ.get(PARENT_VARIABLE, "0"))
     private = config.run_dir / RENDEZVOUS if parent else None
     if parent:
@@ -56,11 +62,11 @@ def run_rank(config: TrainerStage, shape: ModelShape) -> int:
             store_path=str((private / "store").resolve()) if private else (store_path() if cpu else None),
         )
         device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
-        if not parent:  # an outer launcher (torchrun, srun): no parent of ours has made the folder
+        if loop is None and not parent:  # an outer launcher (torchrun, srun): no parent of ours has made the folder
             held = []
             on_rank_zero(lambda: held.append(prepare_folder(config)))
             lock = held[0].lock if held else None
-        loop_of(config)(config, shape, device)
+        (loop or loop_of(config))(config, shape, device)
     except PreemptedError as stop:
         _say_once(f"megatron-r1: {stop}", private)
         return PREEMPTED

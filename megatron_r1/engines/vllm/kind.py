@@ -12,6 +12,7 @@ from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import RunningServerConfig
 from megatron_r1.engines import base
 from megatron_r1.engines.source import ShardedSource
+from megatron_r1.engines.vllm.activations import record_once
 from megatron_r1.engines.vllm.attached import AttachedEngine, ServerFiles
 from megatron_r1.engines.vllm.check_arguments import parser_faults
 from megatron_r1.engines.vllm.engine import Engine
@@ -49,6 +50,9 @@ class VLLM(base.EngineKind):
 
     def running(self, server: RunningServerConfig, config: RolloutConfig) -> RunningServer:
         return RunningServer(server, config)
+
+    def record(self, spec: base.EngineSpec, token_ids: Sequence[int], file: Path) -> None:
+        record_once(spec, token_ids, file)
 
     def faults(self, config: RolloutConfig) -> list[str]:
         return parser_faults(config)

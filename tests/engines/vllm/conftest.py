@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
 from megatron_r1.config import RolloutConfig
+from megatron_r1.engines.vllm.activations import RECORDER
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.resharding.boxes import Box, whole
@@ -149,6 +150,7 @@ def config() -> RolloutConfig:
         sync_bucket_mib=1,
         start_timeout_seconds=180.0,
         stall_seconds=120.0,
+        vllm_args=(f"worker-extension-cls={RECORDER}",),
     )
 
 

@@ -81,27 +81,26 @@ class Routes:
         scheduler wants them, to its last computed token. `batch`: the model runner's."""
         wanted = step.aux_output_connector_metadata
         assert wanted is not None  # RoutesScheduler makes it
-        counts = [step.num_scheduled_tokens[request] for request in batch.req_ids]
+        requests = batch.req_ids
+        counts = np.array([step.num_scheduled_tokens[request] for request in requests])
+        starts, edges = batch.num_computed_tokens_cpu[: len(requests)], np.cumsum([0, *counts])
         table = batch.block_table[0]
         blocks, size = table.block_table.np, table.block_size
-        starts = batch.num_computed_tokens_cpu
-        rows = self.capturer.snapshot_routing_data(sum(counts)).numpy()
-        found, first = {}, 0
-        for place, (request, count) in enumerate(zip(batch.req_ids, counts, strict=True)):
-            start = int(starts[place])
-            computed = rows[first : first + count]
-            self.by_slot[_slots(blocks[place], size, start, start + count)] = computed
-            first += count
-            begin = wanted.requests[request]
-            if begin < start:
-                kept = self.by_slot[_slots(blocks[place], size, begin, start + count)]
-                found[request] = AuxRequestOutput(begin, kept)
+        rows = self.capturer.snapshot_routing_data(int(edges[-1])).numpy()
+        of_token = np.repeat(np.arange(len(requests)), counts)
+        positions = np.arange(edges[-1]) + (starts - edges[:-1])[of_token]
+        self.by_slot[_slots(blocks, size, of_token, positions)] = rows
+        found = {}
+        for place, request in enumerate(requests):
+            begin, start, end = wanted.requests[request], int(starts[place]), int(starts[place] + counts[place])
+            if begin < start:  # the first output of a request whose prompt was cached, in part
+                own = self.by_slot[_slots(blocks, size, place, np.arange(begin, end))]
             else:
-                found[request] = AuxRequestOutput(begin, computed[begin - start :])
+                own = rows[edges[place] + begin - start : edges[place + 1]]
+            found[request] = AuxRequestOutput(begin, own)
         return found
 
 
-def _slots(blocks: np.ndarray, size: int, start: int, end: int) -> np.ndarray:
-    """Of a request's tokens from `start` to `end`: i64[end - start]."""
-    positions = np.arange(start, end)
-    return blocks[positions // size].astype(np.int64) * size + positions % size
+def _slots(blocks: np.ndarray, size: int, places: np.ndarray | int, positions: np.ndarray) -> np.ndarray:
+    """i64[n] of tokens at these positions of the requests at these places of the batch; `blocks`: each request's."""
+    return blocks[places, positions // size].astype(np.int64) * size + positions % size

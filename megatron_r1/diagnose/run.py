@@ -150,7 +150,7 @@ def _diagnosis(
         hidden=[by_token(own[name]).worst for name in hidden_names],
         fields=differing_fields(load_shape(config.folder), shape),
         weights=weights,
-        unlike=unlike_tensors(config, shape, weights),
+        unlike=unlike_tensors(config, weights),
     )
 
 
@@ -172,16 +172,17 @@ def by_token(difference: Difference) -> TokenDifference:
     return TokenDifference(positions=difference.positions, error=difference.error, size=difference.size)
 
 
-def unlike_tensors(config: DiagnoseConfig, shape: ModelShape, names: Sequence[str]) -> list[str] | None:
-    """Those of the named tensors whose numbers are not the same in the two folders; None where there are not two, or a
-    run's checkpoint, which has pieces of them."""
+def unlike_tensors(config: DiagnoseConfig, names: Sequence[str]) -> list[str] | None:
+    """Those of the named tensors whose numbers are not the same in the two folders, whatever their precision; None
+    where there are not two folders, or one is a run's checkpoint, which has pieces of tensors."""
     if config.trainer_folder is None or config.is_run_checkpoint:
         return None
     with contextlib.ExitStack() as files:
-        readers = [open_checkpoint(folder, shape) for folder in (config.folder, config.trainer_folder)]
+        readers = [open_checkpoint(folder, load_shape(folder)) for folder in (config.folder, config.trainer_folder)]
         for reader in readers:
             files.callback(reader.close)
         try:
-            return [name for name in names if not torch.equal(*(read_tensor(reader, name) for reader in readers))]
+            pairs = ((name, *(read_tensor(reader, name).float() for reader in readers)) for name in names)
+            return [name for name, one, other in pairs if not torch.equal(one, other)]
         except CheckpointError:  # one of them lacks the tensor, as the head of a tied model
             return None

@@ -15,6 +15,7 @@ from megatron_r1.engines.vllm.activations import record
 from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
+from megatron_r1.weights.convert import ConvertOptions, convert
 
 from .conftest import Oracle, Weights, prompt
 
@@ -134,6 +135,8 @@ def found(recording, folders: list[Path], tmp_path_factory) -> dict[str, dict]:
     checkpoint = root / "stale router.checkpoint"
     checkpoint.mkdir()
     cases["checkpoint tp2"] = ("tp2", [*words, "--trainer-folder", checkpoint])
+    convert(trainers["stale norm"], root / "torch_dist", ConvertOptions(target="torch_dist", workers=1))
+    cases["torch_dist"] = ("one", [*words, "--trainer-folder", root / "torch_dist"])
     return diagnoses(root, cases)
 
 
@@ -203,6 +206,11 @@ def test_a_runs_checkpoint_is_compared_like_a_folder(found) -> None:
     assert departing(there) == ["model.layers.2.mlp.gate"] and there["unlike_tensors"] is None
     for one, other in zip(here["modules"], there["modules"], strict=True):
         assert other["difference"] == pytest.approx(one["difference"], abs=1e-5), one["name"]
+
+
+def test_a_torch_dist_folder_is_compared_like_hugging_faces(found) -> None:
+    assert departing(found["torch_dist"]) == departing(found["stale norm"])
+    assert found["torch_dist"]["unlike_tensors"] == [MIDDLE_NORM]
 
 
 def test_a_faulty_expert_is_named_by_the_tokens_that_have_it(found, recording) -> None:

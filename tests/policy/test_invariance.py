@@ -22,7 +22,7 @@ from megatron_r1.types import Completion, Problem, Reward, RolloutGroup
 
 pytestmark = pytest.mark.timeout(1200)
 FAST = {1: ["one"], 2: ["dp2", "tp2", "ep2", "pp2", "cp2", "tp2ep2"]}
-SLOW = {1: ["one"], 2: ["vpp2", "cp2ep2"], 4: ["tp2pp2ep2", "cp2tp2", "cp2pp2", "tp4", "dp4"]}
+SLOW = {1: ["one"], 2: ["vpp2", "cp2ep2"], 4: ["tp2pp2ep2", "cp2tp2", "cp2pp2", "tp4ep2etp2", "dp4"]}
 STEPS, MINIBATCHES, GROUPS = 3, (1, 2, 4), 4
 WITHIN = 1e-5
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.algorithms import OnPolicyDistill
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config.shape import load_shape
 from megatron_r1.errors import ConfigError
 from megatron_r1.recipes import RECIPES
@@ -91,6 +93,16 @@ def test_a_folder_that_cannot_be_trained_on(config, recording, spoil, said):
     found = faults(config, train_only=recording)
     assert found and all(fault.startswith(f"train_only: {recording} cannot be trained on: ") for fault in found)
     assert said in " ".join(found)
+
+
+def test_a_teacher_that_was_not_asked_cannot_be_learned_from(config, recording):
+    """Its missing logprobs would be taken for 0, a teacher that is certain of every token."""
+    algorithm = OnPolicyDistill(teacher=Teacher(model=config.model.path))
+    (fault,) = faults(config, train_only=recording, algorithm=algorithm)
+    assert "came without a teacher's logprobs" in fault
+    asked = load_shape(config.model.path)
+    Recording(recording).begin(header_of(dataclasses.replace(config, algorithm=algorithm), asked))
+    assert faults(config, train_only=recording, algorithm=algorithm) == []
 
 
 def test_experts_that_were_not_recorded_cannot_be_replayed(config, recording):

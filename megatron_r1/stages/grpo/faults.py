@@ -82,8 +82,13 @@ def validate(config: GRPOConfig, *, folder: bool = True) -> ModelShape:
 
 def header_of(config: GRPOConfig, shape: ModelShape) -> Header:
     """What the configuration's rollouts are of."""
-    temperature, routes = config.rollout.sampling.temperature, config.rollout.routes != "off"
-    return Header.of(config.model.path, shape, temperature=temperature, routes=routes)
+    return Header.of(
+        config.model.path,
+        shape,
+        temperature=config.rollout.sampling.temperature,
+        routes=config.rollout.routes != "off",
+        teacher=config.teacher is not None,
+    )
 
 
 def _recorded_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:

@@ -54,9 +54,11 @@ class KeptWeights:
 
 def record(recording: Recording, step: int, sampled: Sampled) -> None:
     """Write a step's groups, those that are trained on as they are then: with a teacher's logprobs."""
-    kept = {id(group.problem): group for group in sampled.kept}
-    groups = [kept.get(id(group.problem), group) for group in sampled.groups]
-    marks = [id(group.problem) in kept for group in groups]
+    # By their tokens: a step may draw a problem twice, and a teacher adds to its groups but leaves those as they are.
+    kept = {id(group.completions[0].token_ids): group for group in sampled.kept}
+    places = [id(group.completions[0].token_ids) for group in sampled.groups]
+    groups = [kept.get(place, group) for place, group in zip(places, sampled.groups, strict=True)]
+    marks = [place in kept for place in places]
     recording.write(step, RecordedStep(groups=groups, kept=marks, rounds=sampled.rounds))
 
 

@@ -96,6 +96,13 @@ def _recorded_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:
     faults: list[str] = []
     if config.rollout_only and config.model.initialise == "random":
         faults.append("rollout_only is True and model.initialise random; there are no weights to sample from yet")
+    if config.rollout_only and config.model.load_from is not None:
+        faults.append(
+            f"rollout_only is True and model.load_from {config.model.load_from}; servers start from model.path's "
+            "weights and nothing sends them others: give the weights as model.path, a Hugging Face folder"
+        )
+    if config.train_only is not None and config.keep_rollouts:
+        faults.append("keep_rollouts is True and train_only is given; nothing is sampled: leave keep_rollouts out")
     if config.train_only is None or shape is None:
         return faults
     if config.rollout_only:

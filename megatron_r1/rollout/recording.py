@@ -32,7 +32,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.tx
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What rollouts were sampled from. `temperature`: their logprobs are of it; `routes`: they bring the experts."""
+    """What rollouts were sampled from. `temperature`: their logprobs are of it; `routes`: they bring the experts;
+    `teacher`: those that are trained on bring a teacher's logprobs."""
 
     format: int = FORMAT
     tokenizer: str
@@ -45,9 +46,10 @@ class Header:
     experts_per_token: int
     temperature: float
     routes: bool
+    teacher: bool = False
 
     @classmethod
-    def of(cls, model: Path, shape: ModelShape, *, temperature: float, routes: bool) -> Header:
+    def of(cls, model: Path, shape: ModelShape, *, temperature: float, routes: bool, teacher: bool = False) -> Header:
         """Of the model in this folder."""
         digest = hashlib.sha256()
         for name in TOKENIZER_FILES:
@@ -64,6 +66,7 @@ class Header:
             experts_per_token=shape.moe.top_k if shape.moe else 0,
             temperature=temperature,
             routes=routes,
+            teacher=teacher,
         )
 
     def differences(self, wanted: Header) -> list[str]:
@@ -84,6 +87,8 @@ class Header:
             )
         if wanted.routes and not self.routes:
             faults.append("they came without experts, which rollout.routes asks for: use off")
+        if wanted.teacher and not self.teacher:
+            faults.append("they came without a teacher's logprobs, which the algorithm needs: record with it")
         return faults
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_r1.algorithms import OnPolicyDistill
+from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config.shape import load_shape
 from megatron_r1.errors import ConfigError
 from megatron_r1.recipes import RECIPES
@@ -53,6 +55,9 @@ def test_training_on_a_recording_asks_for_no_server_and_no_data(config, recordin
     assert faults(config, train_only=recording, data=data) == []
     asked = needs(dataclasses.replace(config, train_only=recording))
     assert asked.rollout is None and asked.trainer is not None and asked.beside == ()
+    files = dataclasses.replace(config.data, files=(Path("/not/there.jsonl"),))
+    asked = needs(dataclasses.replace(config, train_only=recording, data=files))
+    assert asked.files == () and not asked.tasks
 
 
 def test_only_sampling_asks_for_no_trainer(config):
@@ -64,6 +69,19 @@ def test_random_weights_cannot_be_sampled_from(config):
     assert config.model.initialise == "random"
     (fault,) = faults(config, rollout_only=True)
     assert fault.startswith("rollout_only is True and model.initialise random")
+
+
+def test_servers_start_from_the_models_own_weights(config, tmp_path):
+    """A run that trains sends them those of load_from before it samples; one that only samples sends nothing."""
+    model = dataclasses.replace(config.model, initialise="weights", load_from=tmp_path / "other")
+    found = [fault for fault in faults(config, rollout_only=True, model=model) if fault.startswith("rollout_only")]
+    assert len(found) == 1 and "nothing sends them others: give the weights as model.path" in found[0]
+    assert not any(fault.startswith("rollout_only") for fault in faults(config, model=model))
+
+
+def test_nothing_is_kept_where_nothing_is_sampled(config, recording):
+    (fault,) = faults(config, train_only=recording, keep_rollouts=True)
+    assert "leave keep_rollouts out" in fault
 
 
 def test_a_run_does_one_of_them(config, recording):
@@ -91,6 +109,16 @@ def test_a_folder_that_cannot_be_trained_on(config, recording, spoil, said):
     found = faults(config, train_only=recording)
     assert found and all(fault.startswith(f"train_only: {recording} cannot be trained on: ") for fault in found)
     assert said in " ".join(found)
+
+
+def test_a_teacher_that_was_not_asked_cannot_be_learned_from(config, recording):
+    """Its missing logprobs would be taken for 0, a teacher that is certain of every token."""
+    algorithm = OnPolicyDistill(teacher=Teacher(model=config.model.path))
+    (fault,) = faults(config, train_only=recording, algorithm=algorithm)
+    assert "came without a teacher's logprobs" in fault
+    asked = load_shape(config.model.path)
+    Recording(recording).begin(header_of(dataclasses.replace(config, algorithm=algorithm), asked))
+    assert faults(config, train_only=recording, algorithm=algorithm) == []
 
 
 def test_experts_that_were_not_recorded_cannot_be_replayed(config, recording):

@@ -21,6 +21,7 @@ HEADER = Header(
     experts_per_token=2,
     temperature=1.0,
     routes=True,
+    teacher=True,
 )
 
 
@@ -136,6 +137,7 @@ def test_a_damaged_line_of_a_good_step_is_named(tmp_path):
         ({"vocab_size": 128}, "a model whose vocab_size is 128"),
         ({"temperature": 0.7}, "sampled at temperature 0.7; rollout.sampling.temperature is 1.0"),
         ({"routes": False}, "came without experts, which rollout.routes asks for: use off"),
+        ({"teacher": False}, "came without a teacher's logprobs, which the algorithm needs"),
         ({"format": 9}, "its format is 9, this version reads 1"),
     ],
 )
@@ -146,6 +148,10 @@ def test_rollouts_of_another_model_are_refused(changes, said):
 
 def test_rollouts_with_experts_serve_a_run_without():
     assert HEADER.differences(dataclasses.replace(HEADER, routes=False)) == []
+
+
+def test_rollouts_with_a_teacher_serve_a_run_without():
+    assert HEADER.differences(dataclasses.replace(HEADER, teacher=False)) == []
 
 
 def test_the_tokenizer_is_known_by_its_files(tmp_path):

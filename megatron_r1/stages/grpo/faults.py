@@ -82,8 +82,13 @@ def validate(config: GRPOConfig, *, folder: bool = True) -> ModelShape:
 
 def header_of(config: GRPOConfig, shape: ModelShape) -> Header:
     """What the configuration's rollouts are of."""
-    temperature, routes = config.rollout.sampling.temperature, config.rollout.routes != "off"
-    return Header.of(config.model.path, shape, temperature=temperature, routes=routes)
+    return Header.of(
+        config.model.path,
+        shape,
+        temperature=config.rollout.sampling.temperature,
+        routes=config.rollout.routes != "off",
+        teacher=config.teacher is not None,
+    )
 
 
 def _recorded_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:
@@ -91,6 +96,13 @@ def _recorded_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:
     faults: list[str] = []
     if config.rollout_only and config.model.initialise == "random":
         faults.append("rollout_only is True and model.initialise random; there are no weights to sample from yet")
+    if config.rollout_only and config.model.load_from is not None:
+        faults.append(
+            f"rollout_only is True and model.load_from {config.model.load_from}; servers start from model.path's "
+            "weights and nothing sends them others: give the weights as model.path, a Hugging Face folder"
+        )
+    if config.train_only is not None and config.keep_rollouts:
+        faults.append("keep_rollouts is True and train_only is given; nothing is sampled: leave keep_rollouts out")
     if config.train_only is None or shape is None:
         return faults
     if config.rollout_only:

@@ -25,13 +25,12 @@ from megatron_r1.data.stream import ProblemStream
 from megatron_r1.observe.metrics import PhaseTimer
 from megatron_r1.policy.policy import Policy
 from megatron_r1.policy.topology import data_parallel, scatter_over_data
-from megatron_r1.rewards.table import grader_of
 from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo.config import GRPOLoopConfig
 from megatron_r1.stages.grpo.loss import policy_loss
 from megatron_r1.stages.grpo.metrics import step_metrics, timing
 from megatron_r1.stages.grpo.mismatch import Gate
-from megatron_r1.stages.grpo.sampling import Collect, Rollout, Sampled, sample_step
+from megatron_r1.stages.grpo.sampling import Collect, Rollout, Sampled, sample_step, wanted_at
 from megatron_r1.stages.grpo.sequences import Rows, add_logprobs, refresh_now
 from megatron_r1.stages.grpo.shares import Share, Trained, shares_of, with_kl_charged
 from megatron_r1.types import Problem, RolloutGroup, StepResult
@@ -155,11 +154,8 @@ class TrainingLoop:
 
     def sample(self, step: int) -> Sampled | None:
         """The step's graded groups, with a teacher's logprobs if the algorithm needs them; on rank 0."""
-        early = step < self.config.preference_from_step
         found: list[Sampled] = []
-
-        def wanted(problem: Problem) -> bool:
-            return not early or grader_of(problem).has_accuracy
+        wanted = wanted_at(step, self.config.preference_from_step)
 
         def collect(problems: Sequence[Problem], **asked: int) -> Rollout:
             with self.timer.phase("rollout"):  # each round has the phase's whole deadline

@@ -30,7 +30,7 @@ from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.faults import header_of
 from megatron_r1.stages.grpo.graders import Graders, problems_of
 from megatron_r1.stages.grpo.metrics import sample_metrics, timing
-from megatron_r1.stages.grpo.sampling import Sampled, sample_step
+from megatron_r1.stages.grpo.sampling import Sampled, sample_step, wanted_at
 from megatron_r1.stages.grpo.shares import Trained, samples_shown
 from megatron_r1.stages.grpo.teacher import add_teacher_logprobs
 from megatron_r1.types import Problem
@@ -54,9 +54,11 @@ class KeptWeights:
 
 def record(recording: Recording, step: int, sampled: Sampled) -> None:
     """Write a step's groups, those that are trained on as they are then: with a teacher's logprobs."""
-    kept = {id(group.problem): group for group in sampled.kept}
-    groups = [kept.get(id(group.problem), group) for group in sampled.groups]
-    marks = [id(group.problem) in kept for group in groups]
+    # By their tokens: a step may draw a problem twice, and a teacher adds to its groups but leaves those as they are.
+    kept = {id(group.completions[0].token_ids): group for group in sampled.kept}
+    places = [id(group.completions[0].token_ids) for group in sampled.groups]
+    groups = [kept.get(place, group) for place, group in zip(places, sampled.groups, strict=True)]
+    marks = [place in kept for place in places]
     recording.write(step, RecordedStep(groups=groups, kept=marks, rounds=sampled.rounds))
 
 
@@ -142,13 +144,13 @@ def _sample_steps(
             if graders.teachers:
                 with timer.phase("teacher"):
                     sampled.kept = add_teacher_logprobs(graders.teachers[0], sampled.kept)
-            record(recording, step, sampled)
-            journal.forget(step + 1)
             row |= sampled.grading | timing(timer.take(), sampled.reward_seconds, row["tokens"])
             metrics.write({"step": step, **row})
             trained = Trained.of(sampled.kept, config.algorithm, config.rollout.sampling.max_new_tokens)
             for sample in samples_shown(config, tokenizer, step, trained):
                 shown.write(sample)
+            record(recording, step, sampled)  # last: a run that goes on passes over the steps that are recorded
+            journal.forget(step + 1)
             progress.update(step, row)
     return {"steps": config.steps, "reward_mean": sum(rewards) / len(rewards), "tokens": tokens}
 
@@ -172,9 +174,10 @@ def _sampled(
         with timer.phase("rollout"):
             return collector.collect(problems, group_size=group_size, seed=seed, step=step, first=first)
 
+    wanted = wanted_at(step, config.preference_from_step)
     return collector.together(
         lambda: sample_step(
-            stream.take,
+            lambda count: stream.take(count, wanted),
             collect,
             config.algorithm,
             prompts=config.prompts_per_step,

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from megatron_r1.algorithms.base import Algorithm
+from megatron_r1.rewards.table import grader_of
 from megatron_r1.types import Problem, RolloutGroup
 
 LEAST_SHARE = 1 / 8
@@ -44,6 +45,12 @@ class Sampled:
     rounds: int = 0
     reward_seconds: float = 0.0
     grading: dict[str, int] = field(default_factory=dict)
+
+
+def wanted_at(step: int, preference_from_step: int) -> Callable[[Problem], bool]:
+    """Which problems a step may draw: those that only reward models judge from `preference_from_step` on."""
+    early = step < preference_from_step
+    return lambda problem: not early or grader_of(problem).has_accuracy
 
 
 def sample_step(

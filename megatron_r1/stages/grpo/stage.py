@@ -37,8 +37,8 @@ def needs(config: GRPOConfig) -> Needs:
         beside=() if config.train_only else _beside(config),
         work=None if config.rollout_only else _workload(config),
         deadlines=config.deadlines,
-        files=(*config.data.files, *config.data.holdout_files),
-        tasks=bool(config.data.tasks),
+        files=() if config.train_only else (*config.data.files, *config.data.holdout_files),
+        tasks=bool(config.data.tasks) and config.train_only is None,
         exports=exports,
     )
 

@@ -35,7 +35,7 @@ tokens. What is below SMALLEST counts as 0, what is beyond the last bin (1,155 n
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
     """Of |d| per token in nats: `mean`, `p99` (within 1%), `largest`; of the importance weights as above. NaN without
-    tokens, or where a logprob is NaN."""
+    tokens, and but for `p99` where a logprob is NaN, which counts as infinitely wrong there."""
 
     mean: float = math.nan
     p99: float = math.nan

@@ -94,7 +94,7 @@ def unpack(requirement: str, folder: Path) -> Path:
     partial = folder.with_name(f"{folder.name}.partial")
     words = ["--quiet", "--no-deps", "--no-compile", "--target", str(partial)]
     if requirement.startswith("megatron-core") and sys.version_info < (3, 12):
-        words += ["--python-version", "3.12", "--only-binary", ":all:"]
+        words += ["--python-version", "3.12", "--only-binary", ":all:", "--ignore-requires-python"]
     subprocess.run([sys.executable, "-m", "pip", "install", *words, requirement], check=True)
     partial.rename(folder)
     return folder

@@ -31,6 +31,7 @@ from megatron_r1.stages.grpo.faults import header_of
 from megatron_r1.stages.grpo.graders import Graders, problems_of
 from megatron_r1.stages.grpo.metrics import sample_metrics, timing
 from megatron_r1.stages.grpo.sampling import Sampled, sample_step, wanted_at
+from megatron_r1.stages.grpo.servers import served_folder
 from megatron_r1.stages.grpo.shares import Trained, samples_shown
 from megatron_r1.stages.grpo.teacher import add_teacher_logprobs
 from megatron_r1.types import Problem
@@ -80,7 +81,7 @@ def sample_only(config: GRPOConfig) -> dict[str, Any]:
     recording.begin(header_of(config, shape))
     try:
         graders.start(config, split)
-        folder = config.rollout.fp8_folder or config.model.path
+        folder = served_folder(config, config.model.path)
         _say(f"starting {config.rollout.num_engines} server(s) on {folder}")
         with running_engines(config.rollout, folder=folder, run_dir=config.run_dir, seed=config.seed) as engines:
             graders.wait()

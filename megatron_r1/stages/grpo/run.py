@@ -41,7 +41,7 @@ from megatron_r1.stages.grpo.colocation import Colocation, ResidentSource
 from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.graders import Graders, problems_of, stop_all
 from megatron_r1.stages.grpo.recorded import KeptWeights, route_form, sample_only
-from megatron_r1.stages.grpo.servers import server_devices
+from megatron_r1.stages.grpo.servers import served_folder, server_devices
 from megatron_r1.stages.grpo.training import GRPORun
 
 
@@ -89,8 +89,8 @@ def _run(
         Journal(config.run_dir).clear()
         report = write_report(config.run_dir)
         before, after = summary["accuracy_before"], summary["accuracy_after"]
-        judged = "" if split is None else f"held-out greedy accuracy {before:.1%} -> {after:.1%} "
-        say(f"{judged or 'trained '}in {duration(summary['seconds_total'])}")
+        done = "trained" if split is None else f"held-out greedy accuracy {before:.1%} -> {after:.1%}"
+        say(f"{done} in {duration(summary['seconds_total'])}")
         say(f"report: {report}")
     return summary
 
@@ -158,11 +158,6 @@ def _wired(
     return GRPORun(
         config, policy, collector, sync, colocation, tokenizer, stream, base, watch, say, graders.teachers, judges
     )
-
-
-def served_folder(config: GRPOConfig, base: Path) -> Path:
-    """The folder that servers start from."""
-    return config.rollout.fp8_folder or base
 
 
 def _source(config: GRPOConfig, policy: Policy) -> ShardedSource:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_r1.engines.base import Engine, EngineSpec
 from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.stages.common.servers import make_engine, own_devices
 from megatron_r1.stages.grpo.config import GRPOConfig
+
+
+def served_folder(config: GRPOConfig, base: Path) -> Path:
+    """The folder that rollout servers of the model in `base` start from."""
+    return config.rollout.fp8_folder or base
 
 
 def server_devices(config: GRPOConfig) -> Sequence[str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -112,31 +111,13 @@ class GRPORun:
         with ExitStack() as files:
             if self.is_writer:
                 self._open_files(files)
-            loop = Loop(
-                stream=self.stream,
-                collect=self.collector.collect,
-                together=self.collector.together,
-                push=self.push,
-                on_step=self.on_step,
-                to_trainer=lambda keep_weights: self.colocation.for_training(keep_weights=keep_weights),
-                evaluate=lambda: greedy_scores(self.collector, split.validation)["accuracy"] if split else math.nan,
-                save=self.save,
-                checkpoint=self.checkpoint,
-                skips=self.skips,
-                warn=self.say,
-                decode=self.tokenizer.decode,
-                recorded=self.recorded if split is None else None,
-                record=self.record if config.keep_rollouts else None,
-                teach=self.teach if config.teacher is not None else None,
-                watch=self.collector.phase,
-            )
             try:
                 steps = TrainingLoop(
                     self.policy,
                     config.algorithm,
                     self.loop_config,
                     layout,
-                    loop,
+                    self._loop(split),
                     max_new_tokens=config.rollout.sampling.max_new_tokens,
                     seed=config.seed,
                     first_step=self.steps_done,
@@ -168,6 +149,28 @@ class GRPORun:
             "sync_milliseconds_median": float(np.median(self.sync_milliseconds)),
             "held_out": len(held_out),
         }
+
+    def _loop(self, split: ProblemSplit | None) -> Loop:
+        """What the loop is wired to; without a `split` to recorded rollouts."""
+        validation = split.validation if split is not None else ()
+        return Loop(
+            stream=self.stream,
+            collect=self.collector.collect,
+            together=self.collector.together,
+            push=self.push,
+            on_step=self.on_step,
+            to_trainer=lambda keep_weights: self.colocation.for_training(keep_weights=keep_weights),
+            evaluate=lambda: greedy_scores(self.collector, validation)["accuracy"],
+            save=self.save,
+            checkpoint=self.checkpoint,
+            skips=self.skips,
+            warn=self.say,
+            decode=self.tokenizer.decode,
+            recorded=self.recorded if split is None else None,
+            record=self.record if self.config.keep_rollouts else None,
+            teach=self.teach if self.config.teacher is not None else None,
+            watch=self.collector.phase,
+        )
 
     def _judge(self, problems: Sequence[Problem]) -> dict[str, Any]:
         marked = time.perf_counter()

@@ -1,7 +1,7 @@
 """Train the tiny mixture of experts with stale, bf16 samples under each correction: what they cost, what they save.
 
 usage: python tools/compare_corrections.py FOLDER [--methods none tis ...] [--sync-every 1 4 16] [--seeds 0 1 2 3 4]
-           [--steps 64] [--minibatches 2] [--warm-up-steps 600] [-- WORDS]
+           [--steps 64] [--minibatches 2] [--warm-up-steps 600] [--at-once 1] [-- WORDS]
 
 The quickstart's warm-up makes one base model; from it each cell (method, sync_every, seed) runs the recipe `tiny` with
 real servers in bf16 and a trainer in fp32, and WORDS behind its own options. A cell that has finished is not run again;
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,18 +106,23 @@ def main() -> int:
     pending = [cell for cell in cells if not finished(cell, base, options)]
     print(f"{len(cells)} cells, {len(cells) - len(pending)} of them finished", flush=True)
     begun, failed = time.monotonic(), list[str]()
-    for number, cell in enumerate(pending):
-        said = "failed"
-        if run(cell, base, options):
-            result = result_of(cell, options)
-            said = f"{result['accuracy_before']:.1%} -> {result['accuracy_after']:.1%}"
-        else:
-            failed.append(cell.name)
-        write(options, [cell for cell in cells if finished(cell, base, options)])
-        spent = time.monotonic() - begun
-        left = spent / (number + 1) * (len(pending) - number - 1)
-        print(f"[{number + 1}/{len(pending)}] {cell.name}: {said}; {duration(spent)} gone, about {duration(left)} left")
-        sys.stdout.flush()
+    pool = ThreadPoolExecutor(options.at_once)
+    running = {pool.submit(run, cell, base, options): cell for cell in pending}
+    try:
+        for number, future in enumerate(as_completed(running)):
+            cell, said = running[future], "failed"
+            if future.result():
+                result = result_of(cell, options)
+                said = f"{result['accuracy_before']:.1%} -> {result['accuracy_after']:.1%}"
+            else:
+                failed.append(cell.name)
+            write(options, [cell for cell in cells if finished(cell, base, options)])
+            spent = time.monotonic() - begun
+            left = spent / (number + 1) * (len(pending) - number - 1)
+            gone = f"{duration(spent)} gone, about {duration(left)} left"
+            print(f"[{number + 1}/{len(pending)}] {cell.name}: {said}; {gone}", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C reaches the cells that run; no other may begin
     write(options, [cell for cell in cells if finished(cell, base, options)])
     print(table(options))
     print(f"{options.folder}/results.json and {options.folder}/curves.html")
@@ -135,9 +141,12 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--minibatches", type=int, default=2)
     parser.add_argument("--warm-up-steps", type=int, default=600, help="of the base model; 600 as in the quickstart")
+    parser.add_argument("--at-once", type=int, default=1, help="cells that run side by side; one uses about a core")
     options = parser.parse_args(words[:place])
     options.words = list(words[place + 1 :])
     longest = max(options.sync_every)
+    if options.at_once < 1:
+        parser.error("--at-once: at least 1")
     if any(every < 1 or longest % every for every in options.sync_every):
         parser.error(f"--sync-every: each must divide the longest, {longest}: evaluations are common to all")
     return options

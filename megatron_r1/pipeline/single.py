@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from megatron_r1.config.schema import StageConfig
+from megatron_r1.parent import die_with_parent, end_in_order_at_sigterm
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 
 
 def run_single(config: StageConfig, loop: Callable[[Any], dict[str, Any]]) -> int:
     """Run the stage. Its errors are the command line's to print."""
     if parent := int(os.environ.get(PARENT_VARIABLE, "0")):
-        from megatron_r1.parent import die_with_parent
-
         die_with_parent(parent, "the launcher")
-    # As an exception, so that servers and graders are stopped on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_in_order_at_sigterm()
     loop(config)
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from megatron_r1.cluster.task import store_path
 from megatron_r1.config.schema import TrainerStage
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import PREEMPTED, PreemptedError, UserError
+from megatron_r1.parent import die_with_parent, end_in_order_at_sigterm
 from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
 from megatron_r1.pipeline.launch import PARENT_VARIABLE
 from megatron_r1.stages.common.preempt import listen
@@ -32,12 +32,9 @@ def run_rank(config: TrainerStage, shape: ModelShape, loop: Loop | None = None) 
     parent = int(os.environ.get(PARENT_VARIABLE, "0"))
     private = config.run_dir / RENDEZVOUS if parent else None
     if parent:
-        from megatron_r1.parent import die_with_parent
-
         die_with_parent(parent, "the launcher")
     listen()
-    # As an exception, so that servers and graders are stopped on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_in_order_at_sigterm()
     from megatron_r1.policy.platform import configure_process
 
     cpu = config.device == "cpu"

@@ -5,6 +5,7 @@ is given them while the trainer's are on the host. (Chains, restarts and cluster
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -251,14 +252,22 @@ def test_disagreement_with_the_engine_stops_the_run_before_training(base, tmp_pa
     assert done.stderr.count("rollout and trainer disagree") == 1, "every rank raises it, one says it"
 
 
-def test_a_signal_ends_every_process_of_a_run(tmp_path):
-    """SIGTERM to the command alone, while its ranks train."""
+@pytest.mark.parametrize("told", ["command", "all"])
+def test_a_signal_ends_every_process_of_a_run(tmp_path, told):
+    """SIGTERM while its ranks train, to the command alone or, as Slurm does, to its ranks too, who are told again while
+    they end."""
     words = warm_up_words(tmp_path / "run")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = iter(process.stdout.readline, "")
     assert any("warm-up 5/" in line for line in lines), "it trains"
     below = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
+    ranks = psutil.Process(process.pid).children() if told == "all" else []
+    for _ in range(20):
+        for rank in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.terminate()
+        time.sleep(0.05)
     rest = "".join(lines)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert "SIGTERM: ending the run" in rest and "Traceback" not in rest

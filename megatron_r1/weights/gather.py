@@ -80,12 +80,15 @@ def _gather(
         rows[box.top : box.bottom, box.left : box.right] = values
 
     own = [shard._replace(tensor=shard.tensor - first) for shard in shards]
-    with source.reading():
-        for tensor, box, ranks in own if rank == 0 else ():
-            if 0 in ranks:
+    wants = [Want(shard.tensor, shard.box) for shard in own if 0 not in shard.ranks]
+
+    def put_own() -> None:
+        for tensor, box, ranks in own:
+            if rank == 0 and 0 in ranks:
                 put(tensor, box, source.read(first + tensor, box))
-        if wants := [Want(shard.tensor, shard.box) for shard in own if 0 not in shard.ranks]:
-            tensors = wire_tensors(specs)
-            plan = make_plan(tensors, own, [[wants]], bucket_bytes)
-            exchange(plan, specs, tensors, source.device, fill, take)
+
+    with source.reading():
+        tensors = wire_tensors(specs)
+        plan = make_plan(tensors, own, [[wants]], bucket_bytes)
+        exchange(plan, specs, tensors, source.device, fill, take, put_own)
     return found

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from megatron_r1.agreement import together
 from megatron_r1.config.model_folder import without_mtp
 from megatron_r1.errors import CheckpointError
-from megatron_r1.resharding.boxes import parts, whole
+from megatron_r1.resharding.boxes import Box, parts, whole
 from megatron_r1.resharding.plan import Piece, Shard, Want, make_plan
 from megatron_r1.weights.export import WeightStream
 from megatron_r1.weights.hf_sink import HFSink, OutputTensor
@@ -57,12 +57,13 @@ def save_hf_folder(
         _write_weights(stream, partial, file_bytes)
         together(lambda: _write_rest(stream, source, partial, extra or {}, config_changes or {}) if first else None)
         together(lambda: _appear(partial, target) if first else None)
-    except (OSError, CheckpointError) as error:
+    except BaseException as error:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{target}: cannot be written: {error}; make room, or choose another disk") from error
+        if isinstance(error, OSError):
+            remedy = "make room, or choose another disk"
+            raise CheckpointError(f"{target}: cannot be written: {error}; {remedy}") from error
+        raise
 
 
 def _make_room(target: Path, partial: Path) -> None:
@@ -78,11 +79,16 @@ def _write_weights(stream: WeightStream, partial: Path, file_bytes: int) -> None
     tensors, shards = wire_tensors(files.specs), stream.shards
     together(lambda: files.prepare(rank))
     wants: list[list[Want]] = [[] for _ in range(dist.get_world_size())]
+    own: list[tuple[int, Box]] = []
     for tensor, box, ranks in shards:
         writer = files.writer(tensor)
         if writer not in ranks:
             wants[writer].append(Want(tensor, box))
         elif writer == rank:
+            own.append((tensor, box))
+
+    def write_own() -> None:
+        for tensor, box in own:
             for part in parts(box, stream.bucket_bytes // tensors[tensor].itemsize):
                 files.take(Piece(0, tensor, part), stream.read(tensor, part))
 
@@ -90,7 +96,7 @@ def _write_weights(stream: WeightStream, partial: Path, file_bytes: int) -> None
         place.copy_(stream.read(piece.tensor, piece.box))
 
     plan = make_plan(tensors, shards, [wants], stream.bucket_bytes)
-    exchange(plan, files.specs, tensors, stream.device, fill, files.take)
+    exchange(plan, files.specs, tensors, stream.device, fill, files.take, write_own)
     together(lambda: files.sink.finish(()) if rank == 0 else None)
 
 

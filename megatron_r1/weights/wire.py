@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.distributed as dist
 
+from megatron_r1.agreement import together, trainers
 from megatron_r1.resharding.boxes import whole
 from megatron_r1.resharding.layers import group_of_tensor
 from megatron_r1.resharding.plan import Message, Piece, Plan, Tensor, offsets, rounds_of
@@ -50,24 +51,52 @@ def exchange(
     device: torch.device,
     fill: PieceWork,
     take: PieceWork,
+    own: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send and receive what `plan` says among the trainer's ranks, whose numbers are its workers' too. A collective."""
-    rank = dist.get_rank()
+    """Send and receive what `plan` says among the trainer's ranks, whose numbers are its workers' too; first `own`,
+    what a rank does without others. A collective.
+
+    What fails on one rank fails on all, as with `together`: it still sends all its messages, then without their
+    numbers, so that nobody waits for it.
+    """
+    rank = dist.get_rank() if trainers() > 1 else 0
     sent = {group[0].round: group for group in rounds_of(plan.sent.get(rank, []))}
     received = {group[0].round: group for group in rounds_of(plan.received.get(rank, []))}
+    work = FirstFailure()
+    work.attempt(own)
     for number in sorted({*sent, *received}):
-        works, coming = [], []
+        transfers, coming = [], []
         for message in sent.get(number, []):
             buffer = torch.empty(message.num_bytes, dtype=torch.uint8, device=device)
             for piece, place in views(message, buffer, specs, tensors):
-                fill(piece, place)
-            works.append(dist.P2POp(dist.isend, buffer, message.worker))
+                work.attempt(fill, piece, place)
+            transfers.append(dist.P2POp(dist.isend, buffer, message.worker))
         for message in received.get(number, []):
             buffer = torch.empty(message.num_bytes, dtype=torch.uint8, device=device)
-            works.append(dist.P2POp(dist.irecv, buffer, message.sender))
+            transfers.append(dist.P2POp(dist.irecv, buffer, message.sender))
             coming.append((message, buffer))
-        for work in dist.batch_isend_irecv(works):
-            work.wait()
+        for transfer in dist.batch_isend_irecv(transfers):
+            transfer.wait()
         for message, buffer in coming:
             for piece, place in views(message, buffer, specs, tensors):
-                take(piece, place)
+                work.attempt(take, piece, place)
+    together(work.settle)
+
+
+class FirstFailure:
+    """Work in steps of which none is done any more once one has failed."""
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+
+    def attempt(self, step: Callable[..., object], *arguments: object) -> None:
+        if self._error is None:
+            try:
+                step(*arguments)
+            except Exception as error:
+                self._error = error
+
+    def settle(self) -> None:
+        """Raise what the step that failed raised."""
+        if self._error is not None:
+            raise self._error

@@ -56,6 +56,16 @@ def test_an_index_that_cannot_be_written_is_an_error_on_all_ranks(saved):
     assert not (saved / "refused").exists() and not (saved / "refused.partial").exists()
 
 
+@pytest.mark.parametrize("work", ["save", "gather"])
+@pytest.mark.parametrize("bad", range(4))
+def test_a_rank_that_cannot_read_its_weights_fails_all_at_once(saved, work, bad):
+    """None waits for it, and the same ranks go on: these failures follow one another."""
+    told = json.loads((saved / "failed.json").read_text())[f"{work} {bad}"]
+    own, other = f"ValueError: planted on rank {bad}", f"RuntimeError: ValueError: planted on rank {bad}"
+    assert told == [own if rank == bad else other for rank in range(4)]
+    assert not (saved / "not_saved").exists() and not (saved / "not_saved.partial").exists()
+
+
 def test_files_are_written_by_all_ranks_that_hold_them():
     """Three tensors of 100 bytes: ranks 0 and 1 hold the first two, rank 2 the third; none writes two."""
     shards = [Shard(0, Box(0, 50, 0, 1), (0, 1)), Shard(1, Box(0, 50, 0, 1), (0, 1)), Shard(2, Box(0, 50, 0, 1), (2,))]

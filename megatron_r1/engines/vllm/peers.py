@@ -20,6 +20,8 @@ from typing import Literal, Protocol
 import torch
 import torch.distributed
 
+from megatron_r1.errors import EngineError
+
 LOOPBACK = "127.0.0.1"
 NUMBERS_TAG = 1 << 30
 """Beside the tags of messages, which are their rounds."""
@@ -102,6 +104,16 @@ class Peers(Protocol):
         ...
 
 
+def check_place(meeting: Meeting) -> None:
+    """EngineError where this process cannot enter the group at all; before others begin to wait for it."""
+    folder = Path(meeting.place).parent
+    if meeting.sync != "nccl" and not folder.is_dir():
+        raise EngineError(
+            f"weight sync: {folder} is not here; with rollout.sync {meeting.sync} trainer and servers must share one "
+            "machine (nccl goes between machines)"
+        )
+
+
 def join(meeting: Meeting, rank: int, device: torch.device) -> Peers:
     """Enter the group as member `rank`, with buffers on `device`; blocks until all members have entered. RuntimeError
     if they do not come in time."""
@@ -125,12 +137,7 @@ class GlooPeers:
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
         self.meeting, self.rank = meeting, rank
-        folder = Path(meeting.place).parent
-        if not folder.is_dir():
-            raise RuntimeError(
-                f"weight sync: {folder} is not here; with rollout.sync {meeting.sync} trainer and servers must share "
-                "one machine (nccl goes between machines)"
-            )
+        check_place(meeting)
         store = torch.distributed.FileStore(meeting.place, meeting.size)
         timeout = timedelta(seconds=meeting.timeout_seconds)
         store.set_timeout(timeout)

@@ -24,7 +24,7 @@ from megatron_r1.engines.vllm.checks import compare, own_fingerprints, parts_wan
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.messages import prepare_to_send, send_all
-from megatron_r1.engines.vllm.peers import Meeting, Peers, SyncWay, join
+from megatron_r1.engines.vllm.peers import Meeting, Peers, SyncWay, check_place, join
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Message, Piece, Plan, check_wanted, make_plan
@@ -96,6 +96,7 @@ class ShardChannel:
             workers=sum(per_engine),
             timeout_seconds=MEETING_SECONDS,
         )
+        together(lambda: check_place(meeting))
         workers = None
         if self.control is not None:
             info = {"meeting": meeting.as_info(), "first_worker": 0}

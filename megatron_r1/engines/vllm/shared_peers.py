@@ -2,8 +2,9 @@
 imported.
 
 A rank's buffers are a file in /dev/shm that the workers that it sends to map; it has no name any more once they have,
-so nothing is left behind by a crash. A worker copies from there into its parameters, on a CPU or on the GPU that the
-rank uses too, and nothing is copied in between. What travels over gloo is where a part begins, and that it was taken.
+so a crash later leaves nothing behind. What one before then has left, the next rank removes. A worker copies from there
+into its parameters, on a CPU or on the GPU that the rank uses too, and nothing is copied in between. What travels over
+gloo is where a part begins, and that it was taken.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import errno
 import mmap
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ class SharedMemoryPeers(GlooPeers):
         """NoRoomError if the shared memory has no room."""
         if to:
             path, size = self._path_of(self.rank), IN_FLIGHT * -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            remove_left_over(older_than_seconds=2 * self.meeting.timeout_seconds)
             allocate(path, size)
             try:
                 self._memory[self.rank] = map_memory(path, size)
@@ -115,10 +118,20 @@ class SharedMemoryPeers(GlooPeers):
         self._memory = {}
 
     def _path_of(self, member: int) -> Path:
-        return SHARED_MEMORY / f"mr1-weights-{Path(self.meeting.place).name}-{member}"
+        return SHARED_MEMORY / f"{PREFIX}{Path(self.meeting.place).name}-{member}"
 
 
 ANSWER = torch.ones(1, dtype=torch.uint8)
+PREFIX = "mr1-weights-"
+
+
+def remove_left_over(older_than_seconds: float) -> None:
+    """This user's files whose ranks were killed before they had taken the name away: no meeting lasts so long."""
+    for path in SHARED_MEMORY.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else removes it too
+            found = path.stat()
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > older_than_seconds:
+                path.unlink()
 
 
 def allocate(path: Path, num_bytes: int) -> None:

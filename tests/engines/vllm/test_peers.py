@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import uuid
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from ranks import run_ranks
 
 from megatron_r1.engines.vllm.nccl_peers import NcclPeers
 from megatron_r1.engines.vllm.peers import Meeting, join
-from megatron_r1.engines.vllm.shared_peers import SHARED_MEMORY, allocate, map_memory
+from megatron_r1.engines.vllm.shared_peers import SHARED_MEMORY, allocate, map_memory, remove_left_over
 from megatron_r1.errors import EngineError
 
 WANTED = {2: 48 * 20 * 2 + 48 + 48 * 33, 3: 48 * 20 * 2 + 48 + 48 * 33, 4: 48 * 40 * 2 + 48 + 96 * 33}
@@ -48,6 +50,22 @@ def test_memory_that_is_not_there_is_not_made():
     with pytest.raises(FileNotFoundError):
         map_memory(path, 4096)
     assert not path.exists()
+
+
+def test_what_a_killed_rank_left_is_removed_and_what_is_in_use_is_not():
+    old, new, other = (
+        SHARED_MEMORY / f"{name}-{uuid.uuid4().hex}-0" for name in ("mr1-weights", "mr1-weights", "mine")
+    )
+    try:
+        for path in (old, new, other):
+            allocate(path, 4096)
+        for path in (old, other):
+            os.utime(path, (time.time() - 601, time.time() - 601))
+        remove_left_over(older_than_seconds=600)
+        assert [path.exists() for path in (old, new, other)] == [False, True, True]
+    finally:
+        for path in (old, new, other):
+            path.unlink(missing_ok=True)
 
 
 class Refusing:
@@ -93,6 +111,6 @@ def test_who_leaves_releases_the_other_though_its_error_is_kept(broken, way, rai
 def test_a_worker_on_another_machine_is_told_what_to_use(tmp_path, sync):
     place = tmp_path / "elsewhere" / "meet"
     meeting = Meeting(sync=sync, place=str(place), trainers=1, workers=1, timeout_seconds=5)
-    with pytest.raises(RuntimeError, match=rf"rollout.sync {sync} trainer and servers must share one machine \(nccl"):
+    with pytest.raises(EngineError, match=rf"rollout.sync {sync} trainer and servers must share one machine \(nccl"):
         join(meeting, 1, torch.device("cpu"))
     assert not Path(place).parent.exists()

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_r1.config import RolloutConfig
+from megatron_r1.engines.vllm import shard_channel
+from megatron_r1.engines.vllm.peers import check_place
 from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.resharding.boxes import Box, whole
@@ -56,6 +58,9 @@ def two_pushes(store: str, config: RolloutConfig, folder: Path, rank: int, engin
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1 and fault == "room":
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, limits[1]))  # as a full /dev/shm
+    if rank == 1 and fault == "place":
+        elsewhere = str(folder / "of_another_machine" / "meet")
+        shard_channel.check_place = lambda meeting: check_place(dataclasses.replace(meeting, place=elsewhere))
     source.fails = fault == "read"
     begun, failure = time.monotonic(), None
     try:
@@ -64,7 +69,7 @@ def two_pushes(store: str, config: RolloutConfig, folder: Path, rank: int, engin
         failure = error
     seconds = time.monotonic() - begun
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    source.fails = False
+    source.fails, shard_channel.check_place = False, check_place
     try:
         dist.barrier()
         sync.push(first + 1)
@@ -83,6 +88,7 @@ def second_rank(pipe, *arguments) -> None:
     [
         ("read", "gloo", ["RuntimeError", "KeyError"], "rank 1 holds no such weights"),
         ("read", "ipc", ["RuntimeError", "KeyError"], "rank 1 holds no such weights"),
+        ("place", "gloo", ["EngineError", "NoneType"], "trainer and servers must share one machine"),
         ("room", "ipc", ["NoRoomError", "NoneType"], "MiB in /dev/shm for this rank"),
     ],
 )

@@ -104,7 +104,7 @@ def _curves(files: RunFiles) -> str:
             series=[
                 Series(name="each step", points=accuracy, style="faint"),
                 Series(name="smoothed", points=smoothed(accuracy)),
-                Series(name="validation, greedy", points=validation, colour=1, style="dots"),
+                Series(name="validation, greedy", points=validation, colour=3, style="dots"),
                 Series(name="held out, greedy", points=held_out, colour=2, style="dots"),
             ],
         ),
@@ -125,10 +125,11 @@ def _curves(files: RunFiles) -> str:
             title="Engine mismatch", note="|logprob vLLM − logprob Megatron| per token, nats", low=0.0,
             series=[
                 Series(name="mean", points=_points(metrics, "mismatch")),
-                Series(name="99th percentile", points=_points(metrics, "mismatch_p99"), colour=1),
+                Series(name="99th percentile", points=_points(metrics, "mismatch_p99"), colour=2),
             ],
         ),
         _noisy("Effective samples", "of the tokens' importance weights, share", metrics, "effective_samples"),
+        _noisy("Corrected tokens", "share whose weight was truncated or masked", metrics, "correction_cut", low=0.0),
         _noisy("Clip fraction", "share of tokens whose ratio was clipped", metrics, "clip_fraction", low=0.0),
         _noisy("Groups without a signal", "all rewards equal", metrics, "zero_advantage_groups", low=0.0),
     ]  # fmt: skip

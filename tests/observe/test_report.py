@@ -107,6 +107,21 @@ def test_small_phases_share_the_colour_of_other(tmp_path):
     assert sum(bars[-1]["values"]) == 42.5
 
 
+def test_curves_of_one_chart_have_colours_of_their_own(tmp_path):
+    """All quantities that a report can draw; what is faint is each step's value of the curve that is smoothed."""
+    make_run(tmp_path)
+    names = ("mismatch", "mismatch_p99", "eval_accuracy", "language", "entropy", "grad_norm", "correction_cut")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    with JsonLines(tmp_path / "metrics.jsonl") as metrics:
+        for number, row in enumerate(rows):
+            metrics.write(row | {name: 0.1 * (number + 1) for name in names})
+    figures = re.findall(r"<figure.*?</figure>", page_of(tmp_path), re.DOTALL)
+    assert len(figures) > 8
+    for figure in figures:
+        drawn = re.findall(r'class="curve stroke-(\d)"', figure)
+        assert len(drawn) == len(set(drawn)), figure[:200]
+
+
 def test_nothing_that_a_model_or_a_config_wrote_becomes_markup(tmp_path):
     make_run(tmp_path, evil=EVIL)
     text = page_of(tmp_path)

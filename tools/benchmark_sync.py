@@ -5,9 +5,11 @@ usage: python tools/benchmark_sync.py [--megabytes 500 | --model FOLDER] [--layo
 
 Servers of the same random DeepSeek-V3, or of FOLDER's model (--tensor workers each), stand side by side, one for each
 way: over sockets (rollout.sync gloo), the same with nothing compared afterwards, and through the host's memory (ipc).
-Pushes take turns. After each export rank 0 alone writes as many bytes: the disk's own speed. All ranks then load what
-was saved, once when the page cache has forgotten it and once again. Medians of seconds, processor seconds of all ranks
-together, and by how much rank 0's memory grew at most.
+Pushes take turns. With a dense model, one rank and one worker so does what no push can do without: one copy of each
+tensor, and vLLM's packing of each matrix for its CPU kernels, in a process that does nothing else. After each export
+rank 0 alone writes as many bytes: the disk's own speed. All ranks then load what was saved, once when the page cache
+has forgotten it and once again. Medians of seconds, processor seconds of all ranks together, and by how much rank 0's
+memory grew at most.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ WAYS = {"gloo": ("gloo", 8), "gloo, nothing compared": ("gloo", 0), "ipc": ("ipc
 """Name -> rollout.sync and rollout.check_tensors."""
 EXPORT, PLAIN = "export", "as many bytes written by rank 0"
 LOAD, AGAIN = "load by all ranks", "load again"
+BARE = "bare parts: a copy, and vLLM's packing"
 
 
 def main() -> None:
@@ -50,7 +53,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table as JSON too")
     parser.add_argument("--model", type=Path, help="this folder's model, with its weights if it has any")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.bare:
+        serve_bare_parts(arguments.bare)
+        return
     if arguments.folder:
         measure(arguments)
         return
@@ -150,9 +157,16 @@ def measure(arguments: argparse.Namespace) -> None:
         source = policy.weights(dtype=dtype, bucket_bytes=rollout.sync_bucket_mib << 20)
         syncs[name] = WeightSync(own, source=source, engines=engines, model_path=base, rank=dist.get_rank())
         syncs[name].push(1)  # meets, and plans
+    works = {name: opened.push for name, opened in syncs.items()}
+    bare = None
+    if not policy.shape.moe and arguments.tensor == arguments.ranks == 1:
+        bare = BareParts(base)
+        works[BARE], rows[BARE] = bare.work, []
     for repeat in range(arguments.repeats):
-        for name, opened in rotated(list(syncs.items()), repeat):
-            rows[name].append(timed(lambda: opened.push(repeat + 2)))  # noqa: B023
+        for name, work in rotated(list(works.items()), repeat):
+            rows[name].append(timed(lambda: work(repeat + 2)))  # noqa: B023
+    if bare is not None:
+        bare.close()
     if dist.get_rank() == 0:
         found = {"megabytes": num_bytes >> 20, "ranks": arguments.ranks, "layout": arguments.layout, "rows": rows}
         found |= {"disk_megabytes": {name: size >> 20 for name, size in disk.items()}}
@@ -162,6 +176,47 @@ def measure(arguments: argparse.Namespace) -> None:
         for engine in opened.engines:
             engine.stop()
     topology.finalise()
+
+
+class BareParts:
+    """The process that does a worker's bare parts when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        words = [sys.executable, __file__, "--bare", str(folder)]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.work(0)  # what is done once
+
+    def work(self, number: int) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(number, file=self.process.stdin, flush=True)
+        while (said := self.process.stdout.readline()) != "done\n":  # vLLM logs there too
+            if not said:
+                raise RuntimeError("the process of the bare parts has ended")
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve_bare_parts(folder: Path) -> None:
+    """For each line of the input copy every tensor of the folder, pack every matrix, and say so."""
+    configure_process(threads=1, cpu=True)
+    import torch
+    from safetensors.torch import load_file
+    from vllm import _custom_ops
+
+    tensors = [tensor for path in folder.glob("*.safetensors") for tensor in load_file(path).values()]
+    places, packed = [torch.empty_like(tensor) for tensor in tensors], list[Any]()
+    for _ in sys.stdin:
+        kept = list[Any]()
+        for tensor, place in zip(tensors, places, strict=True):
+            place.copy_(tensor)
+            if place.ndim == 2:
+                kept.append(_custom_ops.create_onednn_mm(place.t(), 32))  # as vLLM's linear layers do
+        packed = kept
+        print("done", flush=True)
+    del packed
 
 
 def timed(work: Any) -> dict[str, float]:

@@ -53,7 +53,11 @@ def write_cell(cell, base: Path, options, after: float, rewards: list[float]) ->
     folder.mkdir(parents=True)
     summary = {"accuracy_before": 0.25, "accuracy_after": after, "seconds_total": 60.0}
     (folder / "summary.json").write_text(json.dumps(summary))
-    rows = [{"step": step, "reward_mean": reward, "staleness": step % 2} for step, reward in enumerate(rewards)]
+    rows = [
+        {"step": step, "reward_mean": reward, "staleness": step % 2, "kl": 10 * after + step}
+        for step, reward in enumerate(rewards)
+    ]
+    rows[0]["eval_accuracy"] = after - 0.1
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "words.json").write_text(json.dumps(cell.words(base, folder, options)))
 
@@ -71,9 +75,13 @@ def test_results_curves_and_table_of_two_seeds(tmp_path):
     first, _ = json.loads((tmp_path / "results.json").read_text())["cells"]
     assert (first["method"], first["staleness"], first["accuracy_after"]) == ("tis", 0.5, 0.5)
     assert first["curves"]["reward_mean"] == [[1, 1.0], [2, 2.0]] and first["curves"]["mismatch"] == []
-    assert compare.table(options).splitlines()[2:] == ["| none | | |", "| tis | | 60.0% ± 14.1% of 2 |"]
+    assert compare.table(options).splitlines() == [
+        "| sync every | method | seeds | after 1 steps | at the end | largest KL |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 2 | tis | 2 | 50.0% ± 14.1% | 60.0% ± 14.1% | 7 |",
+    ], "KL of the seeds: at most 6 and 8"
     page = (tmp_path / "curves.html").read_text()
-    assert "tis (2)" in page and "none (0)" not in page and page.count('class="band') == 1
+    assert "tis (2)" in page and "none (0)" not in page and page.count('class="band') == 2
 
 
 def test_a_band_is_a_standard_deviation_over_the_seeds_that_have_the_step():

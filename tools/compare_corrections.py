@@ -43,6 +43,7 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 CURVES = (
     "reward_mean",
     "eval_accuracy",
+    "kl",
     "correction_weight",
     "correction_cut",
     "clip_fraction",
@@ -258,18 +259,29 @@ def spread_of(
 
 
 def table(options: argparse.Namespace) -> str:
-    """Held-out accuracy at the end, mean and standard deviation over seeds, as markdown."""
-    lines = ["| method |" + "".join(f" sync every {every} |" for every in options.sync_every)]
-    lines.append("| --- |" + " --- |" * len(options.sync_every))
+    """Accuracies on the validation problems and, at the end, on those that were held out, and the largest KL to the
+    reference of any step (median): means and standard deviations over seeds, as markdown."""
     results = json.loads((options.folder / "results.json").read_text(encoding="utf-8"))["cells"]
-    for method in options.methods:
-        line = f"| {method} |"
-        for every in options.sync_every:
-            found = [r["accuracy_after"] for r in results if (r["method"], r["sync_every"]) == (method, every)]
-            spread = f" ± {statistics.stdev(found):.1%}" if len(found) > 1 else ""
-            line += f" {statistics.fmean(found):.1%}{spread} of {len(found)} |" if found else " |"
-        lines.append(line)
+    checks = sorted({step for cell in results for step, _ in cell["curves"]["eval_accuracy"]})
+    titles = ["sync every", "method", "seeds", *(f"after {step} steps" for step in checks), "at the end", "largest KL"]
+    lines = [row_of(titles), row_of("---" for _ in titles)]
+    for every, method in itertools.product(options.sync_every, options.methods):
+        if found := [one for one in results if (one["method"], one["sync_every"]) == (method, every)]:
+            columns = [[dict(one["curves"]["eval_accuracy"])[step] for one in found] for step in checks]
+            columns.append([one["accuracy_after"] for one in found])
+            farthest = statistics.median(max(value for _, value in one["curves"]["kl"]) for one in found)
+            accuracies = [spread(values) for values in columns]
+            lines.append(row_of([str(every), method, str(len(found)), *accuracies, f"{farthest:.2g}"]))
     return "\n".join(lines)
+
+
+def row_of(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.1%}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1%}{deviation}"
 
 
 if __name__ == "__main__":

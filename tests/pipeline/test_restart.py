@@ -194,11 +194,12 @@ def weights_of(folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("stalled", ["rank", "server"])
+@pytest.mark.parametrize("stalled", ["rank", "server", "server of a run that only samples"])
 def test_what_stalls_ends_the_run_with_stacks(tmp_path, stalled):
     folder = tmp_path / "run"
-    deadlines = [f"--deadlines.{phase}" for phase in ("rollout", "reward", "logprob", "train", "sync", "save")]
+    deadlines = [f"--deadlines.{phase}" for phase in ("rollout", "reward", "logprob", "train", "save")]
     words = [word for name in deadlines for word in (name, "15")]
+    words += ["--rollout-only"] if "samples" in stalled else []
     process = start(folder, *words)
     wait_for_steps(process, folder, 2)
     children = family(process)
@@ -213,10 +214,10 @@ def test_what_stalls_ends_the_run_with_stacks(tmp_path, stalled):
     wait_until_gone(children)
     stacks = (folder / "stacks" / "rank_00000.txt").read_text()
     assert "its deadline is 15 s" in output and "its deadline is 15 s" in stacks
-    assert "thread MainThread:" in stacks and "train_grpo" in stacks
+    assert "thread MainThread:" in stacks and ("sample_only" if "samples" in stalled else "grpo/loop.py") in stacks
     if stalled == "rank":  # rank 0 waits for it in a collective
         assert re.search(r"waits in (broadcast|all_|barrier|reduce|send|recv|batch)\w*", stacks), stacks[:300]
     else:
-        assert "phase rollout" in stacks or "phase sync" in stacks
+        assert "phase rollout" in stacks
     heartbeat = json.loads((folder / "heartbeat.json").read_text())
     assert heartbeat["steps"] == STEPS and heartbeat["step"] >= 2

@@ -21,6 +21,7 @@ from megatron_r1.observe.metrics import JsonLines, PhaseTimer, keep_steps, write
 from megatron_r1.observe.progress import Progress, duration
 from megatron_r1.observe.report import write_report
 from megatron_r1.observe.tracking import MetricsLog
+from megatron_r1.observe.watch import Watch
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.recording import RecordedStep, Recording
 from megatron_r1.rollout.routes import RouteForm
@@ -28,7 +29,7 @@ from megatron_r1.stages.common.sampling import running_engines
 from megatron_r1.stages.grpo.collector import Collector, Rollout
 from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.faults import header_of
-from megatron_r1.stages.grpo.graders import Graders, problems_of
+from megatron_r1.stages.grpo.graders import Graders, problems_of, stop_all
 from megatron_r1.stages.grpo.metrics import sample_metrics, timing
 from megatron_r1.stages.grpo.sampling import Sampled, sample_step, wanted_at
 from megatron_r1.stages.grpo.servers import served_folder
@@ -73,6 +74,11 @@ def recorded(recording: Recording, step: int) -> Sampled:
 def sample_only(config: GRPOConfig) -> dict[str, Any]:
     """A run with rollout_only: sample, grade and keep config.steps rollouts; those that the folder has already are
     passed over. Returns the summary."""
+    with Watch(config.run_dir, rank=0, deadlines=config.deadlines.by_phase(0), steps=config.steps) as watch:
+        return _sample_only(config, watch)
+
+
+def _sample_only(config: GRPOConfig, watch: Watch) -> dict[str, Any]:
     begun = time.perf_counter()
     shape = load_shape(config.model.path)
     tokenizer = load_tokenizer(config.model.path, thinking=config.data.thinking)
@@ -83,8 +89,13 @@ def sample_only(config: GRPOConfig) -> dict[str, Any]:
         graders.start(config, split)
         folder = served_folder(config, config.model.path)
         _say(f"starting {config.rollout.num_engines} server(s) on {folder}")
-        with running_engines(config.rollout, folder=folder, run_dir=config.run_dir, seed=config.seed) as engines:
-            graders.wait()
+        with ExitStack() as servers:
+            with watch.phase("start"):
+                engines = servers.enter_context(
+                    running_engines(config.rollout, folder=folder, run_dir=config.run_dir, seed=config.seed)
+                )
+                watch.before_the_end(lambda: stop_all([*engines, *graders.engines]))
+                graders.wait()
             collector = Collector(
                 rollout=config.rollout,
                 data=config.data,
@@ -94,9 +105,10 @@ def sample_only(config: GRPOConfig) -> dict[str, Any]:
                 scorer=graders.scorer,
                 journal=Journal(config.run_dir),
                 routes=route_form(config, shape),
+                watch=watch,
             )
             stream = ProblemStream(split, seed=config.seed)
-            summary = _sample_steps(config, recording, collector, stream, graders, tokenizer)
+            summary = _sample_steps(config, recording, collector, stream, graders, tokenizer, watch)
     finally:
         graders.close()
     summary["seconds_total"] = time.perf_counter() - begun
@@ -123,9 +135,10 @@ def _sample_steps(
     stream: ProblemStream,
     graders: Graders,
     tokenizer: Tokenizer,
+    watch: Watch,
 ) -> dict[str, Any]:
     """All steps that the recording does not have; what it has of the summary."""
-    timer, journal, rewards, tokens = PhaseTimer(), Journal(config.run_dir), list[float](), 0
+    timer, journal, rewards, tokens = PhaseTimer(around=watch.phase), Journal(config.run_dir), list[float](), 0
     done = min(recording.num_steps(), config.steps)
     if done:
         _say(f"{done} of {config.steps} steps are there")
@@ -135,6 +148,7 @@ def _sample_steps(
         keep_steps(config.run_dir / "rollouts.jsonl", done)
         shown = files.enter_context(JsonLines(config.run_dir / "rollouts.jsonl"))
         for step in range(config.steps):
+            watch.step(step)
             known = recording.read(step) if step < done else None
             sampled = _sampled(config, collector, stream, timer, step, known)
             row = sample_metrics(sampled)
@@ -153,6 +167,7 @@ def _sample_steps(
             record(recording, step, sampled)  # last: a run that goes on passes over the steps that are recorded
             journal.forget(step + 1)
             progress.update(step, row)
+        watch.step(config.steps)
     return {"steps": config.steps, "reward_mean": sum(rewards) / len(rewards), "tokens": tokens}
 
 

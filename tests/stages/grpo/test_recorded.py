@@ -10,6 +10,7 @@ import pytest
 
 from megatron_r1.algorithms import GRPO
 from megatron_r1.data.tokenizer import load_tokenizer
+from megatron_r1.observe.watch import Watch
 from megatron_r1.recipes import RECIPES
 from megatron_r1.rollout.recording import Recording
 from megatron_r1.stages.grpo.collector import Rollout
@@ -92,7 +93,8 @@ def sample(config: GRPOConfig) -> Recording:
     """As a run with rollout_only does between its start and its end."""
     recording, border = Recording(config.run_dir), Border()
     tokenizer = load_tokenizer(config.model.path)
-    _sample_steps(config, recording, border, border, Graders(), tokenizer)  # pyright: ignore[reportArgumentType]
+    watch = Watch(config.run_dir, rank=0, deadlines={})
+    _sample_steps(config, recording, border, border, Graders(), tokenizer, watch)  # pyright: ignore[reportArgumentType]
     return recording
 
 

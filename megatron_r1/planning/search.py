@@ -106,11 +106,10 @@ def smallest(
     assume: Assumptions,
     trainer: TrainerSetup | None,
     servers: ServerSetup | None,
-    most: int = 4096,
 ) -> Plan | None:
     """The fastest plan of the least number of GPUs (a power of two, or three quarters of one) that fits; None up to
-    `most`."""
-    sizes = sorted({size for power in POWERS for size in (power, 3 * power // 4) if 1 <= size <= most})
+    4,096."""
+    sizes = sorted({size for power in POWERS for size in (power, 3 * power // 4) if 1 <= size <= 4096})
     for size in sizes:
         if size % gpu.per_node and size > gpu.per_node:
             continue

@@ -107,11 +107,12 @@ def _compare_headers(
     return common
 
 
-def _groups(names: list[str], reader: CheckpointReader, limit: int = 256 << 20) -> list[list[str]]:
+def _groups(names: list[str], reader: CheckpointReader) -> list[list[str]]:
+    """Tensors in groups of at most 256 MiB, or one larger tensor."""
     groups: list[list[str]] = []
     size = 0
     for name in names:
-        if not groups or size + reader.tensors[name].num_bytes > limit:
+        if not groups or size + reader.tensors[name].num_bytes > 256 << 20:
             groups.append([])
             size = 0
         groups[-1].append(name)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from megatron_r1.config.run_folder import STOP
 from megatron_r1.errors import PREEMPTED
+from megatron_r1.parent import die_with_parent
 from megatron_r1.pipeline.folder import RENDEZVOUS
 from megatron_r1.planning.needs import Needs
 
@@ -64,6 +65,16 @@ def launch_local(run_dir: Path, words: Sequence[str], processes: Ranks, *, comma
             return _wait(ranks, received)
         finally:
             _end(ranks)
+
+
+def obey_launcher() -> bool:
+    """Whether a launcher of ours started this process, which then ends with it. SIGTERM comes as an exception, so that
+    servers and graders are stopped on the way out."""
+    parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+    if parent:
+        die_with_parent(parent, "the launcher")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    return bool(parent)
 
 
 def _environment(processes: Ranks, rank: int) -> dict[str, str]:

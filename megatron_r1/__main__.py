@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(describe_versions())
             return 0
         if command == "doctor":
-            from megatron_r1.doctor import doctor
+            from megatron_r1.doctor.command import doctor
 
             return doctor(rest)
         if command == "recipes":

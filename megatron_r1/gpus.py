@@ -20,9 +20,9 @@ def find_gpus(command: str = "nvidia-smi") -> tuple[Gpu, ...]:
     return parse_gpus(_ask(command, "name,memory.total"))
 
 
-def find_driver(command: str = "nvidia-smi") -> str:
+def find_driver() -> str:
     """The driver's version; "" where nvidia-smi is absent or cannot reach one."""
-    said = _ask(command, "driver_version").split()
+    said = _ask("nvidia-smi", "driver_version").split()
     return said[0] if said and said[0][0].isdigit() else ""
 
 

@@ -1,4 +1,4 @@
-"""Makes tests/ importable for the shared oracles and the rank launcher; says which worker takes which files."""
+"""Makes importable what tests share, and the tools that they test; says which worker takes which files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ hypothesis.settings.register_profile("ours", deadline=None)  # of one example: a
 hypothesis.settings.load_profile("ours")
 
 TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(TESTS.parent / "tools")]
 
 SHARE_A_SERVER = tuple(
     f"engines/vllm/test_{name}.py" for name in ("auth", "client", "collect", "diagnose", "server", "sync")

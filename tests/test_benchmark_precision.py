@@ -1,9 +1,9 @@
 """The precision benchmark on CPU: what it cuts, what it refuses, and that it measures training."""
 
-import importlib.util
 import json
 from pathlib import Path
 
+import benchmark_precision as tool
 import pytest
 
 from megatron_r1.config import load_shape
@@ -13,9 +13,6 @@ from megatron_r1.errors import ConfigError
 from megatron_r1.planning.parameters import count_parameters
 
 ROOT = Path(__file__).parent.parent
-SPEC = importlib.util.spec_from_file_location("benchmark_precision", ROOT / "tools" / "benchmark_precision.py")
-tool = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tool)
 
 
 def test_four_layers_at_671b_width(tmp_path):

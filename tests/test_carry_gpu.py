@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
+import carry_gpu as carry
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SPEC = importlib.util.spec_from_file_location("carry_gpu", ROOT / "tools" / "carry_gpu.py")
-carry = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(carry)
 
 
 @pytest.fixture

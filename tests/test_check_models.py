@@ -8,15 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-
-from megatron_r1.config.shape import shape_from_config
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import check_models
 import model_fields
+import numpy as np
+import pytest
 from published_models import PUBLISHED, tiny
+
+from megatron_r1.config.shape import shape_from_config
 
 ROOT = Path(__file__).parent.parent
 

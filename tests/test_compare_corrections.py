@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import compare_corrections as compare
 import pytest
-from test_tools import load
 
 from megatron_r1.__main__ import parse
 from megatron_r1.algorithms.correction import Correction
 from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.faults import validate
-
-compare = load("compare_corrections")
 
 
 def options_of(folder: Path, *words: str):

@@ -11,15 +11,8 @@ from packaging.requirements import Requirement
 
 from megatron_r1.__main__ import main
 from megatron_r1.config import load_shape
-from megatron_r1.doctor import (
-    Machine,
-    describe_extras,
-    look,
-    missing_of,
-    most_demanding,
-    read_extras,
-    recipe_needs,
-)
+from megatron_r1.doctor.machine import Machine, describe_extras, look, missing_of, read_extras
+from megatron_r1.doctor.needs import most_demanding, recipe_needs
 from megatron_r1.gpus import Gpu, find_gpus, parse_gpus
 from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.recipes import RECIPES
@@ -78,7 +71,7 @@ def test_it_prints_versions_extras_and_a_verdict(capsys):
 
 def test_it_does_not_import_what_it_reports():
     code = (
-        "import sys; from megatron_r1.doctor import doctor; doctor(['quickstart'])\n"
+        "import sys; from megatron_r1.doctor.command import doctor; doctor(['quickstart'])\n"
         "print([name for name in ('torch', 'vllm', 'transformers', 'megatron.core') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

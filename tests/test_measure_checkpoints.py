@@ -1,13 +1,6 @@
 """The table of what checkpoints cost, by hand."""
 
-import importlib.util
-from pathlib import Path
-
-SPEC = importlib.util.spec_from_file_location(
-    "measure_checkpoints", Path(__file__).parent.parent / "tools" / "measure_checkpoints.py"
-)
-tool = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tool)
+import measure_checkpoints as tool
 
 
 def test_shares_by_hand():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
+import prepare_checkpoint as prepare
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,12 +19,6 @@ from megatron_r1.weights.convert import convert
 from megatron_r1.weights.plan import ConvertOptions
 
 from .make_checkpoint import make_checkpoint
-
-ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("prepare_checkpoint", ROOT / "tools" / "prepare_checkpoint.py")
-assert spec is not None and spec.loader is not None
-prepare = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prepare)
 
 
 @pytest.fixture

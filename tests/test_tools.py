@@ -1,32 +1,20 @@
 """The scripts that make calls before anything is installed, and the one that pins what is installed."""
 
-import importlib.util
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import check_machine as check
+import install_gpu
+import lock_requirements as lock
 import pytest
+import test_matrix as matrix
 from packaging.requirements import Requirement
 
 from megatron_r1.config.packages import fits
 
 ROOT = Path(__file__).parent.parent
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-check = load("check_machine")
-lock = load("lock_requirements")
-matrix = load("test_matrix")
-install_gpu = load("install_gpu")
 
 
 def script(path, text):

@@ -29,7 +29,7 @@ READ = frozenset(
     rotten_oranges rubiks_cube rush_hour self_reference sentence_reordering shortest_path simple_equations
     simple_geometry sokoban spell_backward string_manipulation string_splitting string_synthesis sudoku survo
     syllogism time_intervals tower_of_hanoi tsumego word_ladder word_sequence_reversal word_sorting zebra_puzzles
-    """.split()  # noqa: SIM905 (a list literal would take 90 lines)
+    """.split()
 )
 """Datasets whose scorer only compares, or reads the answer with int, float, Decimal, Fraction, json, numpy.loadtxt
 (of lines, never of a path) or a regular expression, and whose module evaluates nothing."""

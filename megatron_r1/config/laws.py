@@ -47,10 +47,6 @@ FIELD_LAWS = (
 (reader.py)."""
 
 
-def _at_least_one(field: str) -> Law:
-    return Law(field, lambda value, _: value >= 1, "be at least 1: a scaling makes more positions, not fewer")
-
-
 def _above_zero(field: str) -> Law:
     return Law(field, lambda value, _: value > 0, "be a number above 0")
 
@@ -72,15 +68,16 @@ def _magnitude(number: str) -> Law:
 
 _ORIGINAL = _above_zero("original_max_position_embeddings")
 _THETA = _above_zero("rope_theta")
+_FACTOR = Law("factor", lambda value, _: value >= 1, "be at least 1: a scaling makes more positions, not fewer")
 ROPE_LAWS: dict[str, tuple[Law, ...]] = {
     "default": (_THETA,),
     "linear": (
         _THETA,
-        _at_least_one("factor"),
+        _FACTOR,
     ),
     "llama3": (
         _THETA,
-        _at_least_one("factor"),
+        _FACTOR,
         _ORIGINAL,
         _above_zero("low_freq_factor"),
         Law(
@@ -91,7 +88,7 @@ ROPE_LAWS: dict[str, tuple[Law, ...]] = {
     ),
     "yarn": (
         _THETA,
-        _at_least_one("factor"),
+        _FACTOR,
         _ORIGINAL,
         _above_zero("attention_factor"),
         _default_at_zero("beta_fast"),

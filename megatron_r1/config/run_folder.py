@@ -7,6 +7,8 @@ from pathlib import Path
 
 from megatron_r1.config.paths import input_paths
 from megatron_r1.config.schema import StageConfig
+from megatron_r1.config.shape import ModelShape
+from megatron_r1.errors import ConfigError
 
 LOCK = ".lock"
 """Locked (flock) by the process that runs in the folder; holds its process id."""
@@ -38,6 +40,15 @@ def folder_faults(config: StageConfig) -> list[str]:
         for name, path in input_paths(config).items()
         if folder == path.resolve() or folder in path.resolve().parents
     ]
+
+
+def sound(config: StageConfig, shape: ModelShape | None, faults: list[str], *, folder: bool) -> ModelShape:
+    """`shape`, if nothing is at fault. ConfigError lists `faults` otherwise, and those of run_dir where `folder`."""
+    if folder:
+        faults = faults + folder_faults(config)
+    if faults or shape is None:
+        raise ConfigError(faults)
+    return shape
 
 
 def is_held(folder: Path) -> bool:

@@ -23,7 +23,16 @@ from megatron_r1.config.reader import Reader, short
 from megatron_r1.config.rope import RopeShape, read_rope
 from megatron_r1.errors import ConfigError
 
-__all__ = ["MLAShape", "MoEShape", "ModelShape", "RopeShape", "hf_files", "load_shape", "shape_from_config"]
+__all__ = [
+    "MLAShape",
+    "MoEShape",
+    "ModelShape",
+    "RopeShape",
+    "hf_files",
+    "load_shape",
+    "shape_from_config",
+    "shape_or_faults",
+]
 
 _MOST_EXPERTS = 1_000_000
 """In all layers together: far above any model's, low enough to list their names in seconds."""
@@ -52,6 +61,14 @@ def load_shape(path: Path) -> ModelShape:
     if shape.num_mtp_layers and lacks_layers(path, shape.num_layers, shape.num_mtp_layers):
         return replace(shape, num_mtp_layers=0)
     return shape
+
+
+def shape_or_faults(path: Path, field: str = "model.path") -> tuple[ModelShape | None, list[str]]:
+    """load_shape's, or None and what is wrong with the folder, which a configuration names by `field`."""
+    try:
+        return load_shape(path), []
+    except ConfigError as error:
+        return None, [fault.replace("model.path", field, 1) for fault in error.faults]
 
 
 def shape_from_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelShape:

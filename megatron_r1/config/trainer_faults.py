@@ -11,7 +11,7 @@ from megatron_r1.config.model_folder import mtp_left_out, tensor_names
 from megatron_r1.config.packages import has_module
 from megatron_r1.config.pipeline_layout import layout_stages
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
-from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.shape import ModelShape, shape_or_faults
 from megatron_r1.errors import ConfigError
 
 
@@ -33,10 +33,9 @@ def weight_faults(model: ModelConfig, shape: ModelShape) -> list[str]:
         return faults
     if model.initialise == "random":
         faults.append(f"model.load_from is {model.load_from}, and model.initialise is random; leave one of them out")
-    try:
-        source = load_shape(model.load_from)
-    except ConfigError as error:
-        return faults + [fault.replace("model.path", "model.load_from", 1) for fault in error.faults]
+    source, found = shape_or_faults(model.load_from, "model.load_from")
+    if source is None:
+        return faults + found
     if dataclasses.replace(source, fp8_block=None) != dataclasses.replace(shape, fp8_block=None):
         faults.append(
             f"model.load_from: {model.load_from} holds another model than model.path {model.path}; their config.json "

@@ -44,11 +44,11 @@ class ExampleReader:
     `order.num_steps` steps in all. Its state is what was delivered; what a source has read ahead does not count.
     """
 
-    def __init__(self, store: ExampleStore, config: SFTDataConfig, source: BatchSource | None = None) -> None:
-        """`source`: as `config.reader` says, if None. Raises ConfigError as TrainingOrder does."""
+    def __init__(self, store: ExampleStore, config: SFTDataConfig) -> None:
+        """ConfigError as TrainingOrder raises it."""
         self.store, self.order = store, TrainingOrder(store, config)
         self._config = config
-        self._source = source or batch_source(config.reader)
+        self._source = batch_source(config.reader)
         self._position = 0
         self._batches: Iterator[FlatBatch] | None = None
 

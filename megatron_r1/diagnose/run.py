@@ -26,8 +26,9 @@ from megatron_r1.engines.chosen import engine_kind
 from megatron_r1.errors import CheckpointError, ConfigError, MismatchError
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.policy.activations import Difference, compare_activations
-from megatron_r1.policy.checkpoint import MASTER, Piece, load_policy
+from megatron_r1.policy.checkpoint import MASTER, load_policy
 from megatron_r1.policy.policy import Policy
+from megatron_r1.policy.saved_pieces import Piece
 from megatron_r1.types import PackedMicrobatch, TrainingSequence
 from megatron_r1.weights.folders import open_checkpoint
 from megatron_r1.weights.reader import read_tensor

@@ -269,13 +269,13 @@ class EngineKind:
 AnyEngine = TypeVar("AnyEngine", bound=Engine)
 
 
-def start_all(engines: Sequence[AnyEngine], progress: Progress | None = None) -> tuple[AnyEngine, ...]:
+def start_all(engines: Sequence[AnyEngine]) -> tuple[AnyEngine, ...]:
     """Start these together and wait for all. If one fails, all are stopped and its EngineError is raised."""
     try:
         for engine in engines:
             engine.start()
         for engine in engines:
-            engine.wait_ready(progress)
+            engine.wait_ready()
     except BaseException:
         for engine in engines:
             engine.stop()

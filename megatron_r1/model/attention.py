@@ -128,12 +128,12 @@ class SDPACoreAttention(torch.nn.Module):
         return torch.cat(outputs).flatten(1)
 
 
-def _similar_lengths(lengths: list[int], waste: float = 1.25) -> list[tuple[list[int], list[int]]]:
-    """Segments in groups whose longest is at most `waste` times the shortest: (starts, lengths) of each group."""
+def _similar_lengths(lengths: list[int]) -> list[tuple[list[int], list[int]]]:
+    """Segments in groups whose longest is at most 1.25 times the shortest: (starts, lengths) of each group."""
     starts = [0, *itertools.accumulate(lengths)]
     groups: list[tuple[list[int], list[int]]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not groups or lengths[index] > waste * groups[-1][1][0]:
+        if not groups or lengths[index] > 1.25 * groups[-1][1][0]:
             groups.append(([], []))
         groups[-1][0].append(starts[index])
         groups[-1][1].append(lengths[index])

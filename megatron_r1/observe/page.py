@@ -99,21 +99,10 @@ details summary{cursor:pointer;font-size:19px;font-weight:650}
 @media(max-width:560px){.tiles{grid-template-columns:repeat(2,1fr)}.tile.wide{grid-column:span 2}
 main{padding:20px 12px 48px}.tile .value{font-size:24px}svg text{font-size:13px}input{width:100%}}
 @media print{#rollouts .filters,#more{display:none}.card,.tile,.roll{break-inside:avoid}}
-.fill-0{fill:var(--series-0);background:var(--series-0)}
-.stroke-0{stroke:var(--series-0)}
-.fill-1{fill:var(--series-1);background:var(--series-1)}
-.stroke-1{stroke:var(--series-1)}
-.fill-2{fill:var(--series-2);background:var(--series-2)}
-.stroke-2{stroke:var(--series-2)}
-.fill-3{fill:var(--series-3);background:var(--series-3)}
-.stroke-3{stroke:var(--series-3)}
-.fill-4{fill:var(--series-4);background:var(--series-4)}
-.stroke-4{stroke:var(--series-4)}
-.fill-5{fill:var(--series-5);background:var(--series-5)}
-.stroke-5{stroke:var(--series-5)}
-.fill-6{fill:var(--series-6);background:var(--series-6)}
-.stroke-6{stroke:var(--series-6)}
-"""
+""" + "".join(
+    f".fill-{n}{{fill:var(--series-{n});background:var(--series-{n})}}\n.stroke-{n}{{stroke:var(--series-{n})}}\n"
+    for n in range(7)
+)
 
 SCRIPT = r"""
 "use strict";

@@ -28,7 +28,7 @@ from megatron_r1.pipeline.folder import is_finished
 from megatron_r1.pipeline.kinds import check, needs_of
 from megatron_r1.pipeline.launch import ranks_of
 from megatron_r1.pipeline.manifest import Manifest
-from megatron_r1.pipeline.options import Options, moving_faults, split_options
+from megatron_r1.pipeline.options import Options, moving_faults, split_options, take_option
 
 NODELIST_VARIABLE = "MEGATRON_R1_NODELIST"
 """Names of the job's nodes, in order, from `scontrol show hostnames`."""
@@ -44,7 +44,7 @@ def cluster_command(command: str, words: list[str], parse: Parse) -> int:
     if command == "nodes":
         return _nodes(words, parse)
     words, options = split_options(words)
-    words, roles = _take(words, "--role")
+    words, roles = take_option(words, "--role")
     if command == "serve":
         from megatron_r1.pipeline.serve import ROLES, serve
 
@@ -141,7 +141,7 @@ def _stage(config: StageConfig | PipelineConfig, options: Options) -> tuple[Pipe
 
 def _nodes(words: list[str], parse: Parse) -> int:
     """Print a line for every stage: its name, its nodes, and the stages that it needs (or -)."""
-    words, slots = _take(words, "--slots-per-node")
+    words, slots = take_option(words, "--slots-per-node")
     if len(slots) != 1 or not slots[0].isdecimal():
         raise ConfigError("nodes: give --slots-per-node, the GPUs of a node (on CPU: the processes)")
     config = parse(words)
@@ -153,17 +153,3 @@ def _nodes(words: list[str], parse: Parse) -> int:
         needed = list(dict.fromkeys(parent[0] for parent in parents if parent is not None))
         print(name, roles_of(needs_of(stage), slots_per_node=int(slots[0])).nodes, ",".join(needed) or "-")
     return 0
-
-
-def _take(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:
-    """(the words without `option`, its values)."""
-    left: list[str] = []
-    values: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name != option:
-            left.append(word)
-            continue
-        values.append(value if equals else next(rest, ""))
-    return left, values

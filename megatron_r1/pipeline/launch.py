@@ -19,6 +19,7 @@ from pathlib import Path
 
 from megatron_r1.config.run_folder import STOP
 from megatron_r1.errors import PREEMPTED
+from megatron_r1.parent import die_with_parent, end_in_order_at_sigterm
 from megatron_r1.pipeline.folder import RENDEZVOUS
 from megatron_r1.planning.needs import Needs
 
@@ -64,6 +65,15 @@ def launch_local(run_dir: Path, words: Sequence[str], processes: Ranks, *, comma
             return _wait(ranks, received)
         finally:
             _end(ranks)
+
+
+def obey_launcher() -> bool:
+    """Whether a launcher of ours started this process, which then ends with it, and in order."""
+    parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+    if parent:
+        die_with_parent(parent, "the launcher")
+    end_in_order_at_sigterm()
+    return bool(parent)
 
 
 def _environment(processes: Ranks, rank: int) -> dict[str, str]:

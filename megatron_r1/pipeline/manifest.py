@@ -29,6 +29,7 @@ from megatron_r1.config.user_code import code_files
 from megatron_r1.errors import DataError
 from megatron_r1.observe.metrics import write_json
 from megatron_r1.observe.progress import duration
+from megatron_r1.observe.run_files import read_object
 from megatron_r1.pipeline.kinds import kind_of
 
 MANIFEST = "manifest.json"
@@ -87,7 +88,7 @@ class Manifest:
         record = dict(self.record(stage)) | {"seconds": seconds, "state": "done" if status == 0 else "failed"}
         if status == 0:
             record["outputs"] = {name: {"content": content} for name, content in self._outputs(config).items()}
-            record["metrics"] = read_summary(config.run_dir)
+            record["metrics"] = read_object(config.run_dir / "summary.json")
         else:
             record["exit_status"] = status
         self._put(stage, record)
@@ -182,11 +183,6 @@ def _is_manifest(found: object) -> bool:
         and (record["state"] != "done" or "outputs" in record)
         for record in found["stages"].values()
     )
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    file = folder / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def code_version() -> dict[str, str]:

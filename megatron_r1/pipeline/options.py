@@ -53,21 +53,27 @@ def split_options(words: Sequence[str]) -> tuple[list[str], Options]:
 
 def split_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
     """(the words that are left, the file of fields that they name). ConfigError for more than one, or none."""
-    left: list[str] = []
-    found: Path | None = None
-    rest = iter(words)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option != CONFIG:
-            left.append(word)
-            continue
-        value = value if equals else next(rest, "")
+    left, values = take_option(words, CONFIG)
+    for number, value in enumerate(values):
         if not value or value.startswith("--"):
             raise ConfigError(f"{CONFIG} needs a file: a run's run.json, or a TOML file")
-        if found is not None:
+        if number:
             raise ConfigError(f"{CONFIG} is given twice; it names one file")
-        found = Path(value)
-    return left, found
+    return left, Path(values[0]) if values else None
+
+
+def take_option(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """(the words without `option`, its values)."""
+    left: list[str] = []
+    values: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != option:
+            left.append(word)
+            continue
+        values.append(value if equals else next(rest, ""))
+    return left, values
 
 
 def words_after_move(words: Sequence[str], folder: Path, moved: Path) -> list[str]:

@@ -9,7 +9,7 @@ from megatron_r1.config.schema import StageConfig
 from megatron_r1.observe.report import write_report
 from megatron_r1.pipeline.folder import is_finished, prepare_folder
 from megatron_r1.pipeline.kinds import check, kind_of, loop_of, needs_of
-from megatron_r1.pipeline.launch import PARENT_VARIABLE, launch_local, ranks_of
+from megatron_r1.pipeline.launch import PARENT_VARIABLE, launch_local, obey_launcher, ranks_of
 from megatron_r1.pipeline.options import words_after_move
 
 
@@ -40,14 +40,19 @@ def run_here(config: StageConfig) -> int:
     outer = PARENT_VARIABLE not in os.environ
     shape = check(config, folder=os.environ["RANK"] == "0" and outer)
     if needs_of(config).trainer is None:
-        from megatron_r1.pipeline.single import run_single
-
         if not outer:
-            return run_single(config, loop_of(config))
+            return _run_alone(config)
         if os.environ["RANK"] != "0":  # one process does it all
             return 0
         with prepare_folder(config).lock:
-            return run_single(config, loop_of(config))
+            return _run_alone(config)
     from megatron_r1.pipeline.worker import run_rank
 
     return run_rank(config, shape)  # pyright: ignore[reportArgumentType] - it has ranks, so a model
+
+
+def _run_alone(config: StageConfig) -> int:
+    """Run a stage without a trainer, whose only process this is. Its errors are the command line's to print."""
+    obey_launcher()
+    loop_of(config)(config)
+    return 0

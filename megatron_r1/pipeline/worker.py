@@ -14,9 +14,8 @@ from megatron_r1.cluster.task import store_path
 from megatron_r1.config.schema import TrainerStage
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import PREEMPTED, PreemptedError, UserError
-from megatron_r1.parent import die_with_parent, end_in_order_at_sigterm
 from megatron_r1.pipeline.folder import RENDEZVOUS, prepare_folder
-from megatron_r1.pipeline.launch import PARENT_VARIABLE
+from megatron_r1.pipeline.launch import obey_launcher
 from megatron_r1.stages.common.preempt import listen
 
 Loop = Callable[..., Any]
@@ -29,12 +28,8 @@ LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket Ti
 def run_rank(config: TrainerStage, shape: ModelShape, loop: Loop | None = None) -> int:
     """Join the other ranks and run `loop`, or (None) the stage's own in the stage's folder. Errors that the user can
     mend are printed once, without a traceback."""
-    parent = int(os.environ.get(PARENT_VARIABLE, "0"))
-    private = config.run_dir / RENDEZVOUS if parent else None
-    if parent:
-        die_with_parent(parent, "the launcher")
+    private = config.run_dir / RENDEZVOUS if obey_launcher() else None
     listen()
-    end_in_order_at_sigterm()
     from megatron_r1.policy.platform import configure_process
 
     cpu = config.device == "cpu"
@@ -59,7 +54,9 @@ def run_rank(config: TrainerStage, shape: ModelShape, loop: Loop | None = None) 
             store_path=str((private / "store").resolve()) if private else (store_path() if cpu else None),
         )
         device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
-        if loop is None and not parent:  # an outer launcher (torchrun, srun): no parent of ours has made the folder
+        if (
+            loop is None and private is None
+        ):  # an outer launcher (torchrun, srun): no parent of ours has made the folder
             held = []
             on_rank_zero(lambda: held.append(prepare_folder(config)))
             lock = held[0].lock if held else None

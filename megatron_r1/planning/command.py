@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_r1.config.schema import ParallelConfig
@@ -42,11 +42,11 @@ class Answer:
     gpu: GPU
     gpus: int
     work: Workload
-    own: Plan | None
-    own_faults: list[str]
-    own_deadlines: str
-    found: list[Plan]
-    least: Plan | None
+    own: Plan | None = None
+    own_faults: Sequence[str] = ()
+    own_deadlines: str = ""
+    found: Sequence[Plan] = ()
+    least: Plan | None = None
 
 
 def split_plan_options(words: Sequence[str]) -> tuple[list[str], PlanOptions]:
@@ -100,7 +100,11 @@ def plan_stage(needs: Needs, options: PlanOptions, packaged: Mapping[str, Path])
     deadlines = deadline_line(needs, shape, own)
     if own.gpus > gpus:
         own_faults.append(f"{needs.name} asks for {own.gpus} GPUs; --gpus is {gpus}")
-    return _answer(needs.name, shape, gpu, gpus, work, trainer, servers, own, own_faults, deadlines, options.json)
+    known = Answer(
+        name=needs.name, shape=shape, gpu=gpu, gpus=gpus, work=work, own=own, own_faults=own_faults,
+        own_deadlines=deadlines,
+    )  # fmt: skip
+    return _tell(known, trainer, servers, machine=options.json)
 
 
 def plan_folder(folder: Path, options: PlanOptions) -> int:
@@ -121,37 +125,18 @@ def plan_folder(folder: Path, options: PlanOptions) -> int:
     row = longest + 1024
     trainer = TrainerSetup(parallel=ParallelConfig(), row_tokens=row)
     servers = ServerSetup(num_servers=1, tensor=1, max_model_len=row)
-    return _answer(folder.name, shape, gpu, gpus, work, trainer, servers, None, [], "", options.json)
+    known = Answer(name=folder.name, shape=shape, gpu=gpu, gpus=gpus, work=work)
+    return _tell(known, trainer, servers, machine=options.json)
 
 
-def _answer(
-    name: str,
-    shape: ModelShape,
-    gpu: GPU,
-    gpus: int,
-    work: Workload,
-    trainer: TrainerSetup | None,
-    servers: ServerSetup | None,
-    own: Plan | None,
-    own_faults: list[str],
-    own_deadlines: str,
-    machine: bool,
-) -> int:
-    found = search(shape, gpus, gpu, work, Assumptions(), trainer, servers)
-    answer = Answer(
-        name=name,
-        shape=shape,
-        gpu=gpu,
-        gpus=gpus,
-        work=work,
-        own=own,
-        own_faults=own_faults,
-        own_deadlines=own_deadlines,
-        found=found,
-        least=None if found else smallest(shape, gpu, work, Assumptions(), trainer, servers),
-    )
+def _tell(known: Answer, trainer: TrainerSetup | None, servers: ServerSetup | None, *, machine: bool) -> int:
+    """Print what is known and what is found, as JSON for a `machine`. The exit status."""
+    shape, gpu, work = known.shape, known.gpu, known.work
+    found = search(shape, known.gpus, gpu, work, Assumptions(), trainer, servers)
+    least = None if found else smallest(shape, gpu, work, Assumptions(), trainer, servers)
+    answer = replace(known, found=found, least=least)
     print(json.dumps(as_json(answer), indent=1) if machine else as_text(answer))
-    return int(bool(own_faults) if own is not None else not found)
+    return int(bool(known.own_faults) if known.own is not None else not found)
 
 
 def _whole_nodes(gpus: int, gpu: GPU) -> int:

@@ -10,9 +10,8 @@ from megatron_r1.gpus import find_gpus
 from megatron_r1.planning.deadlines import deadline_faults
 from megatron_r1.planning.hardware import GPU, GPUS, Assumptions, find_gpu
 from megatron_r1.planning.needs import Needs
-from megatron_r1.planning.plan import Plan, ServerSetup, make_plan, planned_shape, setups_of
+from megatron_r1.planning.plan import Plan, make_plan, planned_shape, setups_of
 from megatron_r1.planning.search import search, smallest
-from megatron_r1.planning.trainer import TrainerSetup
 from megatron_r1.planning.workload import Workload
 
 
@@ -48,24 +47,11 @@ def check_fit(needs: Needs, shape: ModelShape) -> str:
 
 def remedy(shape: ModelShape, plan: Plan, work: Workload, gpu: GPU, assume: Assumptions) -> str:
     """What would fit, in words: on as many GPUs, or on the least number that can hold it."""
-    found = what_fits(shape, plan.gpus, gpu, work, assume, plan.trainer, plan.servers)
+    plans = search(shape, plan.gpus, gpu, work, assume, plan.trainer, plan.servers, keep=1)
+    found = plans[0] if plans else smallest(shape, gpu, work, assume, plan.trainer, plan.servers)
     if found is None:
         return f"nothing that was searched fits on up to 4,096 {gpu.name}: shorten the rows or take larger GPUs"
     return f"what would fit on {found.gpus} {gpu.name}: {options(found)}"
-
-
-def what_fits(
-    shape: ModelShape,
-    gpus: int,
-    gpu: GPU,
-    work: Workload,
-    assume: Assumptions,
-    trainer: TrainerSetup | None,
-    servers: ServerSetup | None,
-) -> Plan | None:
-    """The fastest plan that was found on `gpus` GPUs; else one on the least number that holds any."""
-    found = search(shape, gpus, gpu, work, assume, trainer, servers, keep=1)
-    return found[0] if found else smallest(shape, gpu, work, assume, trainer, servers)
 
 
 def options(plan: Plan) -> str:

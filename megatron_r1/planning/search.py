@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from megatron_r1.config.schema import OffloadPart, ParallelConfig
 from megatron_r1.config.server_faults import broken_blocks, splits
@@ -28,6 +29,19 @@ SHARES = (1 / 8, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
 """Of the GPUs that serve rollouts."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What is the same for every layout that is looked at."""
+
+    shape: ModelShape
+    gpu: GPU
+    work: Workload
+    assume: Assumptions
+
+    def plan(self, trainer: TrainerSetup | None, servers: ServerSetup | None, *, timed: bool = True) -> Plan:
+        return make_plan(self.shape, trainer, servers, self.work, self.gpu, self.assume, timed=timed)
+
+
 def search(
     shape: ModelShape,
     gpus: int,
@@ -41,61 +55,36 @@ def search(
 ) -> list[Plan]:
     """At most `keep` plans that fit at most `gpus` GPUs, by their step's seconds; `trainer` and `servers` give what is
     not searched (row length, precision, sequence limits)."""
+    case = _Case(shape, gpu, work, assume)
     if trainer is None:
-        return _ranked([], _servers_for(shape, gpus, gpu, work, assume, servers), shape, work, gpu, assume, keep)
+        return _ranked(case, [], _servers_for(case, gpus, servers), keep)
     if servers is None:
-        return _ranked(best_trainers(shape, gpus, gpu, work, assume, trainer), [], shape, work, gpu, assume, keep)
-    found = in_turns(shape, gpus, gpu, work, assume, trainer, servers) if servers.colocated else []
+        return _ranked(case, _best_trainers(case, gpus, trainer), [], keep)
+    found = _in_turns(case, gpus, trainer, servers) if servers.colocated else []
     for served in sorted({_round(gpus * share, gpu.per_node) for share in SHARES}):
-        serving = _servers_for(shape, served, gpu, work, assume, servers) if 0 < served < gpus else []
-        training = best_trainers(shape, gpus - served, gpu, work, assume, trainer) if serving else []
+        serving = _servers_for(case, served, servers) if 0 < served < gpus else []
+        training = _best_trainers(case, gpus - served, trainer) if serving else []
         if training:
-            found += _ranked(training, serving, shape, work, gpu, assume, 2)
+            found += _ranked(case, training, serving, 2)
     return _unique(sorted(found, key=lambda plan: plan.seconds))[:keep]
 
 
-def in_turns(
-    shape: ModelShape,
-    gpus: int,
-    gpu: GPU,
-    work: Workload,
-    assume: Assumptions,
-    trainer: TrainerSetup,
-    servers: ServerSetup,
-) -> list[Plan]:
+def _in_turns(case: _Case, gpus: int, trainer: TrainerSetup, servers: ServerSetup) -> list[Plan]:
     """Plans of a trainer and servers on the same `gpus`, with room for each moment of a step: as they sleep and offload
     in the configuration or, where that leaves no room, with all that can."""
-    if gpus > gpu.per_node:
+    if gpus > case.gpu.per_node:
         return []
     for offload, level in ((trainer.offload, servers.sleep_level), (EVERYTHING, servers.deepest_sleep)):
         turns = dataclasses.replace(trainer, offload=offload)
-        training = [
-            setup
-            for setup in best_trainers(shape, gpus, gpu, work, assume, turns, keep=8)
-            if setup.parallel.world_size == gpus
-        ]
+        training = [setup for setup in _best_trainers(case, gpus, turns, keep=8) if setup.parallel.world_size == gpus]
         asleep = dataclasses.replace(servers, sleep_level=level)
-        serving = _servers_for(shape, gpus, gpu, work, assume, asleep, in_turns=True) if training else []
+        serving = _servers_for(case, gpus, asleep, in_turns=True) if training else []
         fitting = [
-            (own, setup)
-            for own in training
-            for setup in serving
-            if not make_plan(shape, own, setup, work, gpu, assume, timed=False).faults
+            (own, setup) for own in training for setup in serving if not case.plan(own, setup, timed=False).faults
         ][:4]
         if fitting:
-            return sorted(
-                (
-                    _joined(
-                        shape,
-                        make_plan(shape, own, None, work, gpu, assume),
-                        make_plan(shape, None, setup, work, gpu, assume),
-                        gpu,
-                        assume,
-                    )
-                    for own, setup in fitting
-                ),
-                key=lambda plan: plan.seconds,
-            )
+            joined = [_joined(case, case.plan(own, None), case.plan(None, setup)) for own, setup in fitting]
+            return sorted(joined, key=lambda plan: plan.seconds)
     return []
 
 
@@ -106,11 +95,10 @@ def smallest(
     assume: Assumptions,
     trainer: TrainerSetup | None,
     servers: ServerSetup | None,
-    most: int = 4096,
 ) -> Plan | None:
     """The fastest plan of the least number of GPUs (a power of two, or three quarters of one) that fits; None up to
-    `most`."""
-    sizes = sorted({size for power in POWERS for size in (power, 3 * power // 4) if 1 <= size <= most})
+    4,096."""
+    sizes = sorted({size for power in POWERS for size in (power, 3 * power // 4) if 1 <= size <= 4096})
     for size in sizes:
         if size % gpu.per_node and size > gpu.per_node:
             continue
@@ -120,17 +108,15 @@ def smallest(
     return None
 
 
-def best_trainers(
-    shape: ModelShape, gpus: int, gpu: GPU, work: Workload, assume: Assumptions, base: TrainerSetup, keep: int = 2
-) -> list[TrainerSetup]:
+def _best_trainers(case: _Case, gpus: int, base: TrainerSetup, keep: int = 2) -> list[TrainerSetup]:
     """The fastest layouts of at most `gpus` ranks that fit. Fewer are used where `gpus` has no layout."""
     timed = []
     for world in _worlds(gpus):
-        for parallel in layouts(shape, world, base):
+        for parallel in layouts(case.shape, world, base):
             setup = dataclasses.replace(base, parallel=parallel)
-            if trainer_memory(shape, setup, work, assume, exact=False).total > gpu.memory_gib * 2**30:
-                continue
-            timed.append((trainer_time(shape, setup, work, gpu, assume).total, setup))
+            memory = trainer_memory(case.shape, setup, case.work, case.assume, exact=False)
+            if memory.total <= case.gpu.memory_gib * 2**30:
+                timed.append((trainer_time(case.shape, setup, case.work, case.gpu, case.assume).total, setup))
         if timed:
             break
     timed.sort(key=lambda pair: pair[0])
@@ -164,25 +150,16 @@ def layouts(shape: ModelShape, world: int, base: TrainerSetup) -> Iterator[Paral
                         yield parallel
 
 
-def _servers_for(
-    shape: ModelShape,
-    gpus: int,
-    gpu: GPU,
-    work: Workload,
-    assume: Assumptions,
-    base: ServerSetup | None,
-    *,
-    in_turns: bool = False,
-) -> list[ServerSetup]:
+def _servers_for(case: _Case, gpus: int, base: ServerSetup | None, *, in_turns: bool = False) -> list[ServerSetup]:
     """One setup for every tensor-parallel size that fits and divides `gpus`, as many servers as there is room for; on
     GPUs of their own, or `in_turns` with the trainer."""
     assert base is not None
     found = []
     for tensor in POWERS[:7]:
         experts = base.expert_parallel and tensor > 1
-        if gpus % tensor or not splits(shape, tensor, expert_parallel=experts):
+        if gpus % tensor or not splits(case.shape, tensor, expert_parallel=experts):
             continue
-        if base.weight_bytes == 1 and broken_blocks(shape, tensor, FP8_BLOCK, expert_parallel=experts):
+        if base.weight_bytes == 1 and broken_blocks(case.shape, tensor, FP8_BLOCK, expert_parallel=experts):
             continue
         setup = dataclasses.replace(
             base,
@@ -194,43 +171,32 @@ def _servers_for(
             moved=base.colocated and not in_turns,
         )
         memory = server_memory(
-            shape,
-            gpu,
+            case.shape,
+            case.gpu,
             tensor=tensor,
             memory_fraction=setup.memory_fraction,
             weight_bytes=setup.weight_bytes,
             expert_parallel=experts,
             cache_bytes=setup.cache_bytes,
         )
-        if memory.cache_tokens >= setup.max_model_len and setup.num_servers <= work.samples:
+        if memory.cache_tokens >= setup.max_model_len and setup.num_servers <= case.work.samples:
             found.append(setup)
     # Smaller servers hold more copies of the weights; two sizes are worth timing.
     return found[:2]
 
 
-def _ranked(
-    trainers: Sequence[TrainerSetup],
-    servers: Sequence[ServerSetup],
-    shape: ModelShape,
-    work: Workload,
-    gpu: GPU,
-    assume: Assumptions,
-    keep: int,
-) -> list[Plan]:
-    halves = [make_plan(shape, setup, None, work, gpu, assume) for setup in trainers]
-    others = [make_plan(shape, None, setup, work, gpu, assume) for setup in servers]
+def _ranked(case: _Case, trainers: Sequence[TrainerSetup], servers: Sequence[ServerSetup], keep: int) -> list[Plan]:
+    halves = [case.plan(setup, None) for setup in trainers]
+    others = [case.plan(None, setup) for setup in servers]
     plans = [plan for plan in (*halves, *others) if not plan.faults]
     if trainers and servers:
         plans = [
-            _joined(shape, half, other, gpu, assume)
-            for half in halves
-            for other in others
-            if not half.faults and not other.faults
+            _joined(case, half, other) for half in halves for other in others if not half.faults and not other.faults
         ]
     return sorted(plans, key=lambda plan: plan.seconds)[:keep]
 
 
-def _joined(shape: ModelShape, trainer: Plan, server: Plan, gpu: GPU, assume: Assumptions) -> Plan:
+def _joined(case: _Case, trainer: Plan, server: Plan) -> Plan:
     """One plan of a trainer's and a server's, with the weights' way from one to the other."""
     assert trainer.trainer is not None and server.servers is not None
     return dataclasses.replace(
@@ -238,7 +204,7 @@ def _joined(shape: ModelShape, trainer: Plan, server: Plan, gpu: GPU, assume: As
         servers=server.servers,
         server=server.server,
         rollout=server.rollout,
-        sync=sync_of(shape, trainer.trainer, server.servers, gpu, assume),
+        sync=sync_of(case.shape, trainer.trainer, server.servers, case.gpu, case.assume),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_r1.rewards import sandbox_inside as inside
+from megatron_r1.rewards import sandbox_tested as tested
 from megatron_r1.rewards.code_extract import extract_program
 from megatron_r1.rewards.code_tests import Check, CodeTests, parse_tests
 from megatron_r1.rewards.sandbox import Execution, Sandbox, SandboxConfig
@@ -120,22 +120,22 @@ def _run_check(sandbox: Sandbox, program: str, entry_point: str, check: Check) -
         exceptions=check.exceptions,
         objects=check.objects,
     )
-    if checked.ending == "crashed" and checked.exit_status == inside.PASSED:
+    if checked.ending == "crashed" and checked.exit_status == tested.PASSED:
         return "passed", ""
     outcome = _failure(checked, done)
-    return outcome, _tail(done if outcome == "crashed" and checked.exit_status == inside.GONE else checked)
+    return outcome, _tail(done if outcome == "crashed" and checked.exit_status == tested.GONE else checked)
 
 
 def _failure(checked: Execution, done: Execution) -> Outcome:
     if checked.ending != "crashed":  # the limits of the test's own process: a value too large to handle, say
         return "wrong" if checked.ending == "exited" else checked.ending
-    if checked.exit_status == inside.OVERSIZED:
+    if checked.exit_status == tested.OVERSIZED:
         return "output_limit"
-    if checked.exit_status == inside.UNSENDABLE:
+    if checked.exit_status == tested.UNSENDABLE:
         return "refused"
-    if checked.exit_status == inside.RAISED:
+    if checked.exit_status == tested.RAISED:
         return "memory" if checked.stderr.startswith(b"MemoryError") else "crashed"
-    if checked.exit_status == inside.GONE:
+    if checked.exit_status == tested.GONE:
         return "crashed" if done.ending == "exited" else done.ending
     return "wrong"
 

@@ -1,10 +1,10 @@
 """The process that starts sandboxed programs, one at a time, until its socket closes.
 
-Run by sandbox.py as `python -I -S -c SOURCE FD`; SOURCE holds parent.py too, and both use the standard library only. It
-prepares its own namespaces and root folder once (or finds them prepared by bubblewrap), so that a program costs one
-clone with a new process and mount namespace, one private tmpfs and one exec. Nothing of a program passes through this
-process: text and input travel as file descriptors that it never reads, so no program can find another one's in what it
-inherits. Left out: reading output and the wall clock (sandbox.py).
+Run by sandbox_process.py as `python -I -S -c SOURCE FD`; SOURCE holds parent.py too, and both use the standard library
+only. It prepares its own namespaces and root folder once (or finds them prepared by bubblewrap), so that a program
+costs one clone with a new process and mount namespace, one private tmpfs and one exec. Nothing of a program passes
+through this process: text and input travel as file descriptors that it never reads, so no program can find another
+one's in what it inherits. Left out: reading output and the wall clock (sandbox.py).
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def build_root(visible: list[tuple[str, str]], machine: str) -> None:
 
 
 class Launcher:
-    """`setup` as sandbox.py sends it; `boot` a descriptor of the compiled code that every program starts with."""
+    """`setup` as sandbox_process.py sends it; `boot`: a descriptor of the compiled code that programs start with."""
 
     def __init__(self, setup: dict, boot: int, connection: socket.socket) -> None:
         self.connection = connection

@@ -1,8 +1,9 @@
 """Values as bytes between a program's process and its test's: plain data, and value types of the standard library.
 
-Part of the code that every sandboxed interpreter starts with (sandbox.py joins it with sandbox_objects.py and
-sandbox_inside.py), so it imports nothing at its top. Bytes from a program may be hostile: decoding runs nothing of
-theirs, it only calls the constructors in REBUILT with plain data. What has no form here is lent (sandbox_objects.py).
+Part of the code that every sandboxed interpreter starts with (sandbox_process.py joins it with sandbox_objects.py,
+sandbox_peer.py, sandbox_tested.py and sandbox_inside.py), so it imports nothing at its top. Bytes from a program may be
+hostile: decoding runs nothing of theirs, it only calls the constructors in REBUILT with plain data. What has no form
+here is lent (sandbox_objects.py).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_r1.config import SamplingConfig
 from megatron_r1.engines.base import Client, Decode, Engine, check_room
@@ -82,38 +82,28 @@ def collect(
     return _Collection(engines, prompts, group_size, sampling, seed, decode, known or {}, newest).run(on_group, resync)
 
 
+@dataclass
 class _Collection:
-    """The state of one collect call: prompts that wait, groups that came, engines that are being
-    restarted.
-    """
+    """The state of one collect call: prompts that wait, groups that came, engines that are being restarted."""
 
-    def __init__(
-        self,
-        engines: Sequence[Engine],
-        prompts: Sequence[Sequence[int]],
-        group_size: int,
-        sampling: SamplingConfig,
-        seed: int | None,
-        decode: Decode | None,
-        known: Mapping[int, Group],
-        newest: int | None,
-    ) -> None:
-        self.engines = engines
-        self.prompts = prompts
-        self.group_size = group_size
-        self.sampling = sampling
-        self.seed = seed
-        self.decode = decode
-        self.known = known
-        self.waiting = deque(index for index in range(len(prompts)) if index not in known)
-        self.events: queue.Queue[_Event] = queue.Queue()
-        self.groups: dict[int, Group] = {}
-        self.restarting: set[int] = set()
-        self.restarts = 0
-        self.newest = newest
-        self.version: int | None = None
-        self.cancelled = threading.Event()
-        seats = OVERSUBSCRIPTION * math.ceil(engines[0].config.max_num_seqs / group_size)
+    engines: Sequence[Engine]
+    prompts: Sequence[Sequence[int]]
+    group_size: int
+    sampling: SamplingConfig
+    seed: int | None
+    decode: Decode | None
+    known: Mapping[int, Group]
+    newest: int | None
+    events: queue.Queue[_Event] = field(default_factory=queue.Queue)
+    groups: dict[int, Group] = field(default_factory=dict)
+    restarting: set[int] = field(default_factory=set)
+    restarts: int = 0
+    version: int | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(index for index in range(len(self.prompts)) if index not in self.known)
+        seats = OVERSUBSCRIPTION * math.ceil(self.engines[0].config.max_num_seqs / self.group_size)
         self.threads_per_engine = min(seats, len(self.waiting))
 
     def run(self, on_group: Callable[[int, Group], None] | None, resync: Callable[[Engine], None] | None) -> Collected:

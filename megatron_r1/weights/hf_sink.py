@@ -20,7 +20,7 @@ import torch
 from megatron_r1.weights.files import reserve
 from megatron_r1.weights.fp8 import FP8, SCALE_SUFFIX, quantise, scale_shape
 from megatron_r1.weights.hf_folder import DTYPES, INDEX, SINGLE
-from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, TensorRecord, row_ranges, task_bytes
+from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, TensorRecord, row_ranges, runs, task_bytes
 from megatron_r1.weights.reader import CheckpointReader, byte_view
 from megatron_r1.weights.writer import FileWriter, WriteBuffers, write_all
 
@@ -49,25 +49,14 @@ class HFSink:
     ) -> None:
         self.folder, self._block, self._tensors = folder, fp8_block, tuple(tensors)
         self._power_of_two = power_of_two
-        files: list[list[OutputTensor]] = [[]]
-        size = 0
-        for tensor in tensors:
-            together = [tensor]
-            if tensor.quantised:
-                shape = scale_shape(tensor.shape[0], tensor.shape[1], fp8_block)
-                together.append(OutputTensor(tensor.name + SCALE_SUFFIX, torch.float32, shape))
-            num_bytes = sum(part.num_bytes for part in together)
-            if files[-1] and size + num_bytes > file_bytes:
-                files.append([])
-                size = 0
-            files[-1] += together
-            size += num_bytes
+        groups = [self._with_scales(tensor) for tensor in tensors]
+        files = runs(groups, lambda group: sum(part.num_bytes for part in group), file_bytes) or [[]]
         self._places: dict[str, tuple[str, int]] = {}
         self._headers: dict[str, bytes] = {}
         self._sizes: dict[str, int] = {}
         for number, held in enumerate(files, start=1):
             file = SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-            self._plan_file(file, held)
+            self._plan_file(file, [tensor for group in held for tensor in group])
 
     @property
     def total_bytes(self) -> int:
@@ -96,16 +85,12 @@ class HFSink:
 
         They go from file to file, because two processes that write to one file wait for each other.
         """
-        runs: dict[str, list[list[OutputTensor]]] = {file: [] for file in self._headers}
-        size, limit = 0, task_bytes(self.total_bytes)
+        held: dict[str, list[OutputTensor]] = {file: [] for file in self._headers}
         for tensor in self._tensors:
-            of_file = runs[self._places[tensor.name][0]]
-            if not of_file or size + tensor.num_bytes > limit:
-                of_file.append([])
-                size = 0
-            of_file[-1].append(tensor)
-            size += tensor.num_bytes
-        return [run for round in itertools.zip_longest(*runs.values()) for run in round if run is not None]
+            held[self._places[tensor.name][0]].append(tensor)
+        limit = task_bytes(self.total_bytes)
+        of_files = [runs(tensors, lambda tensor: tensor.num_bytes, limit) for tensors in held.values()]
+        return [run for round in itertools.zip_longest(*of_files) for run in round if run is not None]
 
     def run(
         self,
@@ -133,6 +118,12 @@ class HFSink:
             total = self.total_bytes - sum(len(header) for header in self._headers.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (self.folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+    def _with_scales(self, tensor: OutputTensor) -> list[OutputTensor]:
+        if not tensor.quantised:
+            return [tensor]
+        shape = scale_shape(tensor.shape[0], tensor.shape[1], self._block)
+        return [tensor, OutputTensor(tensor.name + SCALE_SUFFIX, torch.float32, shape)]
 
     def _plan_file(self, file: str, tensors: Sequence[OutputTensor]) -> None:
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import xxhash
 
 from megatron_r1.weights.reader import CheckpointReader, tensor_view
+
+T = TypeVar("T")
 
 PIECE_BYTES = 2 << 20
 """The part of a tensor that is in memory at once: small enough to stay in the processor's cache from the file that is
@@ -57,6 +59,19 @@ def row_ranges(num_rows: int, row_bytes: int, unit: int = 1, *, limit: int = PIE
     step = max(limit // (row_bytes * unit), 1) * unit
     for start in range(0, num_rows, step):
         yield start, min(start + step, num_rows)
+
+
+def runs(items: Iterable[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
+    """Neighbours together, in runs whose sizes sum to at most `limit`, or of one larger item."""
+    found: list[list[T]] = []
+    total = 0
+    for item in items:
+        if not found or total + size(item) > limit:
+            found.append([])
+            total = 0
+        found[-1].append(item)
+        total += size(item)
+    return found
 
 
 def integers(value: object) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, TensorRecord, row_ranges, task_bytes
+from megatron_r1.weights.pieces import PieceBuffer, TaskRecord, TensorDigest, TensorRecord, row_ranges, runs, task_bytes
 from megatron_r1.weights.placement import Placement
 from megatron_r1.weights.reader import CheckpointReader, byte_view, read_tensor, tensor_view
 from megatron_r1.weights.torch_dist import FILES, ChunkRecord, DataFile, write_metadata
@@ -47,15 +47,7 @@ class TorchDistSink:
         return {*FILES, *(_data_file(number) for number in range(len(self.tasks())))}
 
     def tasks(self) -> list[list[Placement]]:
-        runs: list[list[Placement]] = []
-        size, limit = 0, task_bytes(self.total_bytes)
-        for placement in self._placements:
-            if not runs or size + self._bytes(placement) > limit:
-                runs.append([])
-                size = 0
-            runs[-1].append(placement)
-            size += self._bytes(placement)
-        return runs
+        return runs(self._placements, self._bytes, task_bytes(self.total_bytes))
 
     def run(
         self,

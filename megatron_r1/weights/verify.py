@@ -12,9 +12,12 @@ from megatron_r1.config.shape import ModelShape
 from megatron_r1.errors import CheckpointError
 from megatron_r1.weights.folders import open_checkpoint, read_shape
 from megatron_r1.weights.inventory import is_derived, take_inventory
-from megatron_r1.weights.pieces import PieceBuffer, row_ranges
+from megatron_r1.weights.pieces import PieceBuffer, row_ranges, runs
 from megatron_r1.weights.process import imports_kept, worker_pool
 from megatron_r1.weights.reader import CheckpointReader, bytes_equal, read_tensor
+
+GROUP_BYTES = 256 << 20
+"""About what a worker compares at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def compare(
     if result.equal:  # of folders that differ the differences say more
         for folder, shape, reader in zip((first, second), shapes, readers, strict=True):
             take_inventory(reader, shape, folder)
-    groups = _groups(common, readers[0]) if data else []
+    groups = runs(common, lambda name: readers[0].tensors[name].num_bytes, GROUP_BYTES) if data else []
     for reader in readers:
         reader.close()
     if not groups:
@@ -105,18 +108,6 @@ def _compare_headers(
             result.num_bytes += a.num_bytes
     result.compared = len(common)
     return common
-
-
-def _groups(names: list[str], reader: CheckpointReader, limit: int = 256 << 20) -> list[list[str]]:
-    groups: list[list[str]] = []
-    size = 0
-    for name in names:
-        if not groups or size + reader.tensors[name].num_bytes > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += reader.tensors[name].num_bytes
-    return groups
 
 
 _pair: list[tuple[CheckpointReader, CheckpointReader, float]] = []

@@ -1,12 +1,13 @@
 """Faults of an evaluation's configuration, reported together before anything starts."""
 
+import functools
 from pathlib import Path
 
 import pytest
+import refusals
 
 from megatron_r1.__main__ import main
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, RunningServerConfig, SamplingConfig
-from megatron_r1.errors import ConfigError
 from megatron_r1.stages.evaluate.config import EvaluateConfig, validate_evaluation
 
 MODEL = Path(__file__).parents[2] / "megatron_r1" / "recipes" / "tiny_v3"
@@ -19,12 +20,7 @@ def sound(tmp_path, **fields):
     return EvaluateConfig(**given)
 
 
-def faults_of(config):
-    try:
-        validate_evaluation(config)
-    except ConfigError as error:
-        return error.faults
-    return []
+faults_of = functools.partial(refusals.faults_of, validate_evaluation)
 
 
 def test_a_sound_configuration_has_no_faults(tmp_path):

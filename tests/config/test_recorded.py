@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from refusals import faults_of
 
 from megatron_r1.algorithms import OnPolicyDistill
 from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config.shape import load_shape
-from megatron_r1.errors import ConfigError
 from megatron_r1.recipes import RECIPES
 from megatron_r1.rollout.recording import RecordedStep, Recording
 from megatron_r1.stages.grpo.config import GRPOConfig
@@ -43,11 +43,7 @@ def recording(config, tmp_path) -> Path:
 
 
 def faults(config: GRPOConfig, **changes) -> list[str]:
-    try:
-        validate(dataclasses.replace(config, **changes))
-    except ConfigError as error:
-        return error.faults
-    return []
+    return faults_of(validate, dataclasses.replace(config, **changes))
 
 
 def test_training_on_a_recording_asks_for_no_server_and_no_data(config, recording):

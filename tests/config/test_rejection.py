@@ -1,14 +1,15 @@
 """Faults of a rejection sampling stage, reported together before anything starts."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import refusals
 
 from megatron_r1.config.judge import JudgeConfig
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
-from megatron_r1.errors import ConfigError
 from megatron_r1.stages.rejection.config import (
     DedupConfig,
     FilterConfig,
@@ -30,12 +31,7 @@ def sound(tmp_path, **fields):
     return RejectionConfig(**given)
 
 
-def faults_of(config):
-    try:
-        validate_rejection(config)
-    except ConfigError as error:
-        return error.faults
-    return []
+faults_of = functools.partial(refusals.faults_of, validate_rejection)
 
 
 def test_a_sound_configuration_has_no_faults(tmp_path):

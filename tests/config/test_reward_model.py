@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from refusals import faults_of
 
 from megatron_r1.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig, RolloutConfig, SamplingConfig
@@ -51,14 +52,6 @@ def base(tmp_path) -> Path:
 @pytest.fixture
 def judge(tmp_path) -> Path:
     return folder(tmp_path / "judge", **JUDGE)
-
-
-def faults_of(check, config) -> list[str]:
-    try:
-        check(config)
-    except ConfigError as error:
-        return error.faults
-    return []
 
 
 # ---- what is a reward model's folder

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+from refusals import faults_of
 
 from megatron_r1.algorithms import OnPolicyDistill
 from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config import DataConfig, ModelConfig, RolloutConfig, TrainConfig
 from megatron_r1.config.schema import SamplingConfig
-from megatron_r1.errors import ConfigError
 from megatron_r1.stages.grpo.config import GRPOConfig
 from megatron_r1.stages.grpo.faults import validate
 
@@ -50,11 +50,7 @@ def distilled(tmp_path):
             rollout=dataclasses.replace(asked, **(rollout or {})),
             algorithm=OnPolicyDistill(teacher=Teacher(model=write(tmp_path / "teacher", teacher), **fields)),
         )
-        try:
-            validate(config)
-        except ConfigError as error:
-            return error.faults
-        return []
+        return faults_of(validate, config)
 
     return faults
 

@@ -1,10 +1,12 @@
 """Every rule of validate, each broken alone, and several broken at once."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import pytest
+import refusals
 
 from megatron_r1.config import DataConfig, ModelConfig
 from megatron_r1.config.packages import has_module
@@ -86,12 +88,7 @@ def sound(tmp_path):
     return make
 
 
-def faults_of(config):
-    try:
-        validate(config)
-    except ConfigError as error:
-        return error.faults
-    return []
+faults_of = functools.partial(refusals.faults_of, validate)
 
 
 @pytest.mark.parametrize("model", [MOE, DENSE], ids=["moe", "dense"])

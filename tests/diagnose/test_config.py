@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import refusals
 from safetensors.numpy import save_file
 
 from megatron_r1.__main__ import main
 from megatron_r1.config import ParallelConfig
 from megatron_r1.diagnose.config import DiagnoseConfig, DiagnosedServer, differing_fields, validate_diagnose
-from megatron_r1.errors import ConfigError
 from megatron_r1.recipes.tiny import TINY_V3
 
 DENSE = {
@@ -41,11 +41,7 @@ def folder(tmp_path) -> Path:
 def faults_of(folder: Path, **fields) -> list[str]:
     """Those of a configuration on a CPU."""
     known = {"folder": folder, "device": "cpu", "tokens": 16}
-    try:
-        validate_diagnose(DiagnoseConfig(**{**known, **fields}))
-    except ConfigError as error:
-        return error.faults
-    return []
+    return refusals.faults_of(validate_diagnose, DiagnoseConfig(**{**known, **fields}))
 
 
 def only_fault(*given, **fields) -> str:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import fp8_emulation as fp8
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import fp8_emulation as fp8
 
 from megatron_r1.config import ParallelConfig, TrainConfig, load_shape
 from megatron_r1.config.schema import FP8Config

@@ -14,17 +14,8 @@ from written_names import undocumented
 from megatron_r1.__main__ import main
 
 SMALL = (
-    "--data.base",
-    "960",
-    "--base.checkpoint-every",
-    "1",
-    "--data.cold-start",
-    "64",
-    "--data.held-out",
-    "20",
-    "--data.problems",
-    "100",
-)
+    "--data.base 960 --base.checkpoint-every 1 --data.cold-start 64 --data.held-out 20 --data.problems 100"
+).split()
 
 
 def start(folder, *words):

@@ -13,36 +13,13 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # three runs with a server each
 
-WORDS = [
-    "--steps",
-    "3",
-    "--prompts-per-step",
-    "4",
-    "--group-size",
-    "4",
-    "--data.holdout",
-    "8",
-    "--data.validation",
-    "4",
-    "--eval-every",
-    "1",
-    "--save-every",
-    "2",
-    "--checkpoint-every",
-    "2",
-]
+WORDS = (
+    "--steps 3 --prompts-per-step 4 --group-size 4 --data.holdout 8 --data.validation 4 --eval-every 1 --save-every 2 "
+    "--checkpoint-every 2"
+).split()
 COLOCATED = {
-    "level 1": [
-        "--rollout.sync",
-        "ipc",
-        "--rollout.sleep-level",
-        "1",
-        "--train.offload",
-        "weights",
-        "gradients",
-        "optimizer",
-    ],
-    "level 2": ["--rollout.sync", "ipc", "--rollout.sleep-level", "2", "--train.offload", "gradients", "optimizer"],
+    "level 1": "--rollout.sync ipc --rollout.sleep-level 1 --train.offload weights gradients optimizer".split(),
+    "level 2": "--rollout.sync ipc --rollout.sleep-level 2 --train.offload gradients optimizer".split(),
 }
 
 

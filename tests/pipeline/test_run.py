@@ -15,36 +15,17 @@ import sys
 import time
 from pathlib import Path
 
+import convert_checkpoint
 import numpy as np
 import psutil
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-import convert_checkpoint
 from base_model import make_base, start_from, warm_up_words
 from written_names import undocumented
 
 pytestmark = pytest.mark.timeout(1200)  # the fixture is a whole run, with a server killed and restarted
-SMALL = [
-    "--prompts-per-step",
-    "4",
-    "--group-size",
-    "4",
-    "--data.holdout",
-    "8",
-]
-
-COLOCATED = [
-    "--rollout.sync",
-    "ipc",
-    "--rollout.sleep-level",
-    "1",
-    "--train.offload",
-    "weights",
-    "gradients",
-    "optimizer",
-]
+SMALL = "--prompts-per-step 4 --group-size 4 --data.holdout 8".split()
+COLOCATED = "--rollout.sync ipc --rollout.sleep-level 1 --train.offload weights gradients optimizer".split()
 
 
 def command(*words: str) -> list[str]:
@@ -277,32 +258,12 @@ def test_a_signal_ends_every_process_of_a_run(tmp_path, told):
 @pytest.mark.slow  # one more server
 def test_the_trained_policy_is_evaluated_from_a_megatron_checkpoint(run, tmp_path):
     convert_to_megatron(run["folder"] / "policy", tmp_path / "policy")
-    words = [
-        "--model",
-        tmp_path / "policy",
-        "--run-dir",
-        tmp_path / "out",
-        "--data.template",
-        "plain",
-        "--data.seed",
-        "3",
-    ]
+    words = ["--model", tmp_path / "policy", "--run-dir", tmp_path / "out"]
+    words += "--data.template plain --data.seed 3".split()
     words += ["--data.tasks", "basic_arithmetic:min_terms=2,max_terms=2,min_digits=1,max_digits=2,operators=+"]
-    words += [
-        "--limit",
-        "6",
-        "--samples",
-        "4",
-        "--pass-k",
-        "1",
-        "2",
-        "--rollout.device",
-        "cpu",
-        "--rollout.sync",
-        "gloo",
-    ]
-    words += ["--rollout.dtype", "fp32", "--rollout.max-model-len", "96", "--rollout.sampling.max-new-tokens", "32"]
-    words += ["--rollout.memory-fraction", "0.3", "--rollout.enforce-eager", "--rewards.num-workers", "1"]
+    words += "--limit 6 --samples 4 --pass-k 1 2 --rollout.device cpu --rollout.sync gloo --rollout.dtype fp32".split()
+    words += "--rollout.max-model-len 96 --rollout.sampling.max-new-tokens 32 --rollout.memory-fraction 0.3".split()
+    words += "--rollout.enforce-eager --rewards.num-workers 1".split()
     done = subprocess.run(
         [sys.executable, "-m", "megatron_r1", "evaluate", *map(str, words)],
         capture_output=True, text=True, timeout=300, check=False,

@@ -17,16 +17,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(1200)
 def test_two_steps_of_the_example(tmp_path):
     environment = dict(os.environ) | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    words = [
-        "--grpo.steps",
-        "2",
-        "--warm-up.data.holdout",
-        "4",
-        "--grpo.data.holdout",
-        "4",
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
+    words = "--grpo.steps 2 --warm-up.data.holdout 4 --grpo.data.holdout 4 --run-dir".split()
+    words.append(str(tmp_path / "run"))
     script = str(ROOT / "examples" / "grpo_smollm2.sh")
     done = subprocess.run(
         ["bash", script, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -6,7 +6,8 @@ import pytest
 
 from megatron_r1.config import ParallelConfig, load_shape
 from megatron_r1.config.shape import shape_from_config
-from megatron_r1.doctor import _memory_need, look
+from megatron_r1.doctor.machine import look
+from megatron_r1.doctor.needs import _memory_need
 from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.planning.hardware import Assumptions
 from megatron_r1.planning.parameters import count_parameters

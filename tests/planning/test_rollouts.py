@@ -1,28 +1,16 @@
 """Simulated rollouts by hand, and against rollouts that were measured (timeline.json)."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simulate_cluster as cluster
 
 from megatron_r1.planning.decoding import LinearCost
 from megatron_r1.planning.rollouts import Request, simulate
 
-ROOT = Path(__file__).parents[2]
 SECOND = LinearCost(step=1.0, token=0.0)
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cluster = load("simulate_cluster")
 
 
 def requests(*lengths, prompt=0):

@@ -1,22 +1,16 @@
 """tools/simulate_cluster.py: the ways of running the loop against each other, its picture, and what it refuses."""
 
-import importlib.util
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import simulate_cluster as cluster
 
 from megatron_r1.config import load_shape
 from megatron_r1.errors import UserError
 from megatron_r1.planning.hardware import GPUS
 from megatron_r1.recipes import RECIPES
-
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("simulate_cluster", ROOT / "tools" / "simulate_cluster.py")
-assert spec is not None and spec.loader is not None
-cluster = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cluster)
 
 CONFIG = RECIPES["tiny"]()
 

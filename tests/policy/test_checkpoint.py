@@ -7,7 +7,7 @@ import pytest
 from ranks import run_launches
 
 from megatron_r1.errors import CheckpointError
-from megatron_r1.policy.checkpoint import Piece, _slice
+from megatron_r1.policy.saved_pieces import Piece, _slice
 from megatron_r1.recipes.tiny import TINY_V3
 
 JOBS = {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_r1.rewards import sandbox_inside as inside
+from megatron_r1.rewards import sandbox_values as values
 from megatron_r1.rewards.code import outputs_match, score_code
 from megatron_r1.rewards.sandbox import Sandbox, SandboxConfig
 
@@ -139,27 +139,27 @@ class Odd(int):
     ],
 )
 def test_values_keep_their_form(value):
-    again = inside.decode(inside.encode(value))
+    again = values.decode(values.encode(value))
     assert again == value and type(again) is type(value) and repr(again) == repr(value)
 
 
 def test_a_subclass_is_sent_as_its_base():
-    again = inside.decode(inside.encode([Odd(7)]))
+    again = values.decode(values.encode([Odd(7)]))
     assert again == [7] and type(again[0]) is int
 
 
 @pytest.mark.parametrize("value", [object(), eval, [{1: object()}], (lambda: 0)])
 def test_what_has_no_plain_form_is_refused(value):
-    with pytest.raises(inside.Unsendable, match="cannot be sent"):
-        inside.encode(value)
+    with pytest.raises(values.Unsendable, match="cannot be sent"):
+        values.encode(value)
 
 
 def test_bytes_that_are_no_value_are_refused():
-    good = inside.encode([{"a": (1, 2.5, "x", b"y", {3}, None, range(3), 1j)}])
-    assert inside.decode(good)
+    good = values.encode([{"a": (1, 2.5, "x", b"y", {3}, None, range(3), 1j)}])
+    assert values.decode(good)
     for end in range(len(good)):
         with pytest.raises((ValueError, TypeError, OverflowError)):
-            inside.decode(good[:end])
+            values.decode(good[:end])
     for bad in (
         good + b"N",
         b"q1:a",
@@ -172,4 +172,4 @@ def test_bytes_that_are_no_value_are_refused():
         b"i1:z",
     ):
         with pytest.raises((ValueError, TypeError, OverflowError)):
-            inside.decode(bad)
+            values.decode(bad)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from megatron_r1.errors import ConfigError
-from megatron_r1.rewards import sandbox as sandbox_module
+from megatron_r1.rewards import sandbox_process
 from megatron_r1.rewards.code import score_code
 from megatron_r1.rewards.sandbox import Sandbox, SandboxConfig, SandboxError, available_levels
 from megatron_r1.rewards.sandbox_seccomp import filter_code
@@ -321,7 +321,7 @@ def test_without_isolation_is_refused_unless_allowed(monkeypatch):
             raise SandboxError(f"{level} is forbidden here")
         return []
 
-    monkeypatch.setattr(sandbox_module, "_prefix", refuse)
+    monkeypatch.setattr(sandbox_process, "_prefix", refuse)
     with pytest.raises(ConfigError) as caught:
         Sandbox(SandboxConfig(**SMALL))
     message = str(caught.value)

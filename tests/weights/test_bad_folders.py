@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import struct
-import sys
-from pathlib import Path
 
+import convert_checkpoint
 import pytest
 import torch
 from make_checkpoint import make_checkpoint
@@ -22,9 +21,6 @@ from megatron_r1.weights.convert import ConvertOptions, convert
 from megatron_r1.weights.fp8 import FP8
 from megatron_r1.weights.inspect import describe
 from megatron_r1.weights.manifest import MANIFEST
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
-import convert_checkpoint
 
 TO_MEGATRON = ConvertOptions(target="torch_dist", workers=1)
 

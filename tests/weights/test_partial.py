@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import convert_checkpoint
 import psutil
 import pytest
 import torch
@@ -25,9 +26,6 @@ from megatron_r1.weights.convert import ConvertOptions, convert
 from megatron_r1.weights.files import OpenFiles, reserve
 from megatron_r1.weights.pieces import task_bytes
 from megatron_r1.weights.verify import compare
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
-import convert_checkpoint
 
 TO_MEGATRON = ConvertOptions(target="torch_dist", workers=1)
 TO_HF = ConvertOptions(target="hf", workers=1)

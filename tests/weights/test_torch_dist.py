@@ -5,9 +5,9 @@ import json
 import pickle
 import shutil
 import struct
-import sys
 from pathlib import Path
 
+import convert_checkpoint
 import pytest
 import torch
 from oracles import save_model
@@ -21,9 +21,6 @@ from megatron_r1.weights.folders import check_kind, open_checkpoint, read_shape
 from megatron_r1.weights.manifest import MANIFEST
 from megatron_r1.weights.torch_dist_metadata import read_metadata
 from megatron_r1.weights.verify import compare
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
-import convert_checkpoint
 
 TO_MEGATRON = ConvertOptions(target="torch_dist", workers=1)
 TO_HF = ConvertOptions(target="hf", workers=1)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import convert_checkpoint
 import pytest
 import torch
 from oracles import save_model
@@ -18,9 +19,6 @@ from megatron_r1.errors import CheckpointError
 from megatron_r1.weights import verify
 from megatron_r1.weights.convert import ConvertOptions, convert
 from megatron_r1.weights.verify import compare
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
-import convert_checkpoint
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 

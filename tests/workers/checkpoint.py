@@ -22,11 +22,11 @@ import layouts  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from trainer import row_layout, rows_of  # noqa: E402
 
 from megatron_r1.agreement import on_rank_zero  # noqa: E402
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
-from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.checkpoint import load_policy, take_snapshot  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
@@ -94,11 +94,7 @@ def step(policy: Policy, parallel: ParallelConfig, number: int) -> None:
         weight = np.where(trained, 1 / 200, 0.0).astype(np.float32)
         tokens = rng.integers(0, 100, length).astype(np.int32)
         sequences.append(TrainingSequence(token_ids=tokens, loss_mask=trained, token_weight=weight))
-    layout = RowLayout(
-        tokens_per_microbatch=64, row_multiple=parallel.row_multiple, segment_multiple=parallel.segment_multiple
-    )
-    rank, ranks = topology.data_parallel()
-    policy.step(pack_rank(sequences, layout, rank=rank, num_ranks=ranks), sft_loss)
+    policy.step(rows_of(sequences, row_layout(parallel, tokens=64)), sft_loss)
 
 
 def export(policy: Policy) -> dict[str, np.ndarray]:

@@ -14,37 +14,25 @@ from megatron_r1.policy.platform import configure_process
 configure_process(threads=1, cpu=True)
 
 import torch  # noqa: E402
+from trainer import groups, policy_of  # noqa: E402
 
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.errors import CheckpointError  # noqa: E402
-from megatron_r1.policy import topology  # noqa: E402
-from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.weights.save import save_hf_folder  # noqa: E402
 
 
 def main(store: str, root: Path) -> None:
-    topology.initialise(ParallelConfig(), seed=1, cpu=True, store_path=store)
-    policy = Policy(
-        load_shape(root),
-        parallel=ParallelConfig(),
-        train=TrainConfig(dtype="fp32"),
-        model=ModelConfig(path=root),
-        optimizer=OptimizerConfig(),
-        total_steps=1,
-        device=torch.device("cpu"),
-    )
     said = []
-    save_hf_folder(policy.weights(dtype=torch.float32), root, root.parent / "first")
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, unlimited[1]))
-    try:
-        save_hf_folder(policy.weights(dtype=torch.float32), root, root.parent / "second")
-    except CheckpointError as error:
-        said.append(str(error))
-    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    with groups(store) as parallel:
+        policy = policy_of(root, parallel)
+        save_hf_folder(policy.weights(dtype=torch.float32), root, root.parent / "first")
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, unlimited[1]))
+        try:
+            save_hf_folder(policy.weights(dtype=torch.float32), root, root.parent / "second")
+        except CheckpointError as error:
+            said.append(str(error))
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     (root.parent / "said.txt").write_text("\n".join(said))
-    topology.finalise()
 
 
 if __name__ == "__main__":

@@ -20,16 +20,15 @@ configure_process(threads=1, cpu=True)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from trainer import policy_of  # noqa: E402
 
 from megatron_r1.agreement import on_rank_zero  # noqa: E402
 from megatron_r1.algorithms import GRPO  # noqa: E402
 from megatron_r1.algorithms.kl import KL  # noqa: E402
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.config import OptimizerConfig, ParallelConfig  # noqa: E402
 from megatron_r1.data.packing import RowLayout  # noqa: E402
 from megatron_r1.errors import MismatchError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
-from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.stages.common.divergence import SkippedSteps  # noqa: E402
 from megatron_r1.stages.grpo.collector import Rollout  # noqa: E402
 from megatron_r1.stages.grpo.config import GRPOLoopConfig  # noqa: E402
@@ -103,15 +102,8 @@ class Prepared:
 
 def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]], store: str, **changes: float):
     topology.initialise(parallel, seed=1, cpu=True, store_path=store)
-    policy = Policy(
-        load_shape(folder),
-        parallel=parallel,
-        train=TrainConfig(dtype="fp32"),
-        model=ModelConfig(path=folder, initialise="random"),
-        optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-3),
-        total_steps=6,
-        device=torch.device("cpu"),
-    )
+    optimizer = OptimizerConfig(lr=1e-3, min_lr=1e-3)
+    policy = policy_of(folder, parallel, optimizer=optimizer, steps=6, initialise="random")
     prepared, rows = Prepared(groups), []
     loop = Loop(
         stream=prepared,

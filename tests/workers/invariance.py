@@ -16,19 +16,14 @@ from megatron_r1.policy.platform import configure_process
 configure_process(threads=1, cpu=True)
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
 from layouts import LAYOUTS  # noqa: E402
+from trainer import groups, policy_of, row_layout  # noqa: E402
 
 from megatron_r1.agreement import on_rank_zero  # noqa: E402
 from megatron_r1.algorithms import GRPO  # noqa: E402
 from megatron_r1.algorithms.correction import Correction  # noqa: E402
 from megatron_r1.algorithms.kl import KL  # noqa: E402
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
-from megatron_r1.data.packing import RowLayout  # noqa: E402
-from megatron_r1.policy import topology  # noqa: E402
-from megatron_r1.policy.policy import Policy  # noqa: E402
+from megatron_r1.config import OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.rollout.recording import Recording  # noqa: E402
 from megatron_r1.stages.common.divergence import SkippedSteps  # noqa: E402
 from megatron_r1.stages.grpo.config import GRPOLoopConfig  # noqa: E402
@@ -42,16 +37,12 @@ ALGORITHM = GRPO(kl=KL(coef=0.05, refresh_steps=3), correction=Correction(weight
 
 def main(store: str, folder: Path, names: list[str]) -> None:
     for number, name in enumerate(names):
-        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[name])
         found = {}
         for minibatches in MINIBATCHES:
-            topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}-{minibatches}")
-            rows = run(folder, parallel, minibatches)
+            with groups(f"{store}-{number}-{minibatches}", **LAYOUTS[name]) as parallel:
+                rows = run(folder, parallel, minibatches)
             found |= {f"{minibatches}:{key}": np.array([row[key] for row in rows]) for key in REPORTED if rows[0]}
-            dist.barrier()
-            writes = dist.get_rank() == 0
-            topology.finalise()
-        if writes:
+        if os.environ["RANK"] == "0":
             np.savez(folder / f"{name}.npz", **found)
 
 
@@ -59,20 +50,13 @@ def run(folder: Path, parallel: ParallelConfig, minibatches: int) -> list[dict]:
     recording = Recording(folder)
     steps = recording.num_steps()
     config = GRPOLoopConfig(steps=steps, prompts_per_step=4, group_size=2, minibatches=minibatches, mismatch_bound=1e6)
-    policy = Policy(
-        load_shape(folder),
-        parallel=parallel,
+    policy = policy_of(
+        folder,
+        parallel,
         train=TrainConfig(dtype="fp32", logprob_chunk_tokens=32),
-        model=ModelConfig(path=folder, train_mtp=True),
         optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-3, eps=1e-3),
-        total_steps=steps * minibatches,
-        device=torch.device("cpu"),
-    )
-    layout = RowLayout(
-        tokens_per_microbatch=128,
-        row_multiple=parallel.row_multiple,
-        segment_multiple=parallel.segment_multiple,
-        rows_multiple=parallel.pipeline_parallel if parallel.virtual_pipeline > 1 else 1,
+        steps=steps * minibatches,
+        train_mtp=True,
     )
     rows: list[dict] = []
     loop = Loop(
@@ -90,7 +74,7 @@ def run(folder: Path, parallel: ParallelConfig, minibatches: int) -> list[dict]:
         decode=str,
         recorded=lambda step: recorded(recording, step),
     )
-    TrainingLoop(policy, ALGORITHM, config, layout, loop, max_new_tokens=64, seed=0).run()
+    TrainingLoop(policy, ALGORITHM, config, row_layout(parallel), loop, max_new_tokens=64, seed=0).run()
     return rows
 
 

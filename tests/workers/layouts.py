@@ -9,7 +9,6 @@ and the exported weights' largest difference from the folder's.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -23,14 +22,14 @@ import torch.distributed as dist  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from trainer import groups, policy_of, row_layout, rows_of  # noqa: E402
 
 from megatron_r1.algorithms import GRPO, GSPO  # noqa: E402
 from megatron_r1.algorithms.clip import Clip  # noqa: E402
 from megatron_r1.algorithms.correction import Correction  # noqa: E402
 from megatron_r1.algorithms.kl import KL  # noqa: E402
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
-from megatron_r1.data.packing import RowLayout, pack, unpack  # noqa: E402
+from megatron_r1.config import OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
+from megatron_r1.data.packing import unpack  # noqa: E402
 from megatron_r1.model.attention import context_parallel_positions  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import to_device  # noqa: E402
@@ -70,42 +69,25 @@ SEQUENCE_ALGORITHM = GSPO(clip=Clip(low=0.05, high=0.05), correction=Correction(
 
 
 def main(store: str, folder: Path, names: list[str]) -> None:
-    shape = load_shape(folder)
+    train, optimizer = TrainConfig(dtype="fp32", logprob_chunk_tokens=32), OptimizerConfig(distributed=False)
     for number, name in enumerate(names):
         layout, _, mtp = name.partition("-")
-        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[layout])
-        topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
-        policy = Policy(
-            shape,
-            parallel=parallel,
-            train=TrainConfig(dtype="fp32", logprob_chunk_tokens=32),
-            model=ModelConfig(path=folder, train_mtp=bool(mtp)),
-            optimizer=OptimizerConfig(distributed=False),
-            total_steps=1,
-            device=torch.device("cpu"),
-        )
-        found = measure(policy, parallel, folder)
-        if dist.get_rank() == 0:
-            np.savez(folder / f"{name}.npz", **found)
-        dist.barrier()
-        topology.finalise()
+        with groups(f"{store}-{number}", **LAYOUTS[layout]) as parallel:
+            policy = policy_of(folder, parallel, train=train, optimizer=optimizer, train_mtp=bool(mtp))
+            found = measure(policy, parallel, folder)
+            if dist.get_rank() == 0:
+                np.savez(folder / f"{name}.npz", **found)
 
 
 def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str, np.ndarray]:
     sequences = load_sequences(folder)
-    layout = RowLayout(
-        tokens_per_microbatch=128,
-        row_multiple=parallel.row_multiple,
-        segment_multiple=parallel.segment_multiple,
-        rows_multiple=parallel.pipeline_parallel if parallel.virtual_pipeline > 1 else 1,
-    )
-    rank, ranks = topology.data_parallel()
-    rows = pack(sequences, layout, num_ranks=ranks)[rank]
+    layout = row_layout(parallel)
+    rows = rows_of(sequences, layout)
     found = {f"logits_{i}": value for i, value in collect_logits(policy, rows, sequences, packed=True).items()}
-    single = pack([sequences[0]] * ranks * layout.rows_multiple, layout, num_ranks=ranks)[rank]
+    same = [sequences[0]] * topology.data_parallel()[1] * layout.rows_multiple
+    single = rows_of(same, layout)
     if single[0].num_tokens == len(sequences[0]):
-        unpacked = collect_logits(policy, single, [sequences[0]] * ranks * layout.rows_multiple, packed=False)
-        found["unpacked_logits"] = unpacked[0]
+        found["unpacked_logits"] = collect_logits(policy, single, same, packed=False)[0]
     scored = unpack(rows, policy.logprobs(rows), [len(s) for s in sequences])
     found |= {f"logprobs_{i}": value for i, value in merge(scored).items()}
     found |= {name: np.array(value) for name, value in mismatch.measure(rows, policy.logprobs(rows)).metrics().items()}

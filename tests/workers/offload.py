@@ -18,41 +18,27 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from oracles import save_model  # noqa: E402
+from trainer import groups, policy_of, random_sequences  # noqa: E402
 
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.config import OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack  # noqa: E402
-from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.offload import Offload  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.stages.sft.loss import sft_loss  # noqa: E402
-from megatron_r1.types import TrainingSequence  # noqa: E402
 
 STEPS = 3
+OPTIMIZER = OptimizerConfig(lr=3e-3, min_lr=3e-3)
 
 
 def rows(seed: int, rank: int):
-    rng = np.random.default_rng([seed, rank])
-    made = []
-    for _ in range(4):
-        length = int(rng.integers(10, 50))
-        mask = np.arange(length) >= 1
-        weight = np.where(mask, 1.0 / (8 * mask.sum()), 0).astype(np.float32)
-        ids = rng.integers(3, 101, length).astype(np.int32)
-        made.append(TrainingSequence(token_ids=ids, loss_mask=mask, token_weight=weight))
+    made = random_sequences(np.random.default_rng([seed, rank]), 4, (10, 50), prompt=1, least_id=3, share=8)
     return pack(made, RowLayout(tokens_per_microbatch=256))[0]
 
 
-def train(folder: Path, dtype: str, rank: int, *, move: bool):
+def train(folder: Path, parallel: ParallelConfig, dtype: str, rank: int, *, move: bool):
     torch.manual_seed(5)
-    policy = Policy(
-        load_shape(folder),
-        parallel=ParallelConfig(world_size=2, expert=2),
-        train=TrainConfig(dtype=dtype),
-        model=ModelConfig(path=folder, router_bias_update_rate=1e-3),
-        optimizer=OptimizerConfig(lr=3e-3, min_lr=3e-3),
-        total_steps=STEPS,
-        device=torch.device("cpu"),
+    policy = policy_of(
+        folder, parallel, train=TrainConfig(dtype=dtype), optimizer=OPTIMIZER, steps=STEPS, router_bias_update_rate=1e-3
     )
     offload = Offload(policy, ("weights", "gradients", "optimizer"))
     said = []
@@ -87,17 +73,16 @@ def expected_sizes(policy: Policy, dtype: str) -> dict[str, int]:
 
 def main(store: str, folder: Path) -> None:
     rank = int(os.environ["RANK"])
-    topology.initialise(ParallelConfig(world_size=2, expert=2), seed=1, cpu=True, store_path=store)
-    if rank == 0:
-        save_model("deepseek_v3", folder / "model", mtp_layers=1)
-    dist.barrier()
-    for dtype in ("fp32", "bf16"):
-        stayed, said = train(folder / "model", dtype, rank, move=False)
-        moved, said_moved = train(folder / "model", dtype, rank, move=True)
-        assert said == said_moved, (said, said_moved)
-        for name, local in stayed.tensors.items():
-            assert torch.equal(local.tensor, moved.tensors[name].tensor), name
-    topology.finalise()
+    with groups(store, expert=2) as parallel:
+        if rank == 0:
+            save_model("deepseek_v3", folder / "model", mtp_layers=1)
+        dist.barrier()
+        for dtype in ("fp32", "bf16"):
+            stayed, said = train(folder / "model", parallel, dtype, rank, move=False)
+            moved, said_moved = train(folder / "model", parallel, dtype, rank, move=True)
+            assert said == said_moved, (said, said_moved)
+            for name, local in stayed.tensors.items():
+                assert torch.equal(local.tensor, moved.tensors[name].tensor), name
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ configure_process(threads=1, cpu=True)
 
 import psutil  # noqa: E402
 import torch  # noqa: E402
-from offload import rows, weights_of  # noqa: E402
+from offload import OPTIMIZER, STEPS, rows, weights_of  # noqa: E402
 from oracles import save_model  # noqa: E402
+from trainer import policy_of  # noqa: E402
 
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.config import ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.errors import DeviceMemoryError  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.offload import Offload  # noqa: E402
@@ -32,15 +32,7 @@ PARTS = ("weights", "gradients", "optimizer")
 
 def build(folder: Path) -> Policy:
     torch.manual_seed(5)
-    return Policy(
-        load_shape(folder),
-        parallel=ParallelConfig(),
-        train=TrainConfig(dtype="bf16"),
-        model=ModelConfig(path=folder),
-        optimizer=OptimizerConfig(lr=3e-3, min_lr=3e-3),
-        total_steps=3,
-        device=torch.device("cpu"),
-    )
+    return policy_of(folder, ParallelConfig(), train=TrainConfig(dtype="bf16"), optimizer=OPTIMIZER, steps=STEPS)
 
 
 def without_room(offload: Offload, part: str) -> None:

@@ -17,13 +17,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from trainer import groups, policy_of, random_sequences, rows_of  # noqa: E402
 
 from megatron_r1.algorithms import CISPO  # noqa: E402
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
+from megatron_r1.config import OptimizerConfig, ParallelConfig  # noqa: E402
 from megatron_r1.data.packing import RowLayout, pack  # noqa: E402
 from megatron_r1.errors import CheckpointError  # noqa: E402
-from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import to_device  # noqa: E402
 from megatron_r1.policy.policy import LossOutput, Policy  # noqa: E402
 from megatron_r1.stages.grpo.loss import policy_loss  # noqa: E402
@@ -34,32 +33,11 @@ LAYOUT = RowLayout(tokens_per_microbatch=128, row_multiple=2)
 
 
 def sequences(count: int, seed: int) -> list[TrainingSequence]:
-    rng = np.random.default_rng(seed)
-    made = []
-    for _ in range(count):
-        length = int(rng.integers(8, 60))
-        mask = np.arange(length) >= 2
-        weight = np.where(mask, 1.0 / (count * mask.sum()), 0).astype(np.float32)
-        ids = rng.integers(0, 101, length).astype(np.int32)
-        made.append(TrainingSequence(token_ids=ids, loss_mask=mask, token_weight=weight))
-    return made
+    return random_sequences(np.random.default_rng(seed), count, (8, 60), prompt=2, least_id=0, share=count)
 
 
 def build(root: Path, parallel: ParallelConfig, *, train_mtp: bool = False, **optimizer: object) -> Policy:
-    return Policy(
-        load_shape(root),
-        parallel=parallel,
-        train=TrainConfig(dtype="fp32"),
-        model=ModelConfig(path=root, train_mtp=train_mtp),
-        optimizer=OptimizerConfig(**optimizer),
-        total_steps=10,
-        device=torch.device("cpu"),
-    )
-
-
-def rows_of(batch: list[TrainingSequence]):
-    rank, ranks = topology.data_parallel()
-    return pack(batch, LAYOUT, num_ranks=ranks)[rank]
+    return policy_of(root, parallel, optimizer=OptimizerConfig(**optimizer), steps=10, train_mtp=train_mtp)
 
 
 def snapshot(policy: Policy) -> dict[str, np.ndarray]:
@@ -69,19 +47,15 @@ def snapshot(policy: Policy) -> dict[str, np.ndarray]:
 
 def main(store: str, root: Path, *, mtp_alone: bool) -> None:
     ranks = int(os.environ["WORLD_SIZE"])
-    parallel = ParallelConfig(world_size=ranks, expert=ranks)
-    topology.initialise(parallel, seed=1, cpu=True, store_path=store)
-    found: dict[str, np.ndarray] = {}
-    found |= mtp_scores(root, parallel)
-    if not mtp_alone:
-        found |= train_four_steps(root, parallel)
-        found |= reference_round_trip(root, parallel)
-        found |= broken_gradient(root, parallel)
-        found |= missing_mtp(root, parallel)
-    if dist.get_rank() == 0:
-        np.savez(root / f"found{ranks}.npz", **found)
-    dist.barrier()
-    topology.finalise()
+    with groups(store, expert=ranks) as parallel:
+        found = mtp_scores(root, parallel)
+        if not mtp_alone:
+            found |= train_four_steps(root, parallel)
+            found |= reference_round_trip(root, parallel)
+            found |= broken_gradient(root, parallel)
+            found |= missing_mtp(root, parallel)
+        if dist.get_rank() == 0:
+            np.savez(root / f"found{ranks}.npz", **found)
 
 
 def train_four_steps(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
@@ -91,7 +65,7 @@ def train_four_steps(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarr
         policy = build(
             root, parallel, lr=1e-3, min_lr=1e-4, schedule="linear", distributed=distributed, weight_decay=0.1
         )
-        results = [policy.step(rows_of(sequences(6, seed)), sft_loss) for seed in range(4)]
+        results = [policy.step(rows_of(sequences(6, seed), LAYOUT), sft_loss) for seed in range(4)]
         found |= {f"{name}:{key}": value for key, value in snapshot(policy).items()}
         found[f"{name}.loss"] = np.array([result.loss for result in results])
         found[f"{name}.grad_norm"] = np.array([result.grad_norm for result in results])
@@ -126,7 +100,7 @@ def mtp_scores(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
 
 def reference_round_trip(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
     policy = build(root, parallel, lr=1e-2, min_lr=1e-2)
-    rows = rows_of(sequences(4, 3))
+    rows = rows_of(sequences(4, 3), LAYOUT)
     policy.refresh_reference()
     start = policy.logprobs(rows)
     policy.step(rows, sft_loss)
@@ -150,10 +124,10 @@ def broken_gradient(root: Path, parallel: ParallelConfig) -> dict[str, np.ndarra
         factor = float("inf") if dist.get_rank() == 0 else 1.0
         return LossOutput(-(scores.logprobs * batch.token_weight).sum() * factor, {})
 
-    result = policy.step(rows_of(sequences(4, 3)), loss)
+    result = policy.step(rows_of(sequences(4, 3), LAYOUT), loss)
     after = snapshot(policy)
     same = all(np.array_equal(before[name], after[name]) for name in before)
-    again = policy.step(rows_of(sequences(4, 3)), sft_loss)
+    again = policy.step(rows_of(sequences(4, 3), LAYOUT), sft_loss)
     moved = snapshot(policy)
     nothing = policy.skip_step()
     rested = snapshot(policy)

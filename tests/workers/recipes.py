@@ -18,8 +18,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from recipe_stages import VOCAB, Stage, small_layout, small_shape, training_stages  # noqa: E402
+from trainer import row_layout, rows_of  # noqa: E402
 
-from megatron_r1.data.packing import RowLayout, pack_rank  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.stages.grpo.config import GRPOConfig  # noqa: E402
@@ -57,19 +57,13 @@ def steps(name: str, config: Stage, recompute: str) -> dict[str, np.ndarray]:
         total_steps=10,
         device=torch.device("cpu"),
     )
-    layout = RowLayout(
-        tokens_per_microbatch=128,
-        row_multiple=parallel.row_multiple,
-        segment_multiple=parallel.segment_multiple,
-        rows_multiple=parallel.pipeline_parallel if parallel.virtual_pipeline > 1 else 1,
-    )
-    rank, ranks = topology.data_parallel()
+    layout = row_layout(parallel)
     loss = sft_loss
     if isinstance(config, GRPOConfig):
         loss = policy_loss(config.algorithm, own_is_old=False)
     elif isinstance(config, RewardModelConfig):
         loss = value_loss
-    results = [policy.step(pack_rank(sequences(seed), layout, rank=rank, num_ranks=ranks), loss) for seed in range(2)]
+    results = [policy.step(rows_of(sequences(seed), layout), loss) for seed in range(2)]
     weights = {
         key: value.float().numpy().copy()
         for key, value in policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 20)

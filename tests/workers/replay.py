@@ -7,7 +7,6 @@ and gradients with the routes replayed, without and with recomputation, and the 
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,15 +15,13 @@ from megatron_r1.policy.platform import configure_process
 configure_process(threads=1, cpu=True)
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from layouts import LAYOUTS, full, merge  # noqa: E402
+from trainer import groups, policy_of, row_layout, rows_of  # noqa: E402
 
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
-from megatron_r1.data.packing import RowLayout, pack, unpack  # noqa: E402
+from megatron_r1.config import OptimizerConfig, ParallelConfig  # noqa: E402
+from megatron_r1.data.packing import unpack  # noqa: E402
 from megatron_r1.model.policy_model import TokenScores  # noqa: E402
-from megatron_r1.policy import topology  # noqa: E402
 from megatron_r1.policy.batch import DeviceBatch  # noqa: E402
 from megatron_r1.policy.policy import LossOutput, Policy  # noqa: E402
 from megatron_r1.stages.sft.loss import mtp_loss  # noqa: E402
@@ -32,32 +29,20 @@ from megatron_r1.types import PackedMicrobatch, TrainingSequence  # noqa: E402
 
 
 def main(store: str, folder: Path, names: list[str]) -> None:
-    shape = load_shape(folder)
+    optimizer = OptimizerConfig(distributed=False)
     for number, name in enumerate(names):
         layout, _, mtp = name.partition("-")
-        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[layout])
-        topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
-        policy = Policy(
-            shape,
-            parallel=parallel,
-            train=TrainConfig(dtype="fp32"),
-            model=ModelConfig(path=folder, train_mtp=bool(mtp)),
-            optimizer=OptimizerConfig(distributed=False),
-            total_steps=1,
-            device=torch.device("cpu"),
-            replay_routes=True,
-        )
-        found = measure(policy, parallel, folder)
-        if dist.get_rank() == 0:
-            np.savez(folder / f"{name}.npz", **found)
-        dist.barrier()
-        topology.finalise()
+        with groups(f"{store}-{number}", **LAYOUTS[layout]) as parallel:
+            policy = policy_of(folder, parallel, optimizer=optimizer, train_mtp=bool(mtp), replay_routes=True)
+            found = measure(policy, parallel, folder)
+            if dist.get_rank() == 0:
+                np.savez(folder / f"{name}.npz", **found)
 
 
 def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str, np.ndarray]:
     stored = np.load(folder / "replayed.npz")
     lengths = [len(stored[f"{i}.token_ids"]) for i in range(int(stored["count"]))]
-    rows = rows_of(stored, parallel, "routes")
+    rows = stored_rows(stored, parallel, "routes")
     scored = merge(unpack(rows, policy.logprobs(rows), lengths))
     found = {f"logprobs_{i}": value for i, value in scored.items()}
     found["differ"] = shares(policy)
@@ -72,11 +57,11 @@ def measure(policy: Policy, parallel: ParallelConfig, folder: Path) -> dict[str,
         reference = policy.logprobs(rows)
     plain = [row.routes for row in rows]
     assert any(routes is not None for routes in plain) or not any(row.loss_mask.any() for row in rows)
-    own = policy.logprobs(rows_of(stored, parallel, ""))
+    own = policy.logprobs(stored_rows(stored, parallel, ""))
     found["reference_as_without_routes"] = np.array(
         all(np.array_equal(a, b) for a, b in zip(reference, own, strict=True))
     )
-    natural = policy.logprobs(rows_of(stored, parallel, "natural"))
+    natural = policy.logprobs(stored_rows(stored, parallel, "natural"))
     found["natural_differ"] = shares(policy)
     found["natural_moves"] = np.array(max(float(np.abs(a - b).max()) for a, b in zip(natural, own, strict=True)))
     return found
@@ -86,7 +71,7 @@ def shares(policy: Policy) -> np.ndarray:
     return np.array(list(policy.routes_differ().values()))
 
 
-def rows_of(stored, parallel: ParallelConfig, name: str) -> list[PackedMicrobatch]:
+def stored_rows(stored, parallel: ParallelConfig, name: str) -> list[PackedMicrobatch]:
     """This rank's rows, their routes those stored as `name`."""
     sequences = []
     for i in range(int(stored["count"])):
@@ -94,14 +79,7 @@ def rows_of(stored, parallel: ParallelConfig, name: str) -> list[PackedMicrobatc
         routes = stored.get(f"{i}.{name}")
         ids = stored[f"{i}.token_ids"]
         sequences.append(TrainingSequence(token_ids=ids, loss_mask=weight != 0, token_weight=weight, routes=routes))
-    layout = RowLayout(
-        tokens_per_microbatch=128,
-        row_multiple=parallel.row_multiple,
-        segment_multiple=parallel.segment_multiple,
-        rows_multiple=parallel.pipeline_parallel if parallel.virtual_pipeline > 1 else 1,
-    )
-    rank, ranks = topology.data_parallel()
-    return pack(sequences, layout, num_ranks=ranks)[rank]
+    return rows_of(sequences, row_layout(parallel))
 
 
 def loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -22,13 +21,13 @@ import layouts  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from trainer import groups, policy_of  # noqa: E402
 
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
 from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.data.packing import pack  # noqa: E402
 from megatron_r1.data.preferences import _valued  # noqa: E402
 from megatron_r1.policy import topology  # noqa: E402
-from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.stages.common.trainer import row_layout  # noqa: E402
 from megatron_r1.stages.reward_model.config import PairDataConfig, RewardModelConfig, validate_reward_model  # noqa: E402
 from megatron_r1.stages.reward_model.loss import train_pairs, values_of  # noqa: E402
@@ -41,17 +40,10 @@ TRAIN = TrainConfig(dtype="fp32", tokens_per_microbatch=96)
 def main(store: str, folder: Path, names: list[str]) -> None:
     for number, name in enumerate(names):
         model, _, layout = name.partition("-")
-        sizes = LAYOUTS["tp2"] if model == "stage" else LAYOUTS[layout]
-        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **sizes)
-        topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
-        if model == "stage":
-            found = run_stage(folder, parallel)
-        else:
-            found = measure(folder / model, parallel)
-        if dist.get_rank() == 0:
-            np.savez(folder / f"{name}.npz", **found)
-        dist.barrier()
-        topology.finalise()
+        with groups(f"{store}-{number}", **LAYOUTS[layout or "tp2"]) as parallel:
+            found = measure(folder / model, parallel) if layout else run_stage(folder, parallel)
+            if dist.get_rank() == 0:
+                np.savez(folder / f"{name}.npz", **found)
 
 
 def measure(folder: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
@@ -65,15 +57,7 @@ def measure(folder: Path, parallel: ParallelConfig) -> dict[str, np.ndarray]:
         train=TRAIN,
         optimizer=optimizer,
     )
-    policy = Policy(
-        load_shape(folder),
-        parallel=parallel,
-        train=TRAIN,
-        model=config.model,
-        optimizer=optimizer,
-        total_steps=10,
-        device=torch.device("cpu"),
-    )
+    policy = policy_of(folder, parallel, train=TRAIN, optimizer=optimizer, steps=10)
     stored = np.load(folder / "pairs.npz")
     sequences = [_valued(stored[str(i)]) for i in range(len(stored))]
     layout = row_layout(config, 0, vocab_size=load_shape(folder).vocab_size)

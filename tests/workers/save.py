@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,9 @@ configure_process(threads=1, cpu=True)
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from trainer import groups, policy_of  # noqa: E402
 
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
 from megatron_r1.errors import CheckpointError  # noqa: E402
-from megatron_r1.policy import topology  # noqa: E402
-from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.resharding.boxes import Box  # noqa: E402
 from megatron_r1.weights.export import WeightStream  # noqa: E402
 from megatron_r1.weights.save import save_hf_folder  # noqa: E402
@@ -40,27 +36,17 @@ LAYOUTS = {
 
 def main(store: str, root: Path, names: list[str]) -> None:
     for number, name in enumerate(names):
-        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[name])
-        topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
-        policy = Policy(
-            load_shape(root / "model"),
-            parallel=parallel,
-            train=TrainConfig(dtype="fp32"),
-            model=ModelConfig(path=root / "model"),
-            optimizer=OptimizerConfig(),
-            total_steps=1,
-            device=torch.device("cpu"),
-        )
-        stream = policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 14)
-        save_hf_folder(stream, root / "model", root / name, file_bytes=1 << 17)
-        if number == 0:
-            refused(stream, root)
-            failed = {
-                f"{work} {bad}": raised(stream, root, work, bad) for work in ("save", "gather") for bad in range(4)
-            }
-            if dist.get_rank() == 0:
-                (root / "failed.json").write_text(json.dumps(failed))
-        topology.finalise()
+        with groups(f"{store}-{number}", **LAYOUTS[name]) as parallel:
+            policy = policy_of(root / "model", parallel)
+            stream = policy.weights(dtype=torch.float32, include_mtp=True, bucket_bytes=1 << 14)
+            save_hf_folder(stream, root / "model", root / name, file_bytes=1 << 17)
+            if number == 0:
+                refused(stream, root)
+                failed = {
+                    f"{work} {bad}": raised(stream, root, work, bad) for work in ("save", "gather") for bad in range(4)
+                }
+                if dist.get_rank() == 0:
+                    (root / "failed.json").write_text(json.dumps(failed))
 
 
 def refused(stream: WeightStream, root: Path) -> None:

@@ -18,6 +18,7 @@ configure_process(threads=1, cpu=True)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from trainer import random_sequences  # noqa: E402
 
 from megatron_r1.config import (  # noqa: E402
     ModelConfig,
@@ -52,15 +53,7 @@ STEPS = 3
 
 
 def sequences(seed: int) -> list[TrainingSequence]:
-    rng = np.random.default_rng(seed)
-    made = []
-    for _ in range(6):
-        length = int(rng.integers(10, 60))
-        mask = np.arange(length) >= 1
-        weight = np.where(mask, 1.0 / (6 * mask.sum()), 0).astype(np.float32)
-        ids = rng.integers(3, 101, length).astype(np.int32)
-        made.append(TrainingSequence(token_ids=ids, loss_mask=mask, token_weight=weight))
-    return made
+    return random_sequences(np.random.default_rng(seed), 6, (10, 60), prompt=1, least_id=3, share=6)
 
 
 def main(store: str, root: Path, names: list[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -24,10 +23,9 @@ from layouts import LAYOUTS  # noqa: E402
 from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: E402
 from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
+from trainer import groups, policy_of  # noqa: E402
 
-from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig  # noqa: E402
-from megatron_r1.config.shape import load_shape  # noqa: E402
-from megatron_r1.policy import topology  # noqa: E402
+from megatron_r1.config import OptimizerConfig  # noqa: E402
 from megatron_r1.policy.policy import Policy  # noqa: E402
 from megatron_r1.weights.local import LocalTensor  # noqa: E402
 from megatron_r1.weights.torch_dist import CONTENT  # noqa: E402
@@ -36,36 +34,22 @@ from megatron_r1.weights.torch_dist import CONTENT  # noqa: E402
 def main(store: str, folder: Path, converted: Path, out: Path, names: list[str]) -> None:
     # The queue of Megatron's writers lies in a process that it spawns: all imports once more for each rank.
     filesystem_async._results_queue = multiprocessing.get_context("fork").Manager().Queue()
+    optimizer = OptimizerConfig(distributed=False)
     for number, name in enumerate(names):
-        parallel = ParallelConfig(world_size=int(os.environ["WORLD_SIZE"]), **LAYOUTS[name])
-        topology.initialise(parallel, seed=1, cpu=True, store_path=f"{store}-{number}")
-        expected = build(folder, None, parallel)
-        ours = build(folder, converted, parallel)
-        found = {"ours": differing(expected, ours), "bytes_read": expected.bytes_read}
-        found |= shares(expected)
-        for local in ours._tensors.values():
-            local.tensor.data.zero_()
-        load_with_megatron(ours, converted)
-        found["megatron"] = differing(expected, ours)
-        save_with_megatron(expected, folder, out / name)
-        everyone: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, found)
-        if dist.get_rank() == 0:
-            (out / f"{name}.json").write_text(json.dumps(everyone))
-        dist.barrier()
-        topology.finalise()
-
-
-def build(folder: Path, load_from: Path | None, parallel: ParallelConfig) -> Policy:
-    return Policy(
-        load_shape(folder),
-        parallel=parallel,
-        train=TrainConfig(dtype="fp32"),
-        model=ModelConfig(path=folder, load_from=load_from),
-        optimizer=OptimizerConfig(distributed=False),
-        total_steps=1,
-        device=torch.device("cpu"),
-    )
+        with groups(f"{store}-{number}", **LAYOUTS[name]) as parallel:
+            expected = policy_of(folder, parallel, optimizer=optimizer)
+            ours = policy_of(folder, parallel, optimizer=optimizer, load_from=converted)
+            found = {"ours": differing(expected, ours), "bytes_read": expected.bytes_read}
+            found |= shares(expected)
+            for local in ours._tensors.values():
+                local.tensor.data.zero_()
+            load_with_megatron(ours, converted)
+            found["megatron"] = differing(expected, ours)
+            save_with_megatron(expected, folder, out / name)
+            everyone: list = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, found)
+            if dist.get_rank() == 0:
+                (out / f"{name}.json").write_text(json.dumps(everyone))
 
 
 def differing(expected: Policy, found: Policy) -> list[str]:

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM905 (words in a row are easier to read than a list of strings)
 r"""From an answer's text to a tree, or None: all of the text is read, or none of it.
 
 Nothing is skipped, guessed or computed, so an answer can cost no more than its length and no part of it can get lost.

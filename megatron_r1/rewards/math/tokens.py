@@ -1,4 +1,3 @@
-# ruff: noqa: SIM905 (words in a row are easier to read than a list of strings)
 """An answer's text as tokens. Left out: the grammar (reader.py)."""
 
 from __future__ import annotations

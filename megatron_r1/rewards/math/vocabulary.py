@@ -1,4 +1,3 @@
-# ruff: noqa: SIM905 (words in a row are easier to read than a list of strings)
 """The words that matter around an answer, as tables. What is done with them is in words.py."""
 
 from __future__ import annotations

@@ -10,11 +10,10 @@ from megatron_r1.bounds import Count, Natural, number_faults
 from megatron_r1.config.colocation import no_trainer_faults
 from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.parts import problem_faults, request_faults, rollout_faults, sample_faults
-from megatron_r1.config.run_folder import folder_faults
+from megatron_r1.config.run_folder import sound
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, RunningServerConfig, SamplingConfig
-from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.shape import ModelShape, shape_or_faults
 from megatron_r1.config.trainer_faults import reward_model_faults
-from megatron_r1.errors import ConfigError
 
 
 def _rollout() -> RolloutConfig:
@@ -53,12 +52,7 @@ class EvaluateConfig:
 def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> ModelShape:
     """The model's shape. Raises ConfigError listing every fault. `folder`: whether run_dir may be used is looked at
     too."""
-    faults: list[str] = []
-    shape = None
-    try:
-        shape = load_shape(config.model)
-    except ConfigError as error:
-        faults += [fault.replace("model.path", "model", 1) for fault in error.faults]
+    shape, faults = shape_or_faults(config.model, "model")
     if shape is not None:
         faults += reward_model_faults(shape, config.model, "model")
     rollout, server = config.rollout, config.server
@@ -80,8 +74,4 @@ def validate_evaluation(config: EvaluateConfig, *, folder: bool = True) -> Model
         faults.append("server.url and server.model: give both, or neither to start servers of our own")
     if server.token_file is not None and not server.token_file.is_file():
         faults.append(f"server.token_file: {server.token_file} does not exist; it holds the server's bearer token")
-    if folder:
-        faults += folder_faults(config)
-    if faults or shape is None:
-        raise ConfigError(faults)
-    return shape
+    return sound(config, shape, faults, folder=folder)

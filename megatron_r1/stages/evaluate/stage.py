@@ -50,26 +50,14 @@ STAGE = Stage(
     load=load,
     outputs=("results.json",),
     summary=SUMMARY_NAMES,
-    common=(
-        "model",
-        "run_dir",
-        "if_exists",
-        "limit",
-        "samples",
-        "pass_k",
-        "consensus_k",
-        "seed",
-        "data.tasks",
-        "data.files",
-        "data.template",
-        "rewards.answer_from",
-        "rollout.num_engines",
-        "rollout.tensor_parallel",
-        "rollout.max_model_len",
-        "rollout.sampling.temperature",
-        "rollout.sampling.top_p",
-        "rollout.sampling.max_new_tokens",
-        "rollout.device",
-        "server",
+    common=tuple(
+        """
+        model run_dir if_exists limit samples pass_k consensus_k seed
+        data.tasks data.files data.template
+        rewards.answer_from
+        rollout.num_engines rollout.tensor_parallel rollout.max_model_len
+        rollout.sampling.temperature rollout.sampling.top_p rollout.sampling.max_new_tokens rollout.device
+        server
+        """.split()
     ),
 )

@@ -16,11 +16,10 @@ from megatron_r1.config.custom_reward import reward_faults
 from megatron_r1.config.dedup import DedupConfig
 from megatron_r1.config.judge import JudgeConfig, judge_faults
 from megatron_r1.config.parts import missing_files, problem_faults, rollout_faults, sample_faults
-from megatron_r1.config.run_folder import folder_faults
+from megatron_r1.config.run_folder import sound
 from megatron_r1.config.schema import DataConfig, RewardConfig, RolloutConfig, SamplingConfig
-from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.shape import ModelShape, shape_or_faults
 from megatron_r1.config.trainer_faults import reward_model_faults
-from megatron_r1.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +94,7 @@ class RejectionConfig:
 def validate_rejection(config: RejectionConfig, *, folder: bool = True) -> ModelShape:
     """The sampling model's shape. Raises ConfigError listing every fault. `folder`: whether run_dir may be used is
     looked at too."""
-    faults: list[str] = []
-    shape = None
-    try:
-        shape = load_shape(config.model)
-    except ConfigError as error:
-        faults += [fault.replace("model.path", "model", 1) for fault in error.faults]
+    shape, faults = shape_or_faults(config.model, "model")
     if shape is not None:
         faults += reward_model_faults(shape, config.model, "model")
     faults += number_faults(config)
@@ -109,11 +103,7 @@ def validate_rejection(config: RejectionConfig, *, folder: bool = True) -> Model
     faults += sample_faults(config.samples, config.rollout) + no_trainer_faults(config.rollout)
     if config.judge is not None:
         faults += judge_faults(config.judge)
-    if folder:
-        faults += folder_faults(config)
-    if faults or shape is None:
-        raise ConfigError(faults)
-    return shape
+    return sound(config, shape, faults, folder=folder)
 
 
 def _data_faults(config: RejectionConfig) -> list[str]:

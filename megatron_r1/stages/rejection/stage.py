@@ -51,24 +51,13 @@ STAGE = Stage(
     load=load,
     outputs=("kept.jsonl",),
     summary=SUMMARY_NAMES,
-    common=(
-        "run_dir",
-        "if_exists",
-        "seed",
-        "model",
-        "num_problems",
-        "samples",
-        "keep_per_problem",
-        "decontaminate",
-        "data.tasks",
-        "data.files",
-        "data.template",
-        "filters",
-        "rollout.num_engines",
-        "rollout.tensor_parallel",
-        "rollout.max_model_len",
-        "rollout.sampling.temperature",
-        "rollout.sampling.max_new_tokens",
-        "rollout.device",
+    common=tuple(
+        """
+        run_dir if_exists seed model num_problems samples keep_per_problem decontaminate
+        data.tasks data.files data.template
+        filters
+        rollout.num_engines rollout.tensor_parallel rollout.max_model_len
+        rollout.sampling.temperature rollout.sampling.max_new_tokens rollout.device
+        """.split()
     ),
 )

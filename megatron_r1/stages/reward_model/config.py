@@ -12,9 +12,9 @@ from megatron_r1.bounds import Count, Natural, at_least, number_faults
 from megatron_r1.config.colocation import offload_faults
 from megatron_r1.config.lengths import length_faults
 from megatron_r1.config.parts import missing_files
-from megatron_r1.config.run_folder import folder_faults
+from megatron_r1.config.run_folder import sound
 from megatron_r1.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
-from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.shape import ModelShape, shape_or_faults
 from megatron_r1.config.track import TrackConfig
 from megatron_r1.config.trainer_faults import (
     optimizer_faults,
@@ -23,7 +23,6 @@ from megatron_r1.config.trainer_faults import (
     train_faults,
     weight_faults,
 )
-from megatron_r1.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +77,7 @@ class RewardModelConfig:
 def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> ModelShape:
     """The shape of the model that is started from, if the configuration is sound. Raises ConfigError listing every
     fault."""
-    faults: list[str] = []
-    shape: ModelShape | None = None
-    try:
-        shape = load_shape(config.model.path)
-    except ConfigError as error:
-        faults += error.faults
+    shape, faults = shape_or_faults(config.model.path)
     if shape is not None:
         faults += weight_faults(config.model, shape)
         faults += length_faults("data.max_tokens", config.data.max_tokens, shape, served=False)
@@ -99,8 +93,4 @@ def validate_reward_model(config: RewardModelConfig, *, folder: bool = True) -> 
     if not config.data.files:
         faults.append("data.files is empty; name at least one jsonl file of preference pairs")
     faults += missing_files({"data.files": config.data.files})
-    if folder:
-        faults += folder_faults(config)
-    if faults or shape is None:
-        raise ConfigError(faults)
-    return shape
+    return sound(config, shape, faults, folder=folder)

@@ -50,24 +50,15 @@ STAGE = Stage(
     outputs=("model",),
     metrics=STEP_NAMES,
     summary=SUMMARY_NAMES,
-    common=(
-        "run_dir",
-        "if_exists",
-        "seed",
-        "device",
-        "model.path",
-        "model.load_from",
-        "data.files",
-        "data.template",
-        "data.part",
-        "data.max_tokens",
-        "data.batch_pairs",
-        "data.epochs",
-        "data.validation",
-        "parallel",
-        "train.dtype",
-        "train.tokens_per_microbatch",
-        "optimizer.lr",
-        "track.names",
+    common=tuple(
+        """
+        run_dir if_exists seed device
+        model.path model.load_from
+        data.files data.template data.part data.max_tokens data.batch_pairs data.epochs data.validation
+        parallel
+        train.dtype train.tokens_per_microbatch
+        optimizer.lr
+        track.names
+        """.split()
     ),
 )

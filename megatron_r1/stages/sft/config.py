@@ -13,10 +13,10 @@ from typing import Literal
 from megatron_r1.bounds import Count, Natural, number_faults
 from megatron_r1.config.colocation import offload_faults
 from megatron_r1.config.lengths import length_faults
-from megatron_r1.config.run_folder import folder_faults
+from megatron_r1.config.run_folder import sound
 from megatron_r1.config.schema import DeadlineConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from megatron_r1.config.sft_data import SFTDataConfig, sft_data_faults
-from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.shape import ModelShape, shape_or_faults
 from megatron_r1.config.track import TrackConfig
 from megatron_r1.config.trainer_faults import (
     checkpoint_faults,
@@ -27,7 +27,6 @@ from megatron_r1.config.trainer_faults import (
     train_faults,
     weight_faults,
 )
-from megatron_r1.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +69,7 @@ class SFTConfig:
 
 def validate_sft(config: SFTConfig, *, folder: bool = True) -> ModelShape:
     """The model's shape, if the configuration is sound. Raises ConfigError listing every fault."""
-    faults: list[str] = []
-    shape: ModelShape | None = None
-    try:
-        shape = load_shape(config.model.path)
-    except ConfigError as error:
-        faults += error.faults
+    shape, faults = shape_or_faults(config.model.path)
     if shape is not None:
         faults += weight_faults(config.model, shape) + mtp_faults(config.model, shape)
         faults += length_faults("data.max_tokens", config.data.max_tokens, shape, served=False)
@@ -86,8 +80,4 @@ def validate_sft(config: SFTConfig, *, folder: bool = True) -> ModelShape:
     faults += optimizer_faults(config.optimizer, config.train, config.device)
     faults += checkpoint_faults(config.checkpoint_every, config.optimizer)
     faults += sft_data_faults(config.data)
-    if folder:
-        faults += folder_faults(config)
-    if faults or shape is None:
-        raise ConfigError(faults)
-    return shape
+    return sound(config, shape, faults, folder=folder)

@@ -43,32 +43,15 @@ STAGE = Stage(
     outputs=("model",),
     metrics=STEP_NAMES,
     summary=SUMMARY_NAMES,
-    common=(
-        "run_dir",
-        "if_exists",
-        "seed",
-        "device",
-        "validate_every",
-        "save_every",
-        "checkpoint_every",
-        "model.path",
-        "model.load_from",
-        "model.initialise",
-        "data.files",
-        "data.weights",
-        "data.template",
-        "data.max_tokens",
-        "data.batch_sequences",
-        "data.epochs",
-        "data.validation",
-        "parallel",
-        "train.dtype",
-        "train.tokens_per_microbatch",
-        "train.recompute",
-        "optimizer.lr",
-        "optimizer.min_lr",
-        "optimizer.schedule",
-        "optimizer.warmup_steps",
-        "track.names",
+    common=tuple(
+        """
+        run_dir if_exists seed device validate_every save_every checkpoint_every
+        model.path model.load_from model.initialise
+        data.files data.weights data.template data.max_tokens data.batch_sequences data.epochs data.validation
+        parallel
+        train.dtype train.tokens_per_microbatch train.recompute
+        optimizer.lr optimizer.min_lr optimizer.schedule optimizer.warmup_steps
+        track.names
+        """.split()
     ),
 )

@@ -29,16 +29,5 @@ STAGE = Stage(
     load=load,
     outputs=tuple(f"{name}.jsonl" for name in TINY_WORLD_FILES),
     summary=SUMMARY_NAMES,
-    common=(
-        "run_dir",
-        "if_exists",
-        "seed",
-        "base",
-        "cold_start",
-        "other",
-        "problems",
-        "scenarios",
-        "pairs",
-        "held_out",
-    ),
+    common=tuple("run_dir if_exists seed base cold_start other problems scenarios pairs held_out".split()),
 )

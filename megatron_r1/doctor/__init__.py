@@ -1,0 +1,1 @@
+"""megatron-r1 doctor: what this machine and environment can run."""

@@ -29,7 +29,7 @@ def test_every_cell_is_a_sound_run_with_its_correction(tmp_path, method):
     assert (config.sync_every, config.seed, config.steps, config.optimizer.lr) == (4, 3, 32, 1e-4)
     assert (config.eval_every, config.checkpoint_every, config.rollout.dtype) == (16, 16, "bf16")
     expected = {
-        "none": Correction(),
+        "none": Correction(weight="none"),
         "tis": Correction(weight="token", high=2.0),
         "icepop": Correction(weight="token", beyond="mask", low=0.5, high=5.0),
         "sequence": Correction(weight="sequence", high=2.0),

@@ -1,7 +1,7 @@
 """Train the tiny mixture of experts with stale, bf16 samples under each correction: what they cost, what they save.
 
 usage: python tools/compare_corrections.py FOLDER [--methods none tis ...] [--sync-every 1 4 16] [--seeds 0 1 2 3 4]
-           [--steps 64] [--minibatches 2] [--warm-up-steps 600] [--at-once 1] [-- WORDS]
+           [--steps 64] [--minibatches 2] [--warm-up-steps 600] [--at-once 1] [--draw] [-- WORDS]
 
 The quickstart's warm-up makes one base model; from it each cell (method, sync_every, seed) runs the recipe `tiny` with
 real servers in bf16 and a trainer in fp32, and WORDS behind its own options. A cell that has finished is not run again;
@@ -31,7 +31,7 @@ from megatron_r1.observe.page import document, write_page
 from megatron_r1.observe.progress import duration
 
 METHODS: Mapping[str, Mapping[str, str]] = {
-    "none": {},
+    "none": {"weight": "none"},
     "tis": {"weight": "token"},
     "icepop": {"weight": "token", "beyond": "mask", "high": "5"},
     "sequence": {"weight": "sequence"},
@@ -104,8 +104,9 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     if not (base := base_model(options)):
         return 1
-    pending = [cell for cell in cells if not finished(cell, base, options)]
-    print(f"{len(cells)} cells, {len(cells) - len(pending)} of them finished", flush=True)
+    pending = [cell for cell in cells if not finished(cell, base, options) and not options.draw]
+    if not options.draw:
+        print(f"{len(cells)} cells, {len(cells) - len(pending)} of them finished", flush=True)
     begun, failed = time.monotonic(), list[str]()
     pool = ThreadPoolExecutor(options.at_once)
     running = {pool.submit(run, cell, base, options): cell for cell in pending}
@@ -143,6 +144,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--minibatches", type=int, default=2)
     parser.add_argument("--warm-up-steps", type=int, default=600, help="of the base model; 600 as in the quickstart")
     parser.add_argument("--at-once", type=int, default=1, help="cells that run side by side; one uses about a core")
+    parser.add_argument("--draw", action="store_true", help="no runs: draw the cells that have finished")
     options = parser.parse_args(words[:place])
     options.words = list(words[place + 1 :])
     longest = max(options.sync_every)

@@ -65,6 +65,8 @@ class Tokens:
     parallel ranks are summed over, so all of them must call it."""
     sequence_sum: Callable[[Tensor], Tensor]
     """The same with the sum."""
+    stale: bool = False
+    """Whether the engine may have sampled with older weights than the trainer had before the rollout's first step."""
 
 
 class TokenLoss(NamedTuple):

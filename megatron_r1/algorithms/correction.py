@@ -17,8 +17,8 @@ token; richardli.xyz/rl-collapse has sequences).
 
 ratio_against rollout (the coupled form, PPO's own): p / p_rollout is clipped and nothing is weighed.
 
-A penalty for leaving the reference policy is not weighed, and stays where a token is masked. Here are the settings; the
-weights are computed in token_losses.py.
+A penalty for leaving the reference policy is not weighed, and stays where a token is masked. The default follows from
+an experiment (docs/corrections.md). Here are the settings; the weights are computed in token_losses.py.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Correction:
     ratio_against: Literal["trainer", "rollout"] = "trainer"
     """What the policy's probability is divided by in the clipped ratio. trainer: its own before the rollout's first
     optimizer step. rollout: the engine's that sampled; then nothing is weighed, and no pass made for old logprobs."""
-    weight: Literal["none", "token", "sequence", "geometric"] = "none"
+    weight: Literal["auto", "none", "token", "sequence", "geometric"] = "auto"
     """What a token's loss is weighed with: p_old / p_rollout (trainer over engine) of the token, its product over the
-    sequence, or its geometric mean there."""
+    sequence, or its geometric mean there. auto: token where samples may be stale (sync_every above 1), else none."""
     beyond: Literal["truncate", "mask"] = "truncate"
     """truncate: a weight above `high` counts as `high`. mask: a weight below `low` or above `high` counts as 0, so the
     token (or sequence) is dropped."""
@@ -53,8 +53,14 @@ class Correction:
     high: Annotated[float, at_least(1)] = 2.0
     """Largest weight. IcePop has 5; 1e9 is no limit, as in decoupled PPO."""
 
+    def weight_of(self, *, stale: bool) -> Literal["none", "token", "sequence", "geometric"]:
+        """`weight`, and what auto is for samples that may be `stale`."""
+        if self.weight != "auto":
+            return self.weight
+        return "token" if stale and self.ratio_against == "trainer" else "none"
+
     def faults(self, field: str) -> list[str]:
-        if self.ratio_against == "rollout" and self.weight != "none":
+        if self.ratio_against == "rollout" and self.weight not in ("auto", "none"):
             return [
                 f"{field}.weight is {self.weight} with ratio_against rollout, whose ratio corrects for the sampler "
                 "already: use weight none, or ratio_against trainer"

@@ -18,7 +18,7 @@ from megatron_r1.algorithms.clip import Clip
 from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.kl import KL, LOG_RATIO_BOUND, Estimator
 
-UNCORRECTED = Correction()
+UNCORRECTED = Correction(weight="none")
 TEACHER_GAP_BOUND = 50.0
 """Largest |log p_student - log p_teacher| of a token in distillation. vLLM writes a logprob of -inf as -9999."""
 LOGPROB_FLOOR = -1e4
@@ -98,11 +98,12 @@ def correction_weight(tokens: Tokens, correction: Correction) -> tuple[torch.Ten
     parallel ranks where weights are of sequences."""
     old, behaviour = tokens.old_logprobs.detach(), tokens.behaviour_logprobs
     log_weight = log_ratio(old, behaviour)
-    if correction.weight == "none":
+    kind = correction.weight_of(stale=tokens.stale)
+    if kind == "none":
         return torch.ones_like(log_weight), torch.zeros_like(log_weight, dtype=torch.bool)
-    if correction.weight == "sequence":
+    if kind == "sequence":
         log_weight = tokens.sequence_sum(log_weight).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    elif correction.weight == "geometric":
+    elif kind == "geometric":
         log_weight = tokens.sequence_mean(log_weight)
     weight = torch.exp(log_weight)
     if correction.beyond == "truncate":
@@ -137,7 +138,7 @@ def weighted_policy_loss(tokens: Tokens, *, ratio_cap: float, correction: Correc
     loss = -ratio.clamp(max=ratio_cap) * tokens.advantages * logprobs
     weight, cut = correction_weight(tokens, correction)
     metrics = {"clip_fraction": (ratio > ratio_cap).float(), "correction_weight": weight, "correction_cut": cut.float()}
-    return TokenLoss(loss if correction.weight == "none" else loss * weight, metrics)
+    return TokenLoss(loss * weight, metrics)
 
 
 def _divisor(tokens: Tokens, correction: Correction) -> torch.Tensor:
@@ -150,7 +151,7 @@ def _corrected(
 ) -> TokenLoss:
     """The surrogate with its weight and the penalty, and their metrics."""
     weight, cut = correction_weight(tokens, correction)
-    loss = surrogate if correction.weight == "none" else surrogate * weight
+    loss = surrogate * weight
     estimate = torch.zeros_like(tokens.logprobs)
     if kl is not None and kl.coef > 0:
         estimate = kl_estimate(tokens.logprobs, tokens.reference_logprobs, kl.estimator)

@@ -80,6 +80,21 @@ def test_weights_of_one_sequence(correction, expected, cut):
     assert found == pytest.approx(expected) and where == [bool(one) for one in cut]
 
 
+@pytest.mark.parametrize(
+    ("correction", "expected"),
+    [
+        (Correction(), [2, R, 1 / R, 1 / 4]),
+        (Correction(beyond="mask"), [0, R, 1 / R, 0]),
+        (Correction(ratio_against="rollout"), [1, 1, 1, 1]),
+        (Correction(weight="none"), [1, 1, 1, 1]),
+    ],
+)
+def test_by_default_stale_samples_are_weighed_and_fresh_ones_are_not(correction, expected):
+    stale = dataclasses.replace(row(FOUR), stale=True)
+    assert weights(correction, stale)[0] == pytest.approx(expected)
+    assert weights(correction, row(FOUR))[0] == [1, 1, 1, 1]
+
+
 def test_sequences_are_weighed_by_their_own_trained_tokens():
     """Weights 2, 4 | 1/2 and a prompt's token | nothing trained."""
     tokens = row(

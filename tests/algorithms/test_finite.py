@@ -252,7 +252,7 @@ SEQUENCE_FUNCTIONS = {"sequence_mean": sequence_mean, "sequence_sum": sequence_s
 
 def oracle_weight(correction: Correction, old, behaviour) -> tuple[np.ndarray, float]:
     """Weights in float64, and how far the nearest of them is from where one is truncated or masked."""
-    if correction.weight == "none":
+    if correction.weight in ("none", "auto"):  # the rows are not stale
         return np.ones(N), np.inf
     d = oracle_log_ratio(old, behaviour)[0]
     for place in SEQUENCES:

@@ -107,7 +107,8 @@ class TrainingLoop:
         self.policy, self.algorithm, self.config, self.layout, self.loop = policy, algorithm, config, layout, loop
         self.max_new_tokens, self.seed, self.first_step = max_new_tokens, seed, first_step
         only_step = config.minibatches == 1
-        self.loss = policy_loss(algorithm, own_is_old=only_step and not algorithm.needs.old_pass(1))
+        own_is_old = only_step and not algorithm.needs.old_pass(1)
+        self.loss = policy_loss(algorithm, own_is_old=own_is_old, stale=config.sync_every > 1)
         self.timer = PhaseTimer(around=loop.watch)
         bound, differ = config.mismatch_bound, policy.routes_differ
         self.gate = Gate(bound, loop.decode, loop.warn, restarted=first_step > 0, routes_differ=differ)

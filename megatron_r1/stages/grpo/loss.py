@@ -9,11 +9,11 @@ from megatron_r1.policy.policy import LossFunction, LossOutput
 from megatron_r1.stages.sft.loss import mtp_loss
 
 
-def policy_loss(algorithm: Algorithm, *, own_is_old: bool) -> LossFunction:
+def policy_loss(algorithm: Algorithm, *, own_is_old: bool, stale: bool = False) -> LossFunction:
     """sum_t weight_t * loss_t, and the loss of the MTP layers on the sampled tokens if they are trained.
 
     `own_is_old`: this is a rollout's first and only optimizer step and no pass was made for old logprobs, so they are
-    this forward's own; that is true whatever weights have sampled. Otherwise they are the batch's."""
+    this forward's own; that is true whatever weights have sampled. Otherwise they are the batch's. `stale`: Tokens'."""
 
     def loss(scores: TokenScores, batch: DeviceBatch) -> LossOutput:
         logprobs, mask = scores.logprobs, batch.loss_mask
@@ -27,6 +27,7 @@ def policy_loss(algorithm: Algorithm, *, own_is_old: bool) -> LossFunction:
             mask=mask,
             sequence_mean=batch.sequence_mean,
             sequence_sum=batch.sequence_sum,
+            stale=stale,
         )
         token_loss, metrics = algorithm.token_loss(tokens)
         detached = {

@@ -247,20 +247,22 @@ def test_minibatches_are_steps_of_their_own_groups():
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "minibatches", "passes", "ratio"),
+    ("algorithm", "minibatches", "sync_every", "passes", "ratio"),
     [
-        (GRPO(kl=KL(coef=0.0)), 1, 0, 1.0),  # of this forward: p / p_old is 1
-        (GRPO(kl=KL(coef=0.0)), 2, 1, 1.1),
-        (GRPO(kl=KL(place="reward")), 1, 1, 1.1),  # there is a pass, so its values count
-        (GRPO(kl=KL(coef=0.0), correction=Correction(ratio_against="rollout")), 1, 0, 1.3),
-        (GRPO(kl=KL(coef=0.0), correction=Correction(ratio_against="rollout")), 2, 0, 1.3),
+        (GRPO(kl=KL(coef=0.0)), 1, 1, 0, 1.0),  # of this forward: p / p_old is 1
+        (GRPO(kl=KL(coef=0.0)), 2, 1, 1, 1.1),
+        (GRPO(kl=KL(coef=0.0)), 2, 2, 1, 1.3),  # stale samples are weighed: p / p_old * p_old / p_rollout
+        (GRPO(kl=KL(coef=0.0), correction=Correction(weight="none")), 2, 2, 1, 1.1),
+        (GRPO(kl=KL(place="reward")), 1, 1, 1, 1.1),  # there is a pass, so its values count
+        (GRPO(kl=KL(coef=0.0), correction=Correction(ratio_against="rollout")), 1, 1, 0, 1.3),
+        (GRPO(kl=KL(coef=0.0), correction=Correction(ratio_against="rollout")), 2, 1, 0, 1.3),
     ],
 )
-def test_which_probability_the_ratio_is_against(algorithm, minibatches, passes, ratio):
+def test_which_probability_the_ratio_is_against(algorithm, minibatches, sync_every, passes, ratio):
     """The batch says p / p_old = 1.1 and p / p_rollout = 1.3; at advantage -1 no clip binds above 1."""
     policy, world = StandIn(), World()
     policy.reference = SAMPLED
-    loop = loop_of(policy, world, algorithm, minibatches=minibatches, first_step=1, steps=2)
+    loop = loop_of(policy, world, algorithm, minibatches=minibatches, sync_every=sync_every, first_step=1, steps=2)
     loop.run()
     assert world.calls.count("logprobs") == passes + algorithm.needs.reference, "old and reference"
     assert ("look" in world.calls) is (passes == 0), "then the mismatch is measured at the first optimizer step"

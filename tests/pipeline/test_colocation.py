@@ -11,6 +11,8 @@ import pytest
 from base_model import make_base, start_from
 from safetensors.torch import load_file
 
+from megatron_r1.stages.grpo.mismatch import Mismatch
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # three runs with a server each
 
 WORDS = (
@@ -32,8 +34,8 @@ def run(base: Path, folder: Path, *words: str) -> Path:
 
 
 def rows(folder: Path) -> list[dict]:
-    # vLLM's logprobs differ in their last bit with what else is in the batch, and only `mismatch` shows them.
-    timed = ("seconds", "tokens_per_second", "mismatch")
+    # vLLM's logprobs differ in their last bit with what else is in the batch, and only the mismatch shows them.
+    timed = {"seconds", "tokens_per_second", *Mismatch().metrics()}
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in timed} for row in found]
 

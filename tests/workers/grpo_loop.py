@@ -115,7 +115,7 @@ def run(folder: Path, parallel: ParallelConfig, groups: list[list[RolloutGroup]]
         evaluate=lambda: 0.0,
         save=lambda step: None,
         checkpoint=lambda step, metrics: None,
-        skips=SkippedSteps(1, field="grpo.max_skipped_steps"),
+        skips=SkippedSteps(1),
         warn=lambda text: None,
         decode=str,
     )

@@ -69,7 +69,7 @@ def run(folder: Path, parallel: ParallelConfig, minibatches: int) -> list[dict]:
         evaluate=lambda: 0.0,
         save=lambda step: None,
         checkpoint=lambda step, metrics: None,
-        skips=SkippedSteps(1, field="grpo.max_skipped_steps"),
+        skips=SkippedSteps(1),
         warn=lambda text: None,
         decode=str,
         recorded=lambda step: recorded(recording, step),

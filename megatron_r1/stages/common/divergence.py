@@ -9,9 +9,9 @@ from megatron_r1.types import StepResult
 class SkippedSteps:
     """Counts optimizer steps in a row whose gradient was not finite; `count` is part of a checkpoint."""
 
-    def __init__(self, limit: int, *, field: str) -> None:
-        """`field`: where the configuration sets `limit`."""
-        self._limit, self._field, self.count = limit, field, 0
+    def __init__(self, limit: int) -> None:
+        """`limit`: the stage's max_skipped_steps."""
+        self._limit, self.count = limit, 0
 
     def check(self, result: StepResult, step: int) -> None:
         """Count the result of step `step` (from 0). Raises DivergedError past the limit."""
@@ -23,6 +23,6 @@ class SkippedSteps:
                 cause = "had nothing to train on, the last because no group's rewards could be used"
                 remedy = "look at metrics.jsonl: are parts of the rewards broken (broken_parts), or all alike?"
             raise DivergedError(
-                f"step {step + 1}: {self.count} optimizer steps in a row {cause}, {self._field} is {self._limit}; "
+                f"step {step + 1}: {self.count} optimizer steps in a row {cause}, max_skipped_steps is {self._limit}; "
                 f"{remedy}"
             )

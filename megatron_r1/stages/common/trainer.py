@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_r1.agreement import on_rank_zero
 from megatron_r1.config.packages import has_module
-from megatron_r1.config.schema import ModelConfig, OptimizerConfig, TrainerStage
+from megatron_r1.config.schema import ModelConfig, TrainerStage
 from megatron_r1.config.shape import ModelShape
 from megatron_r1.config.trainer_faults import FP8_ROWS
 from megatron_r1.data.packing import RowLayout
@@ -48,7 +48,6 @@ def build_policy(
     device: torch.device,
     *,
     model: ModelConfig,
-    optimizer: OptimizerConfig,
     total_steps: int,
     temperature: float = 1.0,
     replay_routes: bool = False,
@@ -60,7 +59,7 @@ def build_policy(
         parallel=config.parallel,
         train=config.train,
         model=model,
-        optimizer=optimizer,
+        optimizer=config.optimizer,
         total_steps=total_steps,
         device=device,
         transformer_engine=device.type == "cuda" and has_module("transformer_engine"),

@@ -108,9 +108,7 @@ def _start_model(
     else:
         say("random weights are the base model")
         with watch.phase("start"):
-            policy = build_policy(
-                config, shape, device, model=config.model, optimizer=config.optimizer, total_steps=config.steps
-            )
+            policy = build_policy(config, shape, device, model=config.model, total_steps=config.steps)
             export(policy, config.model.path, base, dtype=config.rollout.dtype, extra={"stage": "random"})
     return dataclasses.replace(config.model, path=base, load_from=None, initialise="weights")
 
@@ -203,7 +201,6 @@ def _policy_and_engines(
                 shape,
                 device,
                 model=model,
-                optimizer=config.optimizer,
                 total_steps=config.steps * config.minibatches,
                 temperature=config.rollout.sampling.temperature,
                 replay_routes=config.rollout.routes == "replay",

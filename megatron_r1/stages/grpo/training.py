@@ -70,7 +70,7 @@ class GRPORun:
         self.tokenizer, self.stream, self.base, self.watch, self.say = tokenizer, stream, base, watch, say
         self.is_writer = dist.get_rank() == 0
         self.preemption = Preemption(config.run_dir, policy.device)
-        self.skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
+        self.skips = SkippedSteps(config.max_skipped_steps)
         self.journal = Journal(config.run_dir)
         self.checkpoints = Checkpoints(
             config.run_dir,

@@ -50,7 +50,6 @@ def run_reward_model(config: RewardModelConfig, shape: ModelShape, device: torch
         dataclasses.replace(shape, reward_head=True, num_mtp_layers=0),
         device,
         model=config.model,
-        optimizer=config.optimizer,
         total_steps=num_steps,
     )
     held_out = [sequence for pair in split.validation for sequence in pair]
@@ -90,7 +89,7 @@ def _told(config: RewardModelConfig, split: PairSplit, num_steps: int) -> Iterat
 def _train(
     config: RewardModelConfig, policy: Policy, training: Sequence[EncodedPair], layout: RowLayout, num_steps: int
 ) -> None:
-    skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
+    skips = SkippedSteps(config.max_skipped_steps)
     with StepLog(config, stage="reward_model", num_steps=num_steps, columns=PAIR_COLUMNS) as log:
         for step in range(num_steps):
             marked = time.perf_counter()

@@ -62,7 +62,6 @@ def _run(config: SFTConfig, shape: ModelShape, device: torch.device, watch: Watc
         shape,
         device,
         model=config.model,
-        optimizer=config.optimizer,
         total_steps=reader.order.num_steps,
     )
     validation = reader.validation_sequences()
@@ -146,7 +145,7 @@ class _Run:
         self.steps_done = 0
         self.validation_loss_before: float | None = None
         self.num_steps = reader.order.num_steps
-        self.skips = SkippedSteps(config.max_skipped_steps, field="max_skipped_steps")
+        self.skips = SkippedSteps(config.max_skipped_steps)
         self.preemption = Preemption(config.run_dir, policy.device)
         self.tokens = 0
         self.first_loss = self.last_loss = float("nan")

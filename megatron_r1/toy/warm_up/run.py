@@ -41,9 +41,7 @@ def _run(config: WarmUpConfig, shape: ModelShape, device: torch.device, watch: W
     )
     # Another order than GRPO's, and never a held-out problem.
     stream = ProblemStream(load_problems(config.data, room), seed=config.seed + 1)
-    policy = build_policy(
-        config, shape, device, model=config.model, optimizer=config.optimizer, total_steps=config.steps
-    )
+    policy = build_policy(config, shape, device, model=config.model, total_steps=config.steps)
     losses: list[float] = []
 
     def batches() -> Iterator[Sequence[TrainingSequence]]:

@@ -166,7 +166,7 @@ def loop_of(
         evaluate=world.evaluate,
         save=lambda step: calls.append(f"save {step}"),
         checkpoint=lambda step, metrics: calls.append(f"checkpoint {step}"),
-        skips=SkippedSteps(config.max_skipped_steps, field="grpo.max_skipped_steps"),
+        skips=SkippedSteps(config.max_skipped_steps),
         warn=world.warnings.append,
         decode=str,
         teach=teach,

@@ -128,7 +128,7 @@ def test_a_broken_part_without_a_weight_breaks_nothing():
 
 
 def test_a_run_whose_rewards_are_all_broken_stops_and_says_why():
-    skips = SkippedSteps(1, field="grpo.max_skipped_steps")
+    skips = SkippedSteps(1)
     nothing = StepResult(loss=0.0, grad_norm=0.0, learning_rate=1e-3, metrics={}, skipped=True)
     skips.check(nothing, 0)
     with pytest.raises(DivergedError, match=r"step 2: 2 optimizer steps in a row had nothing .* metrics.jsonl"):

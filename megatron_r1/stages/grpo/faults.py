@@ -86,8 +86,9 @@ def header_of(config: GRPOConfig, shape: ModelShape) -> Header:
         config.model.path,
         shape,
         temperature=config.rollout.sampling.temperature,
+        max_model_len=config.rollout.max_model_len,
         routes=config.rollout.routes != "off",
-        teacher=config.teacher is not None,
+        teacher=None if config.teacher is None else config.teacher.model,
     )
 
 
@@ -110,8 +111,8 @@ def _recorded_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:
     recording = Recording(config.train_only)
     try:
         found = recording.header().differences(header_of(config, shape))
-        if not found and not recording.num_steps():
-            found = ["it has no whole step"]
+        if not found and (fault := recording.fault()):
+            found = [fault]
     except DataError as error:
         found = [str(error)]
     return faults + [f"train_only: {config.train_only} cannot be trained on: {fault}" for fault in found]

@@ -138,17 +138,21 @@ class Recording:
 
     def go_on(self, header: Header, step: int) -> None:
         """A run goes on from step `step`, or begins with 0: as `begin`, and what an earlier start recorded from there
-        on is removed, since the run may end before it. DataError if steps before it are missing."""
+        on is removed, since the run may end before it. DataError as `refuse_gap`."""
+        self.refuse_gap(step)
+        self.begin(header)
+        for number in self._steps():
+            if number >= step:
+                self._file(number).unlink(missing_ok=True)
+
+    def refuse_gap(self, step: int) -> None:
+        """DataError if steps below `step`, from which a run goes on, are missing."""
         if (found := self.num_steps()) < step:
             raise DataError(
                 f"keep_rollouts: the run goes on from step {step}, and {self.folder} has the steps below {found} only, "
                 "so that nothing could be trained on later ones: leave keep_rollouts out, or begin a run with another "
                 "run_dir"
             )
-        self.begin(header)
-        for number in self._steps():
-            if number >= step:
-                self._file(number).unlink(missing_ok=True)
 
     def header(self) -> Header:
         """DataError if there is none, or it is not one of ours."""

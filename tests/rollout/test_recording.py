@@ -159,6 +159,9 @@ def test_rollouts_that_begin_in_the_middle_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"has the steps below 1 only"):
         recording.go_on(HEADER, 4)
     assert (recording.folder / "step_00000003.jsonl").is_file(), "nothing was removed"
+    recording.refuse_gap(1)
+    with pytest.raises(DataError, match=r"goes on from step 2, and .* has the steps below 1 only"):
+        recording.refuse_gap(2)
 
 
 def test_what_is_no_recording_says_so(tmp_path):

@@ -99,8 +99,8 @@ class GRPORun:
         if self.is_writer:
             self.journal.keep_from(self.steps_done)
         if config.keep_rollouts:
-            header, recording = header_of(config, self.policy.shape), Recording(config.run_dir)
-            on_rank_zero(lambda: recording.go_on(header, self.steps_done))
+            recording, shape = Recording(config.run_dir), self.policy.shape
+            on_rank_zero(lambda: recording.go_on(header_of(config, shape), self.steps_done))
         self.watch.step(self.steps_done)
         with self.watch.phase("sync"):
             self.push(self.steps_done)

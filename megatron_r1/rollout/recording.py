@@ -146,12 +146,11 @@ class Recording:
                 self._file(number).unlink(missing_ok=True)
 
     def refuse_gap(self, step: int) -> None:
-        """DataError if steps below `step`, from which a run goes on, are missing."""
+        """DataError if steps below `step`, from which or a later one a run goes on, are missing."""
         if (found := self.num_steps()) < step:
             raise DataError(
-                f"keep_rollouts: the run goes on from step {step}, and {self.folder} has the steps below {found} only, "
-                "so that nothing could be trained on later ones: leave keep_rollouts out, or begin a run with another "
-                "run_dir"
+                f"keep_rollouts: the run has done {step} steps, and {self.folder} has the first {found} only, so that "
+                "nothing could be trained on later ones: leave keep_rollouts out, or begin a run with another run_dir"
             )
 
     def header(self) -> Header:

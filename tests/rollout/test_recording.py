@@ -150,17 +150,15 @@ def test_a_run_that_goes_on_records_from_its_step_on(tmp_path):
 
 def test_rollouts_that_begin_in_the_middle_are_refused(tmp_path):
     """keep_rollouts that is asked for as a run goes on: nothing could be trained on what it kept."""
-    with pytest.raises(
-        DataError, match=r"keep_rollouts: the run goes on from step 2, and .* has the steps below 0 only"
-    ):
+    with pytest.raises(DataError, match=r"keep_rollouts: the run has done 2 steps, and .* has the first 0 only"):
         Recording(tmp_path).go_on(HEADER, 2)
     assert not (tmp_path / "recorded").exists()
     recording = recorded_steps(tmp_path, 0, 3)
-    with pytest.raises(DataError, match=r"has the steps below 1 only"):
+    with pytest.raises(DataError, match=r"has the first 1 only"):
         recording.go_on(HEADER, 4)
     assert (recording.folder / "step_00000003.jsonl").is_file(), "nothing was removed"
     recording.refuse_gap(1)
-    with pytest.raises(DataError, match=r"goes on from step 2, and .* has the steps below 1 only"):
+    with pytest.raises(DataError, match=r"done 2 steps, and .* has the first 1 only"):
         recording.refuse_gap(2)
 
 

@@ -44,7 +44,8 @@ class Correction:
     optimizer step. rollout: the engine's that sampled; then nothing is weighed, and no pass made for old logprobs."""
     weight: Literal["auto", "none", "token", "sequence", "geometric"] = "auto"
     """What a token's loss is weighed with: p_old / p_rollout (trainer over engine) of the token, its product over the
-    sequence, or its geometric mean there. auto: token where samples may be stale (sync_every above 1), else none."""
+    sequence, or its geometric mean there. auto: token where samples may be stale (sync_every above 1, or recorded ones
+    of older weights), else none."""
     beyond: Literal["truncate", "mask"] = "truncate"
     """truncate: a weight above `high` counts as `high`. mask: a weight below `low` or above `high` counts as 0, so the
     token (or sequence) is dropped."""
@@ -59,10 +60,22 @@ class Correction:
             return self.weight
         return "token" if stale and self.ratio_against == "trainer" else "none"
 
-    def faults(self, field: str) -> list[str]:
+    def faults(self, field: str, *, stale: bool) -> list[str]:
+        """A weight that would correct twice, and settings of a weight that there is not; `stale` as in `weight_of`."""
         if self.ratio_against == "rollout" and self.weight not in ("auto", "none"):
             return [
                 f"{field}.weight is {self.weight} with ratio_against rollout, whose ratio corrects for the sampler "
                 "already: use weight none, or ratio_against trainer"
             ]
-        return []
+        changed = [name for name in ("beyond", "low", "high") if getattr(self, name) != getattr(Correction(), name)]
+        if self.weight_of(stale=stale) != "none":
+            if self.beyond == "mask" or "low" not in changed:
+                return []
+            return [f"{field}.low is {self.low}, and only a mask has a least weight: use beyond mask, or leave low out"]
+        why = "ratio_against is rollout" if self.ratio_against == "rollout" else f"weight is {self.weight}"
+        why += " and sync_every 1" if why == "weight is auto" else ""
+        return [
+            f"{field}.{name} is {getattr(self, name)}, and no token has a weight, since {why}: use weight token, "
+            f"sequence or geometric with ratio_against trainer, or leave {name} out"
+            for name in changed
+        ]

@@ -18,6 +18,8 @@ PLACE = frozenset(
         "keep_best_checkpoint",
         "keep_rollouts",
         "deadlines",
+        "max_skipped_steps",
+        "mismatch_bound",
         "save_every",
         "validate_every",
         "rollouts_logged_per_step",
@@ -28,6 +30,7 @@ PLACE = frozenset(
         "rollout.weights_gb_per_second",
         "rollout.max_restarts",
         "train.collective_timeout_seconds",
+        "train.deterministic",
         "train.gpu",
         "train.logprob_chunk_tokens",
         "train.offload",
@@ -35,6 +38,7 @@ PLACE = frozenset(
         "train.threads_per_rank",
         "track",
         "parallel",
+        "rollout.check_tensors",
         "rollout.devices",
         "rollout.enforce_eager",
         "rollout.expert_parallel",
@@ -49,7 +53,8 @@ PLACE = frozenset(
         "rollout.threads",
     }
 )
-"""Fields, by their paths, that change no result, or only by rounding: a run may go on with others."""
+"""Fields, by their paths, that change no result, or only by rounding: a run may go on with others. So are those that
+only end a run which something is wrong with: its error names them as the remedy."""
 
 
 WITHOUT_EFFECT = {"algorithm.truncated_importance_cap": 0.0}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from megatron_r1.activations import EMBEDDING, HEAD, LOGPROBS, MLP, TOKEN_IDS, layer_part
+from megatron_r1.activations import EMBEDDING, GATE, HEAD, LOGPROBS, MLP, TOKEN_IDS, layer_part
 from megatron_r1.bounds import Count, Natural, NonNegative, Positive, above, at_least, number_faults
 from megatron_r1.config.engines import ENGINES
 from megatron_r1.config.lengths import length_faults
@@ -141,8 +141,7 @@ def validate_diagnose(config: DiagnoseConfig) -> ModelShape:
     faults = number_faults(config)
     served = _shape("folder", config.folder, faults)
     trained = served if config.model_folder == config.folder else _shape("trainer_folder", config.model_folder, faults)
-    if config.text is not None:
-        faults += missing_files({"text": (config.text,)})
+    faults += _file_faults(config)
     faults += _weight_faults(config)
     if config.recording is not None and served is not None:
         faults += _recording_faults(config, config.recording, served)
@@ -179,6 +178,19 @@ def _shape(field: str, folder: Path, faults: list[str]) -> ModelShape | None:
         return None
 
 
+def _file_faults(config: DiagnoseConfig) -> list[str]:
+    """Of the text that is read and the file that is written."""
+    faults = []
+    if config.text is not None and not (faults := missing_files({"text": (config.text,)})):
+        try:
+            config.text.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            faults = [f"text: {config.text} cannot be read ({error}); give a file of UTF-8 text"]
+    if config.json is not None and (config.json.is_dir() or not config.json.parent.is_dir()):
+        faults.append(f"json: {config.json} cannot be written; name a file in a folder that is there")
+    return faults
+
+
 def _weight_faults(config: DiagnoseConfig) -> list[str]:
     faults, other = [], config.trainer_folder
     if config.folder.is_dir() and not any(config.folder.glob("*.safetensors")):
@@ -208,11 +220,14 @@ def _recording_faults(config: DiagnoseConfig, file: Path, served: ModelShape) ->
     if lacking or more in header:
         what = f"lacks {', '.join(lacking)}" if lacking else f"has {more}"
         return [f"recording: {file} is none of a model of {served.num_layers} layers (it {what})"]
+    if served.moe is not None:
+        sparse = (layer for layer in range(served.num_layers) if served.is_moe_layer(layer))
+        wanted |= {layer_part(layer, GATE): served.moe.num_experts for layer in sparse}
     faults = [
         f"recording: {file} has {name} with {header[name]['shape'][1]} columns, and {config.folder} {columns}"
         for name, columns in wanted.items()
-        if columns is not None and header[name]["shape"][1] != columns
-    ]
+        if columns is not None and name in header and header[name]["shape"][1] != columns
+    ][:1]
     made = {"F32": "fp32", "BF16": "bf16"}.get(header[EMBEDDING]["dtype"], header[EMBEDDING]["dtype"])
     return faults + ([] if made == config.dtype else [f"dtype is {config.dtype}, and {file} was made in {made}"])
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 from megatron_r1.config.schema import StageConfig
+from megatron_r1.errors import PREEMPTED, PreemptedError
 from megatron_r1.observe.report import write_report
 from megatron_r1.pipeline.folder import is_finished, prepare_folder
 from megatron_r1.pipeline.kinds import check, kind_of, loop_of, needs_of
@@ -54,5 +56,9 @@ def run_here(config: StageConfig) -> int:
 def _run_alone(config: StageConfig) -> int:
     """Run a stage without a trainer, whose only process this is. Its errors are the command line's to print."""
     obey_launcher()
-    loop_of(config)(config)
+    try:
+        loop_of(config)(config)
+    except PreemptedError as stop:
+        print(f"megatron-r1: {stop}", file=sys.stderr)
+        return PREEMPTED
     return 0

@@ -1,9 +1,10 @@
 """Whole rollouts on disk, graded and with all that training reads: for training on them without engines.
 
     RUN/recorded/recording.json     what they are of: tokenizer, the model's sizes, sampling
-    RUN/recorded/step_N.jsonl       one group a line, in the order of its step's problems
+    RUN/recorded/step_N.jsonl       one group a line, in the order of its step's problems; last, how many there are
 
-A step's file appears when it is whole. Tokens, logprobs and experts are kept exactly, rewards as Python prints them.
+A step's file appears when it is whole, and one that was cut later (a copy that broke off) lacks its last line. Tokens,
+logprobs and experts are kept exactly, rewards as Python prints them.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ from megatron_r1.rollout.journal import completion_from_json, completion_to_json
 from megatron_r1.types import Problem, Reward, RolloutGroup
 
 RECORDED = "recorded"
-FORMAT = 1
+FORMAT = 2
+"""1: without a last line, the longest text and the teacher's folder."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+LONGEST_LAST_LINE = 64
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What rollouts were sampled from. `temperature`: their logprobs are of it; `routes`: they bring the experts;
-    `teacher`: those that are trained on bring a teacher's logprobs."""
+    """What rollouts were sampled from. `temperature`: their logprobs are of it; `max_model_len`: no text has more
+    tokens; `routes`: they bring the experts; `teacher`: the folder whose logprobs those bring that are trained on, or
+    empty."""
 
     format: int = FORMAT
     tokenizer: str
@@ -45,11 +50,21 @@ class Header:
     num_experts: int
     experts_per_token: int
     temperature: float
+    max_model_len: int
     routes: bool
-    teacher: bool = False
+    teacher: str = ""
 
     @classmethod
-    def of(cls, model: Path, shape: ModelShape, *, temperature: float, routes: bool, teacher: bool = False) -> Header:
+    def of(
+        cls,
+        model: Path,
+        shape: ModelShape,
+        *,
+        temperature: float,
+        max_model_len: int,
+        routes: bool,
+        teacher: Path | None = None,
+    ) -> Header:
         """Of the model in this folder."""
         digest = hashlib.sha256()
         for name in TOKENIZER_FILES:
@@ -65,14 +80,13 @@ class Header:
             num_experts=shape.moe.num_experts if shape.moe else 0,
             experts_per_token=shape.moe.top_k if shape.moe else 0,
             temperature=temperature,
+            max_model_len=max_model_len,
             routes=routes,
-            teacher=teacher,
+            teacher="" if teacher is None else str(teacher.resolve()),
         )
 
     def differences(self, wanted: Header) -> list[str]:
         """Why rollouts of `self` cannot be trained on by a run of `wanted`: one sentence each."""
-        if self.format != wanted.format:
-            return [f"its format is {self.format}, this version reads {wanted.format}: record again"]
         faults = []
         if self.tokenizer != wanted.tokenizer:
             faults.append("they are tokens of another tokenizer than that of model.path")
@@ -85,10 +99,19 @@ class Header:
                 f"they were sampled at temperature {self.temperature}; rollout.sampling.temperature is "
                 f"{wanted.temperature}"
             )
+        if self.max_model_len > wanted.max_model_len:
+            faults.append(
+                f"they may have {self.max_model_len} tokens; rollout.max_model_len is {wanted.max_model_len}: raise it"
+            )
         if wanted.routes and not self.routes:
             faults.append("they came without experts, which rollout.routes asks for: use off")
         if wanted.teacher and not self.teacher:
             faults.append("they came without a teacher's logprobs, which the algorithm needs: record with it")
+        elif wanted.teacher and wanted.teacher != self.teacher:
+            faults.append(
+                f"they have logprobs of the teacher {self.teacher}; algorithm.teacher.model is {wanted.teacher}: name "
+                "that one, which need not be there any more, or record again"
+            )
         return faults
 
 
@@ -113,24 +136,69 @@ class Recording:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "recording.json", asdict(header))
 
+    def go_on(self, header: Header, step: int) -> None:
+        """A run goes on from step `step`, or begins with 0: as `begin`, and what an earlier start recorded from there
+        on is removed, since the run may end before it. DataError as `refuse_gap`."""
+        self.refuse_gap(step)
+        self.begin(header)
+        for number in self._steps():
+            if number >= step:
+                self._file(number).unlink(missing_ok=True)
+
+    def refuse_gap(self, step: int) -> None:
+        """DataError if steps below `step`, from which or a later one a run goes on, are missing."""
+        if (found := self.num_steps()) < step:
+            raise DataError(
+                f"keep_rollouts: the run has done {step} steps, and {self.folder} has the first {found} only, so that "
+                "nothing could be trained on later ones: leave keep_rollouts out, or begin a run with another run_dir"
+            )
+
     def header(self) -> Header:
         """DataError if there is none, or it is not one of ours."""
         file = self.folder / "recording.json"
         try:
-            return Header(**json.loads(file.read_text(encoding="utf-8")))
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if (written := found.get("format", FORMAT)) == FORMAT:
+                return Header(**found)
         except FileNotFoundError as error:
             raise DataError(
                 f"{file} is not there: name the folder of a run that had rollout_only or keep_rollouts"
             ) from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{file} cannot be read ({error}): record again") from error
+        raise DataError(f"{file}: its format is {written}, this version reads {FORMAT}: record again")
 
     def num_steps(self) -> int:
-        """Whole steps from 0 on, before the first that is missing."""
+        """Whole steps from 0 on, before the first that is missing or cut."""
         step = 0
-        while self._file(step).is_file():
+        while self._is_whole(step):
             step += 1
         return step
+
+    def fault(self) -> str | None:
+        """Why its steps are not those that were recorded, without reading them all: one sentence, or None."""
+        whole = self.num_steps()
+        if self._file(whole).is_file():
+            return f"{self._file(whole)} is cut: copy it again, or remove it and all later ones"
+        later = [step for step in self._steps() if step > whole]
+        if later:
+            return (
+                f"{self._file(whole)} is missing, and {self._file(min(later)).name} is there: copy it, or remove those"
+            )
+        return None if whole else "it has no whole step"
+
+    def _steps(self) -> list[int]:
+        return [int(file.stem.removeprefix("step_")) for file in self.folder.glob("step_*.jsonl")]
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether the file ends with its last line."""
+        try:
+            with open(self._file(step), "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LAST_LINE))
+                *_, last, after = file.read().split(b"\n")
+            return after == b"" and list(json.loads(last)) == ["groups"]
+        except (OSError, ValueError):
+            return False
 
     def write(self, step: int, found: RecordedStep) -> None:
         """Record step `step`, in the place of an earlier record of it. OutputError if it cannot be written."""
@@ -140,6 +208,7 @@ class Recording:
         with JsonLines(partial) as lines:
             for group, kept in zip(found.groups, found.kept, strict=True):
                 lines.write(group_to_json(group) | {"kept": kept, "rounds": found.rounds})
+            lines.write({"groups": len(found.groups)})
         os.replace(partial, file)
 
     def read(self, step: int) -> RecordedStep:
@@ -148,7 +217,9 @@ class Recording:
         if not file.is_file():
             raise DataError(f"{file} is not there: {self.folder} has {self.num_steps()} steps")
         try:
-            lines = list(read_json_lines(file))
+            *lines, last = read_json_lines(file)
+            if last["groups"] != len(lines):
+                raise ValueError(f"{len(lines)} of {last['groups']} groups")
             return RecordedStep(
                 groups=[group_from_json(line) for line in lines],
                 kept=[bool(line["kept"]) for line in lines],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -181,8 +182,21 @@ def test_a_pass_for_old_logprobs_is_made_where_the_ratio_or_the_weight_needs_it(
         (DAPO(clip=Clip(high=math.inf)), "algorithm.clip.high is inf; it must be above 0"),
         (GSPO(kl=KL(coef=-1)), "algorithm.kl.coef is -1"),
         (GSPO(deviation_floor=math.inf), "algorithm.deviation_floor is inf"),
-        (DrGRPO(correction=Correction(high=0.5)), "algorithm.correction.high is 0.5; it must be at least 1"),
-        (GSPO(correction=Correction(low=-0.1)), "algorithm.correction.low is -0.1; it must be a share between 0 and 1"),
+        (
+            DrGRPO(correction=Correction(weight="token", high=0.5)),
+            "algorithm.correction.high is 0.5; it must be at least 1",
+        ),
+        (
+            GSPO(correction=Correction(weight="token", beyond="mask", low=-0.1)),
+            "algorithm.correction.low is -0.1; it must be a share between 0 and 1",
+        ),
+        (
+            GRPO(correction=Correction(beyond="mask")),
+            "correction.beyond is mask, and no token has a weight, since weight is auto and sync_every 1: use weight t",
+        ),
+        (CISPO(correction=Correction(weight="none", high=5.0)), "high is 5.0, .* since weight is none: use weight tok"),
+        (DAPO(correction=Correction(ratio_against="rollout", high=5.0)), "high is 5.0, .* ratio_against is rollout: "),
+        (GSPO(correction=Correction(weight="token", low=0.9)), "low is 0.9, and only a mask has .*: use beyond mask"),
         *(
             (
                 kind(correction=Correction(ratio_against="rollout", weight="token")),
@@ -203,6 +217,13 @@ def test_a_setting_that_cannot_be_is_named(algorithm, words):
 def test_the_defaults_are_sound(name):
     assert number_faults(ALGORITHMS[name]()) + algorithm_faults(ALGORITHMS[name](), SETTING) == []
     assert algorithm_faults(GRPO(kl=KL(estimator="k1", place="reward")), SETTING) == []
+
+
+def test_stale_samples_have_a_weight_to_bound_without_asking():
+    stale = dataclasses.replace(SETTING, sync_every=4)
+    assert algorithm_faults(GRPO(correction=Correction(beyond="mask", low=0.2, high=5.0)), stale) == []
+    (fault,) = algorithm_faults(GRPO(correction=Correction(weight="none", beyond="mask")), stale)
+    assert "since weight is none: use weight token" in fault
 
 
 # ---- names

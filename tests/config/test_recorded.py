@@ -8,6 +8,7 @@ from refusals import faults_of
 
 from megatron_r1.algorithms import OnPolicyDistill
 from megatron_r1.algorithms.teacher import Teacher
+from megatron_r1.config.schema import SamplingConfig
 from megatron_r1.config.shape import load_shape
 from megatron_r1.recipes import RECIPES
 from megatron_r1.rollout.recording import RecordedStep, Recording
@@ -115,6 +116,22 @@ def test_a_teacher_that_was_not_asked_cannot_be_learned_from(config, recording):
     asked = load_shape(config.model.path)
     Recording(recording).begin(header_of(dataclasses.replace(config, algorithm=algorithm), asked))
     assert faults(config, train_only=recording, algorithm=algorithm) == []
+    other = OnPolicyDistill(teacher=Teacher(model=recording / "gone"))
+    (fault,) = faults(config, train_only=recording, algorithm=other)
+    assert f"logprobs of the teacher {config.model.path}; algorithm.teacher.model is {recording / 'gone'}" in fault
+
+
+def test_longer_texts_than_a_row_holds_are_refused_before_they_are_met(config, recording):
+    rollout = dataclasses.replace(config.rollout, max_model_len=100, sampling=SamplingConfig(max_new_tokens=32))
+    (fault,) = faults(config, train_only=recording, rollout=rollout)
+    assert "they may have 128 tokens; rollout.max_model_len is 100: raise it" in fault
+
+
+def test_a_recording_that_was_cut_is_refused(config, recording):
+    file = recording / "recorded" / "step_00000000.jsonl"
+    file.write_bytes(file.read_bytes()[:-1])
+    (fault,) = faults(config, train_only=recording)
+    assert "step_00000000.jsonl is cut" in fault
 
 
 def test_experts_that_were_not_recorded_cannot_be_replayed(config, recording):

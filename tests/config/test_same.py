@@ -23,6 +23,10 @@ def replace(config, path, value):
         ("save_every", 3),
         ("parallel.world_size", 4),
         ("rollout.num_engines", 2),
+        ("rollout.check_tensors", 0),
+        ("mismatch_bound", 0.5),
+        ("max_skipped_steps", 99),
+        ("train.deterministic", True),
     ],
 )
 def test_where_it_runs_does_not_matter(path, value):

@@ -243,8 +243,18 @@ ALONE = [
     ({"algorithm.deviation_floor": -1.0}, ["algorithm.deviation_floor is -1.0"]),
     ({"algorithm.clip.high": 0.0}, ["algorithm.clip.high is 0.0", "above 0"]),
     ({"algorithm.kl.coef": -0.1}, ["algorithm.kl.coef is -0.1", "at least 0"]),
-    ({"algorithm.correction.high": 0.9}, ["algorithm.correction.high is 0.9", "at least 1"]),
-    ({"algorithm.correction.low": 1.1}, ["algorithm.correction.low is 1.1", "between 0 and 1"]),
+    (
+        {"algorithm.correction.weight": "token", "algorithm.correction.high": 0.9},
+        ["algorithm.correction.high is 0.9", "at least 1"],
+    ),
+    (
+        {
+            "algorithm.correction.weight": "token",
+            "algorithm.correction.beyond": "mask",
+            "algorithm.correction.low": 1.1,
+        },
+        ["algorithm.correction.low is 1.1", "between 0 and 1"],
+    ),
     (
         {"algorithm.correction.ratio_against": "rollout", "algorithm.correction.weight": "sequence"},
         ["algorithm.correction.weight is sequence", "use weight none, or ratio_against trainer"],

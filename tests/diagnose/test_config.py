@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 
 from megatron_r1.__main__ import main
 from megatron_r1.config import ParallelConfig
+from megatron_r1.config.shape import load_shape
 from megatron_r1.diagnose.config import DiagnoseConfig, DiagnosedServer, differing_fields, validate_diagnose
 from megatron_r1.recipes.tiny import TINY_V3
 
@@ -137,6 +139,41 @@ def test_layouts_of_both_sides_are_checked(folder) -> None:
 
 def test_a_text_that_is_not_there_is_a_fault(folder, tmp_path) -> None:
     assert only_fault(folder, text=tmp_path / "none.txt") == f"text: {tmp_path / 'none.txt'} does not exist"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfea text of another encoding", None], ids=["bytes", "folder"])
+def test_a_text_that_is_none_is_a_fault(folder, tmp_path, content) -> None:
+    """Else a rank would say so, in its own words, when all have started."""
+    file = tmp_path / "prompt"
+    file.mkdir() if content is None else file.write_bytes(content)
+    fault = only_fault(folder, text=file)
+    assert fault.startswith(f"text: {file} ") and ("UTF-8" in fault or content is None)
+
+
+def test_numbers_that_could_not_be_written_are_not_waited_for(folder, tmp_path) -> None:
+    assert faults_of(folder, json=tmp_path / "found.json") == []
+    for place in (tmp_path, tmp_path / "none" / "found.json"):
+        assert only_fault(folder, json=place).startswith(f"json: {place} cannot be written")
+
+
+def test_a_recording_of_other_experts_is_refused(tmp_path) -> None:
+    served = load_shape(TINY_V3)
+    assert served.moe is not None and not served.is_moe_layer(0) and served.is_moe_layer(1)
+    tensors = {"model.embed_tokens": np.zeros((5, served.hidden_size), np.float32)}
+    tensors |= {"lm_head": np.zeros((4, served.vocab_size), np.float32), "logprobs": np.zeros(5, np.float32)}
+    tensors |= {"token_ids": np.zeros(5, np.int64), "model.layers.3.mlp": np.zeros((5, 8), np.float32)}
+    for experts in (served.moe.num_experts, served.moe.num_experts + 1):
+        gates = {f"model.layers.{layer}.mlp.gate": np.zeros((5, experts), np.float32) for layer in (1, 2, 3)}
+        save_file(tensors | gates, tmp_path / str(experts))
+    config = DiagnoseConfig(folder=TINY_V3, device="cpu", dtype="fp32")
+
+    def said(experts: int) -> list[str]:
+        found = refusals.faults_of(validate_diagnose, dataclasses.replace(config, recording=tmp_path / str(experts)))
+        return [fault for fault in found if fault.startswith("recording: ")]
+
+    assert said(served.moe.num_experts) == []
+    (fault,) = said(served.moe.num_experts + 1)
+    assert "has model.layers.1.mlp.gate with 9 columns, and" in fault and fault.endswith(" 8")
 
 
 def recorded(path: Path, *, hidden: int = 64, layers: int = 2, dtype=np.float32) -> Path:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron_r1.errors import CheckpointError
 from megatron_r1.observe.metrics import JsonLines, keep_steps
 from megatron_r1.stages.common import checkpoints as checkpoints_module
-from megatron_r1.stages.common.checkpoints import STATE, Checkpoints, _hash
+from megatron_r1.stages.common.checkpoints import STATE, Checkpoints, _hash, oldest_step
 
 
 def checkpoint(run_dir, step, state):
@@ -129,6 +129,15 @@ def test_only_the_last_few_are_kept_and_damaged_ones_do_not_count(tmp_path, chec
     checkpoints.close()
     assert names(tmp_path) == ["step_00000007.damaged", "step_00000009", "step_00000010"]
     assert checkpoints.load_latest(None) == {"steps_done": 10}
+
+
+def test_a_run_goes_on_from_the_oldest_at_least(tmp_path):
+    assert oldest_step(tmp_path) == 0
+    for step in (7, 10, 12):
+        checkpoint(tmp_path, step, {})
+    for folder in ("step_00000003.damaged", "step_00000004.partial"):
+        (tmp_path / "checkpoints" / folder).mkdir()
+    assert oldest_step(tmp_path) == 7
 
 
 def test_the_best_is_kept_too(tmp_path, said, save, monkeypatch):

@@ -23,6 +23,8 @@ import torch
 from base_model import make_base, start_from, warm_up_words
 from written_names import undocumented
 
+from megatron_r1.rollout.recording import Recording
+
 pytestmark = pytest.mark.timeout(1200)  # the fixture is a whole run, with a server killed and restarted
 SMALL = "--prompts-per-step 4 --group-size 4 --data.holdout 8".split()
 COLOCATED = "--rollout.sync ipc --rollout.sleep-level 1 --train.offload weights gradients optimizer".split()
@@ -122,6 +124,23 @@ def test_only_sampling_keeps_rollouts_and_goes_on_where_it_ended(run, base, tmp_
     assert done.returncode == 0 and "2 of 3 steps are there" in done.stdout, done.stdout + done.stderr
     assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [0, 1, 2]
     assert tokens_of(third.read_text()) == tokens_of(before)
+
+
+def test_only_sampling_ends_after_its_step_when_asked(base, tmp_path):
+    """As a scheduler asks before its time limit: the launcher is told, and what is recorded is whole."""
+    folder = tmp_path / "only"
+    words = [*SMALL, *start_from(base), "--rollout-only", "--steps", "5000", "--run-dir", str(folder)]
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    done = len(lines(metrics))
+    assert f"asked to end: stopped after step {done}; start it again to go on" in output
+    assert Recording(folder).num_steps() == done < 5000 and not (folder / "stop").exists()
 
 
 def tokens_of(text: str) -> list:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ HEADER = Header(
     num_experts=8,
     experts_per_token=2,
     temperature=1.0,
+    max_model_len=128,
     routes=True,
-    teacher=True,
+    teacher="/models/teacher",
 )
 
 
@@ -93,13 +95,84 @@ def test_steps_are_counted_up_to_the_first_gap(tmp_path):
     assert recording.num_steps() == 2, "a step that is done again takes the place of the first"
 
 
+def recorded_steps(folder: Path, *numbers: int) -> Recording:
+    """Steps of two groups."""
+    recording = Recording(folder)
+    recording.begin(HEADER)
+    groups = [group(seed, [Reward(total=1.0, parts={})]) for seed in range(2)]
+    for number in numbers:
+        recording.write(number, RecordedStep(groups=groups, kept=[True, True]))
+    return recording
+
+
+def test_a_step_that_was_cut_anywhere_is_no_step(tmp_path):
+    """As by a copy that broke off: at the end of a line it reads as a smaller step."""
+    recording = recorded_steps(tmp_path, 0, 1, 2)
+    assert recording.fault() is None
+    file = recording.folder / "step_00000001.jsonl"
+    whole = file.read_bytes()
+    first = whole.index(b"\n") + 1
+    second = whole.index(b"\n", first) + 1
+    for length in (0, 1, first - 1, first, first + 1, second - 1, second, second + 1, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        assert recording.num_steps() == 1, length
+        assert str(recording.fault()) == f"{file} is cut: copy it again, or remove it and all later ones"
+        with pytest.raises(DataError, match=r"step_00000001.jsonl"):
+            recording.read(1)
+    file.write_bytes(whole)
+    assert recording.fault() is None and len(recording.read(1).groups) == 2
+
+
+def test_a_step_whose_middle_is_missing_is_named(tmp_path):
+    recording = recorded_steps(tmp_path, 0)
+    file = recording.folder / "step_00000000.jsonl"
+    one, _, last = file.read_text().splitlines()
+    file.write_text(f"{one}\n{last}\n")
+    with pytest.raises(DataError, match=r"cannot be read \(ValueError: 1 of 2 groups\): record again"):
+        recording.read(0)
+
+
+def test_a_step_that_is_missing_between_others_is_named(tmp_path):
+    recording = recorded_steps(tmp_path, 0, 1, 3, 4)
+    said = str(recording.fault())
+    assert said.startswith(f"{recording.folder / 'step_00000002.jsonl'} is missing, and step_00000003.jsonl is there")
+    assert recorded_steps(tmp_path / "none").fault() == "it has no whole step"
+
+
+def test_a_run_that_goes_on_records_from_its_step_on(tmp_path):
+    """The steps behind it were recorded by the start before, and the run may end earlier than that one came."""
+    recording = recorded_steps(tmp_path, 0, 1, 2, 3)
+    recording.go_on(HEADER, 2)
+    assert (recording.num_steps(), recording.fault()) == (2, None)
+    recording.go_on(HEADER, 0)
+    assert recording.num_steps() == 0
+
+
+def test_rollouts_that_begin_in_the_middle_are_refused(tmp_path):
+    """keep_rollouts that is asked for as a run goes on: nothing could be trained on what it kept."""
+    with pytest.raises(DataError, match=r"keep_rollouts: the run has done 2 steps, and .* has the first 0 only"):
+        Recording(tmp_path).go_on(HEADER, 2)
+    assert not (tmp_path / "recorded").exists()
+    recording = recorded_steps(tmp_path, 0, 3)
+    with pytest.raises(DataError, match=r"has the first 1 only"):
+        recording.go_on(HEADER, 4)
+    assert (recording.folder / "step_00000003.jsonl").is_file(), "nothing was removed"
+    recording.refuse_gap(1)
+    with pytest.raises(DataError, match=r"done 2 steps, and .* has the first 1 only"):
+        recording.refuse_gap(2)
+
+
 def test_what_is_no_recording_says_so(tmp_path):
     with pytest.raises(DataError, match=r"recording.json is not there: name the folder of a run that had rollout_only"):
         Recording(tmp_path).header()
     recording = Recording(tmp_path)
     recording.begin(HEADER)
-    (recording.folder / "recording.json").write_text('{"format": 1}')
-    with pytest.raises(DataError, match=r"recording.json cannot be read"):
+    for text in ('{"format": 2}', "[]", "", "1"):
+        (recording.folder / "recording.json").write_text(text)
+        with pytest.raises(DataError, match=r"recording.json cannot be read"):
+            recording.header()
+    (recording.folder / "recording.json").write_text('{"format": 1, "tokenizer": "ab12"}')
+    with pytest.raises(DataError, match=r"its format is 1, this version reads 2: record again"):
         recording.header()
     with pytest.raises(DataError, match=r"step_00000000.jsonl is not there: .* has 0 steps"):
         recording.read(0)
@@ -119,9 +192,10 @@ def test_a_damaged_line_of_a_good_step_is_named(tmp_path):
     recording.begin(HEADER)
     recording.write(0, RecordedStep(groups=[group(0, [Reward(total=1.0, parts={})])], kept=[True]))
     file = recording.folder / "step_00000000.jsonl"
-    line = json.loads(file.read_text())
-    line["completions"][0]["token_ids"] = "AAA"  # not whole numbers of four bytes
-    file.write_text(json.dumps(line) + "\n")
+    line, last = file.read_text().splitlines()
+    content = json.loads(line)
+    content["completions"][0]["token_ids"] = "AAA"  # not whole numbers of four bytes
+    file.write_text(f"{json.dumps(content)}\n{last}\n")
     with pytest.raises(DataError, match=r"step_00000000.jsonl cannot be read"):
         recording.read(0)
 
@@ -137,8 +211,9 @@ def test_a_damaged_line_of_a_good_step_is_named(tmp_path):
         ({"vocab_size": 128}, "a model whose vocab_size is 128"),
         ({"temperature": 0.7}, "sampled at temperature 0.7; rollout.sampling.temperature is 1.0"),
         ({"routes": False}, "came without experts, which rollout.routes asks for: use off"),
-        ({"teacher": False}, "came without a teacher's logprobs, which the algorithm needs"),
-        ({"format": 9}, "its format is 9, this version reads 1"),
+        ({"teacher": ""}, "came without a teacher's logprobs, which the algorithm needs"),
+        ({"teacher": "/old"}, "of the teacher /old; algorithm.teacher.model is /models/teacher: name that one"),
+        ({"max_model_len": 129}, "they may have 129 tokens; rollout.max_model_len is 128: raise it"),
     ],
 )
 def test_rollouts_of_another_model_are_refused(changes, said):
@@ -151,7 +226,11 @@ def test_rollouts_with_experts_serve_a_run_without():
 
 
 def test_rollouts_with_a_teacher_serve_a_run_without():
-    assert HEADER.differences(dataclasses.replace(HEADER, teacher=False)) == []
+    assert HEADER.differences(dataclasses.replace(HEADER, teacher="")) == []
+
+
+def test_shorter_rollouts_serve_a_run_of_longer_ones():
+    assert HEADER.differences(dataclasses.replace(HEADER, max_model_len=4096)) == []
 
 
 def test_the_tokenizer_is_known_by_its_files(tmp_path):
@@ -165,5 +244,5 @@ def test_the_tokenizer_is_known_by_its_files(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text((TINY_V3 / "config.json").read_text())
         (folder / "tokenizer.json").write_text(text)
-        found.append(Header.of(folder, shape, temperature=1.0, routes=False).tokenizer)
+        found.append(Header.of(folder, shape, temperature=1.0, max_model_len=64, routes=False).tokenizer)
     assert found[0] == found[1] != found[2]

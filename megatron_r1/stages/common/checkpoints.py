@@ -41,6 +41,11 @@ class _Pending:
     hashes: Future[dict[str, str]]
 
 
+def oldest_step(run_dir: Path) -> int:
+    """A run that goes on in `run_dir` does so from this step or a later one, unless all checkpoints are damaged."""
+    return int(whole[0].name.removeprefix("step_")) if (whole := _whole(run_dir / CHECKPOINTS)) else 0
+
+
 class Checkpoints:
     """Those of one run folder; the same calls on every rank."""
 
@@ -148,8 +153,7 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def _all(self) -> list[Path]:
-        """Those under their names, oldest first."""
-        return sorted(path for path in self._folder.glob("step_*") if not path.suffix)
+        return _whole(self._folder)
 
     def _newest(self) -> tuple[Path, dict[str, Any] | str] | None:
         """The newest with its stage.json, or with what is wrong with that."""
@@ -161,6 +165,11 @@ class Checkpoints:
             return found[-1], content if content.get("files") else f"{STATE} names no files"
         except (OSError, ValueError, AttributeError) as error:
             return found[-1], str(error)
+
+
+def _whole(folder: Path) -> list[Path]:
+    """Checkpoints under their names, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if not path.suffix)
 
 
 def _write(snapshot: Snapshot, folder: Path) -> dict[str, str]:

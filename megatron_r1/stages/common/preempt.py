@@ -27,6 +27,15 @@ def listen() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: _heard.set())
 
 
+def end_alone(run_dir: Path, step: int) -> None:
+    """Of a run of one process that has kept what its steps up to `step` made: PreemptedError if it has been asked."""
+    if not (_heard.is_set() or (run_dir / STOP).exists()):
+        return
+    with contextlib.suppress(OSError):
+        (run_dir / STOP).unlink(missing_ok=True)
+    raise PreemptedError(f"asked to end: stopped after step {step}; start it again to go on")
+
+
 class Preemption:
     """Whether this run has been asked. Make it on every rank, in the main thread."""
 

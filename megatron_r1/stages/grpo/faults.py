@@ -39,7 +39,8 @@ from megatron_r1.stages.grpo.served_beside import preference_faults, teacher_fau
 def validate(config: GRPOConfig, *, folder: bool = True) -> ModelShape:
     """The model's shape, if the configuration is sound. Raises ConfigError listing every fault.
 
-    `folder`: whether run_dir may be used is looked at too (not by a rank whose folder has just been made)."""
+    `folder`: whether run_dir may be used is looked at too, and all of train_only (not by a rank whose folder has just
+    been made)."""
     faults: list[str] = []
     shape: ModelShape | None = None
     try:
@@ -53,7 +54,7 @@ def validate(config: GRPOConfig, *, folder: bool = True) -> ModelShape:
     faults += train_faults(config.train, config.parallel, config.model, shape)
     faults += row_faults(config.train, config.rollout.max_model_len, "rollout.max_model_len")
     faults += optimizer_faults(config.optimizer, config.train, config.device)
-    faults += _recorded_faults(config, shape)
+    faults += _recorded_faults(config, shape, steps=folder)
     if config.train_only is None:
         faults += _rollout_faults(config, shape)
     faults += _grpo_faults(config)
@@ -86,13 +87,15 @@ def header_of(config: GRPOConfig, shape: ModelShape) -> Header:
         config.model.path,
         shape,
         temperature=config.rollout.sampling.temperature,
+        max_model_len=config.rollout.max_model_len,
         routes=config.rollout.routes != "off",
-        teacher=config.teacher is not None,
+        teacher=None if config.teacher is None else config.teacher.model,
     )
 
 
-def _recorded_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:
-    """Of a run that only samples, or only trains on what was sampled."""
+def _recorded_faults(config: GRPOConfig, shape: ModelShape | None, *, steps: bool) -> list[str]:
+    """Of a run that only samples, or only trains on what was sampled. `steps`: the end of every recorded step is looked
+    at, which not every rank has to do."""
     faults: list[str] = []
     if config.rollout_only and config.model.initialise == "random":
         faults.append("rollout_only is True and model.initialise random; there are no weights to sample from yet")
@@ -110,8 +113,8 @@ def _recorded_faults(config: GRPOConfig, shape: ModelShape | None) -> list[str]:
     recording = Recording(config.train_only)
     try:
         found = recording.header().differences(header_of(config, shape))
-        if not found and not recording.num_steps():
-            found = ["it has no whole step"]
+        if not found and steps and (fault := recording.fault()):
+            found = [fault]
     except DataError as error:
         found = [str(error)]
     return faults + [f"train_only: {config.train_only} cannot be trained on: {fault}" for fault in found]

@@ -77,9 +77,11 @@ class Loop:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A rollout as this rank trains on it: its rows for each minibatch, and how many sequences that has on all ranks (0
-    where nothing is left to train on). `trained`: on rank 0."""
+    where nothing is left to train on). `trained`: on rank 0. `stale`: older weights than the trainer's may have sampled
+    it."""
 
     trained: Trained | None
+    stale: bool
     counts: list[int]
     rows: list[Rows]
 
@@ -108,10 +110,11 @@ class TrainingLoop:
         self.max_new_tokens, self.seed, self.first_step = max_new_tokens, seed, first_step
         only_step = config.minibatches == 1
         own_is_old = only_step and not algorithm.needs.old_pass(1)
-        self.loss = policy_loss(algorithm, own_is_old=own_is_old, stale=config.sync_every > 1)
+        self.losses = {stale: policy_loss(algorithm, own_is_old=own_is_old, stale=stale) for stale in (False, True)}
         self.timer = PhaseTimer(around=loop.watch)
         bound, differ = config.mismatch_bound, policy.routes_differ
-        self.gate = Gate(bound, loop.decode, loop.warn, restarted=first_step > 0, routes_differ=differ)
+        restarted, recorded = first_step > 0, loop.recorded is not None
+        self.gate = Gate(bound, loop.decode, loop.warn, restarted=restarted, recorded=recorded, routes_differ=differ)
 
     def run(self) -> int:
         """`config.steps` rollouts, `config.minibatches` optimizer steps each. Engines must hold the policy's weights.
@@ -196,14 +199,17 @@ class TrainingLoop:
         with self.timer.phase("packing"):
             self.loop.to_trainer(not self.config.synced_after(step + 1))
 
-            def work() -> list[list[Share]]:
+            def work() -> list[tuple[list[Share], bool]]:
                 nonlocal trained
                 assert sampled is not None
                 trained = Trained.of(sampled.kept, algorithm, longest)
                 parts = trained.parts(self.config.minibatches)
-                return shares_of(parts, algorithm, self.layout, longest, data_parallel()[1])
+                # Recorded rollouts may be older than sync_every says: a run that only sampled had the start model.
+                stale = self.config.sync_every > 1 or sampled.older_than(step)
+                shares = shares_of(parts, algorithm, self.layout, longest, data_parallel()[1])
+                return [(share, stale) for share in shares]
 
-            shares = scatter_over_data(work)
+            shares, stale = scatter_over_data(work)
             rows = [share.lay_out(self.layout) for share in shares]
         counts = [len(share.lengths) for share in shares]
         with self.timer.phase("logprob"):
@@ -217,7 +223,7 @@ class TrainingLoop:
                 self.gate.look(flat, [row.old_logprobs[0] for row in flat])
             if needs.kl_in_reward:
                 rows = with_kl_charged(rows, [share.lengths for share in shares], trained, algorithm, longest)
-        return Prepared(trained=trained, counts=counts, rows=rows)
+        return Prepared(trained=trained, stale=stale, counts=counts, rows=rows)
 
     def train(self, step: int, prepared: Prepared) -> list[StepResult]:
         """One optimizer step for each minibatch; an empty one counts in the schedule only. DivergedError when too many
@@ -225,7 +231,8 @@ class TrainingLoop:
         results = []
         for rows, count in zip(prepared.rows, prepared.counts, strict=True):
             inspect = None if self.gate.looked else partial(self.gate.look, rows)
-            results.append(self.policy.step(rows, self.loss, inspect=inspect) if count else self.policy.skip_step())
+            loss = self.losses[prepared.stale]
+            results.append(self.policy.step(rows, loss, inspect=inspect) if count else self.policy.skip_step())
             if count:
                 self.loop.skips.check(results[-1], step)
         if prepared.first is None:

@@ -67,12 +67,13 @@ class Gate:
         warn: Callable[[str], None],
         *,
         restarted: bool,
+        recorded: bool = False,
         routes_differ: Callable[[], Mapping[int, float]] = dict,
     ) -> None:
-        """`routes_differ`: by sparse layer the share of tokens that the trainer sends to other experts than the engine
-        (Policy.routes_differ)."""
+        """`recorded`: the rollouts are, and nothing is sampled. `routes_differ`: by sparse layer the share of tokens
+        that the trainer sends to other experts than the engine (Policy.routes_differ)."""
         self._bound, self._decode, self._warn, self._restarted = bound, decode, warn, restarted
-        self._routes_differ = routes_differ
+        self._recorded, self._routes_differ = recorded, routes_differ
         self._passed = self._warned = self._first = False
         self.found, self.looked = Mismatch(), False
         self.routes: Mapping[int, float] = {}
@@ -97,7 +98,7 @@ class Gate:
             return
         self._passed = self._first = True
         try:
-            refuse(rows, logprobs, self.found, bound=self._bound, decode=self._decode)
+            refuse(rows, logprobs, self.found, bound=self._bound, decode=self._decode, recorded=self._recorded)
         except MismatchError as error:
             if not self._restarted:
                 raise
@@ -108,10 +109,15 @@ class Gate:
         if self._warned or self._first or not self.looked or self.found.mean <= self._bound:
             return
         self._warned = True
+        why = (
+            "they agreed: look whether weight sync misses a part (megatron-r1 diagnose)"
+            if not self._recorded
+            else "they agreed: since then this run has trained otherwise than the one that sampled, so that samples "
+            "are of another policy; algorithm.correction.weight token weighs them for it"
+        )
         self._warn(
             f"step {step + 1}: rollout and trainer differ by {self.found.mean:.4f} in the mean logprob of a token, and "
-            f"grpo.mismatch_bound is {self._bound}. At the first step they agreed: look whether weight sync misses a "
-            "part (megatron-r1 diagnose)"
+            f"grpo.mismatch_bound is {self._bound}. At the first step {why}"
         )
 
 
@@ -142,6 +148,7 @@ def refuse(
     *,
     bound: float,
     decode: Callable[[Sequence[int]], str],
+    recorded: bool = False,
 ) -> None:
     """Raises MismatchError on every rank if the mean of `measure` exceeds `bound` or is no number, naming the worst
     tokens of all ranks. A collective then."""
@@ -153,10 +160,15 @@ def refuse(
         f"  {token!r} after {context!r}: rollout {pair[0]:.4f}, trainer {pair[1]:.4f}"
         for _, token, pair, context in found
     ]
+    check = (
+        "whether model.path and model.load_from are what the recorded run started from, and its precision"
+        if recorded
+        else "weight sync and precision"
+    )
     raise MismatchError(
         f"rollout and trainer disagree: mean |logprob difference| is {mismatch.mean:.4f}, grpo.mismatch_bound is "
-        f"{bound}. Training on this would learn noise. Check weight sync and precision (rollout.dtype, train.dtype), "
-        "or raise the bound if the difference is explained. Worst tokens:\n" + "\n".join(lines)
+        f"{bound}. Training on this would learn noise. Check {check} (rollout.dtype, train.dtype), or raise the bound "
+        "if the difference is explained. Worst tokens:\n" + "\n".join(lines)
     )
 
 

@@ -25,6 +25,7 @@ from megatron_r1.observe.watch import Watch
 from megatron_r1.rollout.journal import Journal
 from megatron_r1.rollout.recording import RecordedStep, Recording
 from megatron_r1.rollout.routes import RouteForm
+from megatron_r1.stages.common.preempt import end_alone, listen
 from megatron_r1.stages.common.sampling import running_engines
 from megatron_r1.stages.grpo.collector import Collector, Rollout
 from megatron_r1.stages.grpo.config import GRPOConfig
@@ -73,13 +74,14 @@ def recorded(recording: Recording, step: int) -> Sampled:
 
 def sample_only(config: GRPOConfig) -> dict[str, Any]:
     """A run with rollout_only: sample, grade and keep config.steps rollouts; those that the folder has already are
-    passed over. Returns the summary."""
+    passed over. Returns the summary. PreemptedError if it is asked to end before (stages/common/preempt.py)."""
     with Watch(config.run_dir, rank=0, deadlines=config.deadlines.by_phase(0), steps=config.steps) as watch:
         return _sample_only(config, watch)
 
 
 def _sample_only(config: GRPOConfig, watch: Watch) -> dict[str, Any]:
     begun = time.perf_counter()
+    listen()
     shape = load_shape(config.model.path)
     tokenizer = load_tokenizer(config.model.path, thinking=config.data.thinking)
     split = problems_of(config, tokenizer, _say)
@@ -167,6 +169,8 @@ def _sample_steps(
             record(recording, step, sampled)  # last: a run that goes on passes over the steps that are recorded
             journal.forget(step + 1)
             progress.update(step, row)
+            if step + 1 < config.steps:
+                end_alone(config.run_dir, step + 1)
         watch.step(config.steps)
     return {"steps": config.steps, "reward_mean": sum(rewards) / len(rewards), "tokens": tokens}
 

@@ -34,6 +34,8 @@ from megatron_r1.observe.report import write_report
 from megatron_r1.observe.watch import Watch
 from megatron_r1.policy.policy import Policy
 from megatron_r1.rollout.journal import Journal
+from megatron_r1.rollout.recording import Recording
+from megatron_r1.stages.common.checkpoints import oldest_step
 from megatron_r1.stages.common.servers import start_rollouts
 from megatron_r1.stages.common.trainer import EXPORT_DTYPE, build_policy, export, printer, row_layout
 from megatron_r1.stages.grpo.collector import Collector
@@ -60,6 +62,8 @@ def _run(
     config: GRPOConfig, shape: ModelShape, device: torch.device, watch: Watch, say: Callable[[str], None]
 ) -> dict[str, Any]:
     begun = time.perf_counter()
+    if config.keep_rollouts:
+        on_rank_zero(lambda: Recording(config.run_dir).refuse_gap(oldest_step(config.run_dir)))
     tokenizer = load_tokenizer(config.model.path, thinking=config.data.thinking)
     split = problems_of(config, tokenizer, say) if config.train_only is None else None
     layout = row_layout(config, tokenizer.pad_id, vocab_size=shape.vocab_size)

@@ -46,6 +46,10 @@ class Sampled:
     reward_seconds: float = 0.0
     grading: dict[str, int] = field(default_factory=dict)
 
+    def older_than(self, version: int) -> bool:
+        """Whether weights before `version` sampled any of what is trained on."""
+        return any(completion.weight_version < version for group in self.kept for completion in group.completions)
+
 
 def wanted_at(step: int, preference_from_step: int) -> Callable[[Problem], bool]:
     """Which problems a step may draw: those that only reward models judge from `preference_from_step` on."""

@@ -98,8 +98,9 @@ class GRPORun:
             self.load_state_dict(state)
         if self.is_writer:
             self.journal.keep_from(self.steps_done)
-            if config.keep_rollouts:
-                Recording(config.run_dir).begin(header_of(config, self.policy.shape))
+        if config.keep_rollouts:
+            recording, shape = Recording(config.run_dir), self.policy.shape
+            on_rank_zero(lambda: recording.go_on(header_of(config, shape), self.steps_done))
         self.watch.step(self.steps_done)
         with self.watch.phase("sync"):
             self.push(self.steps_done)

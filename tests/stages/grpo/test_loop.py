@@ -27,6 +27,7 @@ from megatron_r1.stages.common.divergence import SkippedSteps
 from megatron_r1.stages.grpo.collector import Rollout
 from megatron_r1.stages.grpo.config import GRPOLoopConfig
 from megatron_r1.stages.grpo.loop import Loop, TrainingLoop
+from megatron_r1.stages.grpo.sampling import Sampled
 from megatron_r1.stages.grpo.shares import Trained
 from megatron_r1.types import Completion, PackedMicrobatch, Problem, Reward, RolloutGroup, StepResult
 
@@ -51,6 +52,7 @@ class StandIn:
     def __init__(self, logprob: float = SAMPLED) -> None:
         self.logprob, self.reference, self.calls = logprob, math.nan, []
         self.rows: list[list[PackedMicrobatch]] = []
+        self.losses: list = []
         self.broken_steps = 0
 
     def logprobs(self, rows: Sequence[PackedMicrobatch]) -> list[np.ndarray]:
@@ -76,6 +78,7 @@ class StandIn:
             inspect([np.full(row.num_tokens, self.logprob, np.float32) for row in rows])
         self.calls.append("step")
         self.rows.append(rows)
+        self.losses.append(loss)
         self.logprob += 0.1
         metrics = {"kl": 0.0, "clip_fraction": 0.0, "entropy": 1.0, "tokens": 1.0}
         self.broken_steps -= 1
@@ -152,7 +155,14 @@ class World:
 
 
 def loop_of(
-    policy: StandIn, world: World, algorithm: Algorithm | None = None, *, first_step: int = 0, teach=None, **changes
+    policy: StandIn,
+    world: World,
+    algorithm: Algorithm | None = None,
+    *,
+    first_step: int = 0,
+    teach=None,
+    recorded=None,
+    **changes,
 ) -> TrainingLoop:
     config = GRPOLoopConfig(**{"steps": 1, "prompts_per_step": 2, "group_size": 2, "mismatch_bound": 1.0} | changes)
     calls = world.calls
@@ -170,6 +180,7 @@ def loop_of(
         warn=world.warnings.append,
         decode=str,
         teach=teach,
+        recorded=recorded,
     )
     policy.calls = calls
     return TrainingLoop(
@@ -232,6 +243,21 @@ def test_samples_of_the_start_model_are_stale_at_every_later_step(monkeypatch):
     assert [metrics["staleness"] for _, metrics, _ in world.told] == [0, 1, 2] and world.warnings == []
 
 
+def test_recorded_samples_that_are_another_policys_are_told_of_as_such():
+    """The policy moves by 0.1 a step, and the recorded rollouts say that weights as new as its own sampled them."""
+    world = World()
+
+    def recorded(step: int) -> Sampled:
+        world.version = step
+        groups = [world.group(Problem(id=str(number), domain="math", messages=())) for number in range(2)]
+        return Sampled(groups=groups, kept=groups, rounds=1)
+
+    loop_of(StandIn(), world, steps=3, mismatch_bound=0.05, recorded=recorded).run()
+    assert not any(call.startswith("collect") for call in world.calls)
+    assert [metrics["staleness"] for _, metrics, _ in world.told] == [0, 0, 0]
+    assert len(world.warnings) == 1 and "trained otherwise than the one that sampled" in world.warnings[0]
+
+
 def test_minibatches_are_steps_of_their_own_groups():
     policy, world = StandIn(), World(lambda n: (float(n), 0.0))
     loop_of(policy, world, GRPO(kl=KL(coef=0.0)), prompts_per_step=4, minibatches=2).run()
@@ -261,15 +287,20 @@ def test_minibatches_are_steps_of_their_own_groups():
 def test_which_probability_the_ratio_is_against(algorithm, minibatches, sync_every, passes, ratio):
     """The batch says p / p_old = 1.1 and p / p_rollout = 1.3; at advantage -1 no clip binds above 1."""
     policy, world = StandIn(), World()
-    policy.reference = SAMPLED
-    loop = loop_of(policy, world, algorithm, minibatches=minibatches, sync_every=sync_every, first_step=1, steps=2)
-    loop.run()
+    policy.reference, world.version = SAMPLED, 1
+    loop_of(policy, world, algorithm, minibatches=minibatches, sync_every=sync_every, first_step=1, steps=2).run()
     assert world.calls.count("logprobs") == passes + algorithm.needs.reference, "old and reference"
     assert ("look" in world.calls) is (passes == 0), "then the mismatch is measured at the first optimizer step"
+    assert loss_against(policy.losses[-1], old=1.1, engine=1.3) == pytest.approx(ratio)
+
+
+def loss_against(loss, *, old: float, engine: float) -> float:
+    """`loss` of a batch with advantage -1 whose tokens are so many times as likely as they were to the policy before
+    the rollout's first step, and to the engine."""
     ones = torch.ones(1, 2)
     batch = SimpleNamespace(
-        old_logprobs=-math.log(1.1) * ones,
-        behaviour_logprobs=-math.log(1.3) * ones,
+        old_logprobs=-math.log(old) * ones,
+        behaviour_logprobs=-math.log(engine) * ones,
         reference_logprobs=0 * ones,
         teacher_logprobs=0 * ones,
         advantages=-ones,
@@ -278,8 +309,19 @@ def test_which_probability_the_ratio_is_against(algorithm, minibatches, sync_eve
         sequence_mean=None,
         sequence_sum=None,
     )
-    found = loop.loss(TokenScores(0 * ones, 0 * ones), batch)  # pyright: ignore[reportArgumentType]
-    assert found.loss.item() == pytest.approx(ratio)
+    return loss(TokenScores(0 * ones, 0 * ones), batch).loss.item()
+
+
+def test_recorded_samples_are_weighed_by_their_own_age(monkeypatch):
+    """All of the start model, as a run that only samples records them: sync_every says nothing of that."""
+    policy, world = StandIn(), World()
+    monkeypatch.setattr(world, "push", lambda version: None)
+    loop_of(policy, world, steps=3, mismatch_bound=9.0).run()
+    found = [loss_against(loss, old=1.0, engine=1.3) for loss in policy.losses]
+    assert found == pytest.approx([1.0, 1.3, 1.3]), "the first step's samples are the present policy's"
+    policy, world = StandIn(), World()
+    loop_of(policy, world, steps=2, mismatch_bound=9.0).run()
+    assert [loss_against(loss, old=1.0, engine=1.3) for loss in policy.losses] == pytest.approx([1.0, 1.0])
 
 
 def test_the_reference_policy_is_renewed_every_n_optimizer_steps():

@@ -139,6 +139,21 @@ def test_the_gate_is_passed_once_and_a_growing_mismatch_is_told_once():
     assert len(told) == 1 and told[0].startswith("step 3: rollout and trainer differ by 0.5000")
 
 
+def test_of_recorded_rollouts_no_weight_sync_is_blamed():
+    """There is none: the model is another, or has been trained otherwise since."""
+    row, told = a_row([-1.0]), []
+    gate = Gate(0.1, decode, told.append, restarted=False, recorded=True)
+    with pytest.raises(MismatchError, match=r"Check whether model.path and model.load_from are what the recorded run"):
+        gate.look([row], [trainer_of(row, [-3.0])])
+    gate = Gate(0.1, decode, told.append, restarted=False, recorded=True)
+    for step, own in enumerate([-1.05, -1.5]):
+        gate.next_step()
+        gate.look([row], [trainer_of(row, [own])])
+        gate.warn_if_grown(step)
+    assert len(told) == 1 and "weight sync" not in told[0]
+    assert "trained otherwise than the one that sampled" in told[0] and "algorithm.correction.weight token" in told[0]
+
+
 def test_a_step_without_tokens_is_not_told_of():
     gate = Gate(0.1, decode, pytest.fail, restarted=False)
     gate.next_step()

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_r1.algorithms import GRPO
 from megatron_r1.data.tokenizer import load_tokenizer
+from megatron_r1.errors import PreemptedError
 from megatron_r1.observe.watch import Watch
 from megatron_r1.recipes import RECIPES
 from megatron_r1.rollout.recording import Recording
@@ -127,6 +128,16 @@ def test_a_run_that_ends_within_a_step_has_every_step_once_when_it_goes_on(confi
     assert recording.num_steps() == 2
     assert steps_in(config.run_dir / "metrics.jsonl") == [0, 1]
     assert steps_in(config.run_dir / "rollouts.jsonl") == [0] * 4 + [1] * 4
+
+
+def test_a_run_that_is_asked_to_end_keeps_its_steps_and_goes_on(config):
+    (config.run_dir / "stop").touch()
+    with pytest.raises(PreemptedError, match=r"asked to end: stopped after step 1; start it again to go on"):
+        sample(config)
+    assert Recording(config.run_dir).num_steps() == 1 and not (config.run_dir / "stop").exists()
+    assert sample(config).num_steps() == 2
+    (config.run_dir / "stop").touch()
+    assert sample(config).num_steps() == 2, "it was at its end"
 
 
 def steps_in(file: Path) -> list[int]:

@@ -11,6 +11,10 @@ T = TypeVar("T")
 
 WRITTEN = ("run_dir", "out")
 """Fields that name a folder which is written; every other Path is an input."""
+RECORDED = "recorded"
+"""Folder of a run's recorded rollouts, in its own."""
+READ_WITHIN = {"train_only": RECORDED}
+"""Fields that name a run's folder of which only a part is read."""
 
 
 def input_paths(config: object) -> dict[str, Path]:
@@ -30,6 +34,11 @@ def input_paths(config: object) -> dict[str, Path]:
 
     walk(config, "")
     return found
+
+
+def read_of(field: str, path: Path) -> Path:
+    """What is read of the input path `path`, which `field` names. The rest may change: a run's report is drawn anew."""
+    return path / READ_WITHIN[field] if field in READ_WITHIN else path
 
 
 def replace_inputs(config: T, change: Callable[[Path], Path]) -> T:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_r1.config.folder_files import files_of
-from megatron_r1.config.paths import input_paths
+from megatron_r1.config.paths import input_paths, read_of
 from megatron_r1.config.run_folder import LOCK, STOP, is_held
 from megatron_r1.config.same import as_json, same_computation
 from megatron_r1.config.schema import StageConfig
@@ -102,7 +102,8 @@ def _inputs(config: StageConfig) -> dict[str, list[list[Any]]]:
     """Name, size and time of change (ns) of every file that each input path has: enough to see that one was replaced
     between two starts, without reading it."""
     found = {}
-    for field, path in {**input_paths(config), **code_files(config)}.items():
+    for field, named in {**input_paths(config), **code_files(config)}.items():
+        path = read_of(field, named)
         stats = [(file, file.stat()) for file in files_of(path)]
         found[field] = [[str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
     return found

@@ -21,7 +21,7 @@ from typing import Any
 from blake3 import blake3
 
 from megatron_r1.config.folder_files import files_of
-from megatron_r1.config.paths import input_paths, replace_inputs
+from megatron_r1.config.paths import input_paths, read_of, replace_inputs
 from megatron_r1.config.pipeline import parent_of
 from megatron_r1.config.same import PLACE, as_json, same_computation
 from megatron_r1.config.schema import StageConfig
@@ -106,7 +106,7 @@ class Manifest:
         # Not the token of a server: it is a secret, and another one changes nothing that is computed.
         paths = {field: path for field, path in input_paths(config).items() if not field.endswith("token_file")}
         paths |= code_files(config)
-        return {field: self.content(path) for field, path in paths.items()}
+        return {field: self.content(read_of(field, path)) for field, path in paths.items()}
 
     def _outputs(self, config: StageConfig) -> dict[str, str]:
         return {name: self.content(config.run_dir / name) for name in kind_of(config).outputs}

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from megatron_r1.config.paths import RECORDED
 from megatron_r1.config.shape import ModelShape, hf_files
 from megatron_r1.errors import DataError
 from megatron_r1.observe.metrics import JsonLines, read_json_lines, write_json
 from megatron_r1.rollout.journal import completion_from_json, completion_to_json
 from megatron_r1.types import Problem, Reward, RolloutGroup
 
-RECORDED = "recorded"
 FORMAT = 2
 """1: without a last line, the longest text and the teacher's folder."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")

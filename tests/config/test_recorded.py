@@ -10,6 +10,7 @@ from megatron_r1.algorithms import OnPolicyDistill
 from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config.schema import SamplingConfig
 from megatron_r1.config.shape import load_shape
+from megatron_r1.pipeline.folder import is_finished, prepare_folder
 from megatron_r1.recipes import RECIPES
 from megatron_r1.rollout.recording import RecordedStep, Recording
 from megatron_r1.stages.grpo.config import GRPOConfig
@@ -137,3 +138,13 @@ def test_a_recording_that_was_cut_is_refused(config, recording):
 def test_experts_that_were_not_recorded_cannot_be_replayed(config, recording):
     (fault,) = faults(config, train_only=recording, rollout=dataclasses.replace(config.rollout, routes="replay"))
     assert "came without experts" in fault
+
+
+def test_what_the_recorded_run_writes_beside_its_rollouts_does_not_begin_a_training_run_anew(config, recording):
+    training = dataclasses.replace(config, train_only=recording, if_exists="resume")
+    prepare_folder(training).lock.close()
+    (training.run_dir / "summary.json").write_text("{}")
+    (recording / "report.html").write_text("drawn anew")
+    assert is_finished(training)
+    (recording / "recorded" / "step_00000001.jsonl").write_text("another step")
+    assert not is_finished(training)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from weight_sources import TensorSource
 
 from megatron_r1.__main__ import parse
 from megatron_r1.algorithms import algorithm_named
@@ -483,19 +484,6 @@ def test_an_engine_is_named(outside):
     assert "rollout.engine = in_process.py:InProcess" in dry_run(command_of("An engine"), outside)
 
 
-class Weights:
-    """A weight source over tensors by name."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-
-    def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(self.tensors.items())
-
-
 def check_samples(collected: Collected, prompts: list[list[int]], model: torch.nn.Module, temperature: float) -> None:
     """Every sampled token's logprob is the model's, f32, at that temperature."""
     for prompt, group in zip(prompts, collected.groups, strict=True):
@@ -522,7 +510,9 @@ def test_an_engine_samples_and_follows_the_trainer(outside, tmp_path, architectu
     )
     kind = engine_kind(config)
     (engine,) = start_all([kind.local(EngineSpec(config=config, model_path=tmp_path / "first", run_dir=tmp_path))])
-    sync = kind.weight_sync(config, source=Weights(pushed), engines=(engine,), model_path=tmp_path / "first", rank=0)
+    sync = kind.weight_sync(
+        config, source=TensorSource(pushed), engines=(engine,), model_path=tmp_path / "first", rank=0
+    )
     prompts, sampling = [[5, 9, 12], [7, 8]], SamplingConfig(max_new_tokens=6, temperature=0.7, stop_token_ids=(1,))
 
     def sample(**more) -> Collected:
@@ -551,7 +541,7 @@ def test_an_engine_samples_and_follows_the_trainer(outside, tmp_path, architectu
     assert {one.weight_version for group in revived.groups for one in group} == {1}
     with pytest.raises(ValueError, match="1 of 1 parameters do not fit"):
         kind.weight_sync(
-            config, source=Weights({"w": torch.ones(2)}), engines=(engine,), model_path=tmp_path / "first", rank=0
+            config, source=TensorSource({"w": torch.ones(2)}), engines=(engine,), model_path=tmp_path / "first", rank=0
         ).push(2)
 
 
@@ -572,7 +562,7 @@ def test_a_server_that_is_started_again_between_two_syncs_has_newer_weights_and_
         kind.local(EngineSpec(config=config, model_path=tmp_path / "first", run_dir=tmp_path, index=index))
         for index in range(2)
     ])  # fmt: skip
-    source = Weights(tensors)
+    source = TensorSource(tensors)
     sync = kind.weight_sync(config, source=source, engines=engines, model_path=tmp_path / "first", rank=0)
     sync.push(1)
     prompts = [[5, 9, place] for place in range(12)]

@@ -28,7 +28,7 @@ from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.parts import ALIGNMENT_BYTES, WANT, Numbers, aligned
 from megatron_r1.resharding.rounds import Rounds, chunks_in_turns
 from megatron_r1.resharding.senders import GRAIN_BYTES, Holders
-from megatron_r1.resharding.takes import Shard, Tensor, Want, Wants, takes
+from megatron_r1.resharding.takes import Shard, Tensor, Want, Wants, numbers_of, takes
 
 __all__ = [
     "Message", "Piece", "Plan", "Shard", "Tensor", "Want", "check_wanted", "make_plan", "message_bytes", "offsets",
@@ -154,17 +154,30 @@ def make_plan(
 
 
 def check_wanted(tensors: Sequence[Tensor], servers: Sequence[Sequence[Wants]]) -> None:
-    """EngineError, naming the first, if a server's workers together take nothing of some tensors: they would be left as
-    they are."""
+    """EngineError, naming the first, if a server's workers together do not take some tensor, or a part of it: their
+    model is another one, and would serve with what it has there, or without the rest. Rows or columns left out at an
+    edge are found, and fewer numbers than there are; not a hole in one part that another part makes up for."""
+    full = np.array([(tensor.rows, tensor.columns) for tensor in tensors], np.int64).reshape(-1, 2).T
+    known: list[Numbers] = []
     for number, workers in enumerate(servers):
-        wanted = np.zeros(len(tensors), bool)
-        for wants in workers:
-            wanted[wants[:, 0] if isinstance(wants, np.ndarray) else [want.tensor for want in wants]] = True
-        left = [tensor.name for tensor, taken in zip(tensors, wanted, strict=True) if not taken]
-        if left:
+        wanted = [numbers_of(wants) for wants in workers]
+        if len(wanted) == len(known) and all(map(np.array_equal, wanted, known)):
+            continue  # the same as the last server's
+        known = wanted
+        size, ends, begins = np.zeros(len(tensors), np.int64), np.zeros_like(full), full.copy()
+        for tensor, top, bottom, left, right in (wants.T for wants in wanted):
+            np.add.at(size, tensor, (bottom - top) * (right - left))
+            for axis, (first, last) in enumerate(((top, bottom), (left, right))):
+                np.minimum.at(begins[axis], tensor, first)
+                np.maximum.at(ends[axis], tensor, last)
+        short = (size < full[0] * full[1]) | (begins > 0).any(axis=0) | (ends < full).any(axis=0)
+        if short.any():
+            one = int(np.flatnonzero(short)[0])
+            (rows, columns), (found_rows, found_columns) = full[:, one].tolist(), (ends - begins)[:, one].tolist()
+            taken = f"{found_rows} x {found_columns} of the {rows} x {columns} numbers" if size[one] else "nothing"
             raise EngineError(
-                f"weight sync: server {number} takes nothing of {left[0]} ({len(left)} of {len(tensors)} tensors so); "
-                "serve the model that is trained"
+                f"weight sync: server {number} takes {taken} of {tensors[one].name} ({int(short.sum())} of "
+                f"{len(tensors)} tensors so); serve the model that is trained"
             )
 
 

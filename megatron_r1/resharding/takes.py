@@ -88,8 +88,9 @@ def takes(
     for now in zip_longest(*orders):
         for several, taking in alike(now).items():
             wants = np.concatenate([wanted[server].of(layer) for server in taking for layer in several])
-            if len(wants):
-                yield _meet(tensors, itemsizes, held, wants)
+            parts = _meet(tensors, itemsizes, held, wants)
+            if len(parts):
+                yield parts
 
 
 class _Wanted:

@@ -39,6 +39,17 @@ def fingerprint(values: torch.Tensor, box: Box) -> torch.Tensor:
     return total
 
 
+def content(values: torch.Tensor) -> torch.Tensor:
+    """int64 scalar, on the device of `values`, which may have any shape and a dtype of up to 8 bytes: a sum over their
+    bits that their order does not change, and to which zeros add nothing."""
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    for part in values.detach().reshape(-1).split(CHUNK_NUMBERS):
+        bits = part.view(INTEGERS[part.element_size()]).to(torch.int64, copy=True).mul_(ROWS | 1)
+        bits.bitwise_xor_(bits >> 29).mul_(COLUMNS | 1)  # no linear map: numbers that swap bits must not cancel out
+        total += bits.bitwise_xor_(bits >> 32).sum()
+    return total
+
+
 def _factors(salt: int, first: int, last: int, device: torch.device) -> torch.Tensor:
     """int64[last - first]: those of positions `first` to `last`."""
     numbers = range(first // BLOCK, -(-last // BLOCK))

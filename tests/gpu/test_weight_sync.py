@@ -10,19 +10,16 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from weight_sources import FolderSource
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
-from megatron_r1.resharding.boxes import Box, whole
-from megatron_r1.resharding.plan import Shard
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 VOCABULARY = 512
@@ -73,32 +70,6 @@ def save(folder: Path, make: Callable[[], torch.nn.Module], seed: int) -> Path:
     return folder
 
 
-class Source:
-    """The weights of a folder, where a trainer's are."""
-
-    def __init__(self, folder: Path, device: str) -> None:
-        self.tensors = {name: tensor.to(device) for name, tensor in load_file(folder / "model.safetensors").items()}
-        self.device = torch.device(device)
-
-    def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(self.tensors.items())
-
-    @property
-    def shards(self) -> list[Shard]:
-        """All on one rank."""
-        return [Shard(number, whole(shape), (0,)) for number, (_, _, shape) in enumerate(self.metadata())]
-
-    def reading(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def read(self, tensor: int, box: Box) -> torch.Tensor:
-        rows = list(self.tensors.values())[tensor]
-        return rows.view(len(rows), -1)[box.top : box.bottom, box.left : box.right]
-
-
 def expected(folder: Path, ids: list[int]) -> np.ndarray:
     """Logprobs by transformers, in fp32."""
     from transformers import AutoModelForCausalLM
@@ -147,7 +118,7 @@ def engine(config, folders, tmp_path_factory) -> Iterator[LocalEngine]:
 def test_a_push_is_served_and_a_sleeping_server_gives_memory_back(engine, folders, device, report):
     ids = tokens(200, 3)
     np.testing.assert_allclose(engine.client.score(ids), expected(folders[0], ids), atol=BF16_LOGPROB)
-    sync = WeightSync(engine.config, source=Source(folders[1], device), engines=(engine,), model_path=folders[0])
+    sync = WeightSync(engine.config, source=FolderSource(folders[1], device), engines=(engine,), model_path=folders[0])
     sync.push(1)
     np.testing.assert_allclose(engine.client.score(ids), expected(folders[1], ids), atol=BF16_LOGPROB)
     before = checksums(engine)
@@ -169,7 +140,7 @@ def test_a_push_is_served_and_a_sleeping_server_gives_memory_back(engine, folder
 def test_what_was_pushed_is_what_a_fresh_server_holds(engine, folders, device, tmp_path):
     """Checksums of all weights, and logprobs: the same kernels on the same bits."""
     ids = tokens(100, 4)
-    sync = WeightSync(engine.config, source=Source(folders[1], device), engines=(engine,), model_path=folders[0])
+    sync = WeightSync(engine.config, source=FolderSource(folders[1], device), engines=(engine,), model_path=folders[0])
     sync.push(3)
     pushed, sums = engine.client.score(ids), checksums(engine)
     sync.close()
@@ -188,7 +159,7 @@ def test_weights_go_to_another_gpu_over_nccl(config, folders, device, tmp_path, 
     apart = dataclasses.replace(config, sync="nccl", sleep_level=0, devices=("1",))
     (engine,) = start_engines(apart, model_path=folders[0], run_dir=tmp_path)
     with engine:
-        sync = WeightSync(apart, source=Source(folders[1], "cuda:0"), engines=(engine,), model_path=folders[0])
+        sync = WeightSync(apart, source=FolderSource(folders[1], "cuda:0"), engines=(engine,), model_path=folders[0])
         sync.push(1)
         seconds = sync.push(2).seconds
         pushed = checksums(engine)

@@ -192,3 +192,32 @@ def test_what_a_server_takes_nothing_of_is_refused():
     check_wanted(tensors, [[[], numbers_of([norm, head])]])
     with pytest.raises(EngineError, match=r"server 1 takes nothing of lm_head\.weight \(1 of 2"):
         check_wanted(tensors, [[[norm], [head]], [[norm], [norm]]])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([(0, 4, 0, 4), (4, 6, 0, 4)], "takes 6 x 4 of the 8 x 4 numbers of lm_head"),
+        ([(2, 4, 0, 4), (4, 8, 0, 4)], "takes 6 x 4 of the 8 x 4 numbers of lm_head"),
+        ([(0, 8, 0, 2)], "takes 8 x 2 of the 8 x 4 numbers of lm_head"),
+        ([(0, 8, 1, 4)], "takes 8 x 3 of the 8 x 4 numbers of lm_head"),
+        ([(0, 2, 0, 4), (6, 8, 0, 4)], "takes 8 x 4 of the 8 x 4 numbers of lm_head"),
+    ],
+    ids=["last rows", "first rows", "last columns", "first columns", "between"],
+)
+def test_what_a_server_takes_a_part_of_is_refused(boxes, said):
+    """vLLM's loaders narrow what is larger than their parameter, and say nothing: a server of a smaller model."""
+    tensors = [Tensor("lm_head.weight", 8, 4, 2, "lm_head")]
+    with pytest.raises(EngineError, match=said):
+        check_wanted(tensors, [[[Want(0, Box(*box))] for box in boxes]])
+    check_wanted(tensors, [[[Want(0, Box(0, 8, 0, 2))], [Want(0, Box(0, 8, 2, 4)), Want(0, Box(0, 8, 2, 4))]]])
+
+
+def test_a_worker_may_want_no_rows_of_a_layer():
+    """One whose share of a vocabulary is all padding, or a layer that no worker of a server takes anything of."""
+    shards, norm = [Shard(0, Box(0, 8, 0, 1), (0,))], Want(0, Box(0, 8, 0, 1))
+    none = Want(0, Box(8, 8, 0, 1))
+    (message,) = make_plan(NORM, shards, [[[norm], [none]]], 1 << 20).messages
+    assert (message.worker, message.num_bytes) == (0, 16)
+    for wants in ([none], []):
+        assert make_plan(NORM, shards, [[wants]], 1 << 20).messages == ()

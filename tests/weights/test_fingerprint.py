@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_r1.resharding.boxes import Box, whole
-from megatron_r1.weights.fingerprint import BLOCK, COLUMNS, ROWS, drawn, fingerprint
+from megatron_r1.weights.fingerprint import BLOCK, CHUNK_NUMBERS, COLUMNS, ROWS, content, drawn, fingerprint
 
 WRAP = 1 << 64
 
@@ -82,3 +82,25 @@ def test_every_tensor_has_its_turn():
     assert {number for each in seen[:4] for number in each} == set(range(10))
     assert drawn(5, 4, 9) == [0, 1, 2, 3]
     assert drawn(0, 0, 3) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_content_is_the_same_in_any_order_and_with_zeros(dtype):
+    torch.manual_seed(0)
+    values = torch.randn(30, 50).to(dtype)
+    order = torch.randperm(values.numel())
+    moved = torch.cat([torch.zeros(75), values.flatten()[order].float()]).to(dtype).view(7, -1)
+    assert content(moved) == content(values) != 0
+    assert content(torch.zeros(9, dtype=dtype)) == 0
+
+
+def test_a_content_changes_with_any_number():
+    """Numbers that swap bits too, of which a sum of the bits alone would see nothing: 1 + 8 = 0 + 9 = 2 + 7."""
+    for other in ([0, 9], [2, 7], [1, 1], [1, 0], [8, 8]):
+        numbers = torch.tensor([other], dtype=torch.int32).view(torch.float32)
+        assert content(numbers) != content(torch.tensor([[1, 8]], dtype=torch.int32).view(torch.float32))
+
+
+def test_a_content_of_many_numbers_is_the_sum_of_their_parts():
+    values = torch.randn(3, CHUNK_NUMBERS // 2 + 5)
+    assert content(values) == content(values[:1]) + content(values[1:])

@@ -6,24 +6,35 @@ of the same parts by the trainer's ranks.
 A worker reads what its model runs with wherever that still has the checkpoint's layout. Some kernels want another
 (packed matrices on CPUs, shuffled experts on GPUs): those parameters are read when all their parts have been placed,
 before they are processed. Which they are is found at the first update (later for those whose numbers were all the same
-then), and only among modules that have a method to process weights: norms, router biases and the like are always read
-as the model has them.
+then), and only among matrices of modules that have a method to process weights: norms, and biases of routers and other
+layers, are always read as the model has them.
+
+Numbers in another place after processing are a layout. Other numbers are not, unless the module is quantised, whose
+kernels may scale anew: so a parameter must have the numbers that were placed, in any order. A matrix whose kernel has a
+packed copy that cannot be read (on CPUs) is asked for some of its columns, and packed experts for what they compute
+(kernels.py).
 """
 
 from __future__ import annotations
 
+import math
+import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.destination import Destination
+from megatron_r1.engines.vllm.kernels import Columns, answers, columns_to_ask_for, wrong_experts
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.takes import Wants, numbers_of
-from megatron_r1.weights.fingerprint import fingerprint
+from megatron_r1.weights.fingerprint import content, fingerprint
 from megatron_r1.weights.wire import ParamSpec
 
 FAULTS_SHOWN = 5
@@ -36,6 +47,8 @@ class Layouts:
 
     kept: set[tuple[str, str]] = field(default_factory=set)
     repacked: set[tuple[str, str]] = field(default_factory=set)
+    draw: random.Random = field(default_factory=lambda: random.Random(0), compare=False)
+    """Draws the columns that kernels are asked for."""
 
 
 class WorkerCheck:
@@ -48,59 +61,114 @@ class WorkerCheck:
         layers: Sequence[str],
         checked: Collection[int],
         layouts: Layouts,
+        filled: Collection[tuple[str, str]] = (),
+        sharers: Mapping[str, Sequence[torch.nn.Module]] = MappingProxyType({}),
     ) -> None:
-        """`specs`, `layers`: by tensor. `checked`: tensors."""
+        """`specs`, `layers`: by tensor. `checked`: tensors. `filled`: parameters (module name, name) that are 0 where
+        no tensor goes. `sharers`: see kernels.py."""
         self.destinations, self.specs, self.layouts = destinations, specs, layouts
+        self.filled, self.sharers = filled, sharers
         self.by_layer: dict[str, list[int]] = {}
+        missing: Counter[tuple[str, str]] = Counter()
+        self.quantised: set[str] = set()
+        """Modules."""
         for number, destination in enumerate(destinations):
+            if specs[destination.tensor][1].itemsize < 2:
+                self.quantised.add(destination.module_name)
             if destination.tensor in checked:
                 self.by_layer.setdefault(layers[destination.tensor], []).append(number)
+            else:
+                missing[place_of(destination)] += 1
+        self.partial = set(missing)
+        """Parameters of which not all parts are checked."""
         self.loaded: dict[tuple[str, str], list[_Placed]] = {}
         """By parameter."""
+        self.contents: dict[tuple[str, str], int] = {}
+        """Of parameters before they were processed, where that is known whole and must stay."""
+        self.answers: dict[str, torch.Tensor] = {}
+        """What experts should compute, by module."""
 
     def placed(self, layer: str) -> None:
         """The parameters of the layer are as the checkpoint has them, and whole."""
+        found: dict[tuple[str, str], list[_Placed]] = {}
         for number in self.by_layer.get(layer, ()):
             destination = self.destinations[number]
-            place = (destination.module_name, destination.parameter)
+            place = place_of(destination)
             values, (_, dtype, _) = destination.view(destination.box), self.specs[destination.tensor]
             if values.dtype != dtype and values.dtype.itemsize <= dtype.itemsize:
                 continue  # it is rounded on its way
             known = place in self.layouts.kept or place in self.layouts.repacked
             varied = not known and bool((values != values[:1, :1]).any())
-            found = self.fingerprint_of(destination)
-            self.loaded.setdefault(place, []).append(_Placed(destination, found, layout_of(destination), varied))
+            own = self.fingerprint_of(destination)
+            sharers = self.sharers.get(destination.module_name, ())
+            columns = columns_to_ask_for(destination, values, self.layouts.draw, sharers)
+            found.setdefault(place, []).append(_Placed(destination, own, layout_of(destination), varied, columns))
+        for place, parts in found.items():
+            parameter = getattr(parts[0].destination.module, place[1])
+            written = sum(part.destination.box.size for part in parts)
+            whole = written == parameter.numel() or place in self.filled
+            settled = place in self.layouts.kept or place in self.partial or place[0] in self.quantised
+            if whole and may_reorder(parts) and not settled:
+                self.contents[place] = int(content(parameter))
+        self.loaded |= found
+        for name in {name for name, _ in found if {(name, "w13_weight"), (name, "w2_weight")} <= self.contents.keys()}:
+            (module,) = {parts[0].destination.module for (own, _), parts in found.items() if own == name}
+            if (expected := answers(module)) is not None:
+                self.answers[name] = expected
 
     def report(self) -> torch.Tensor:
         """int64[parts, 6]: tensor, box, fingerprint."""
         rows = []
+        wrong: dict[str, set[int]] = {}
         for place, parts in self.loaded.items():
+            module = parts[0].destination.module
+            if place[0] in self.answers and place[0] not in wrong:
+                wrong[place[0]] = wrong_experts(module, self.answers[place[0]])
             before = [int(part.fingerprint) for part in parts]
             served = self.served(place, parts, before)
-            rows += [
-                (part.destination.tensor, *part.destination.box, number)
-                for part, number in zip(parts, served, strict=True)
-            ]
+            for part, number in zip(parts, served, strict=True):
+                number += int(self.difference(part))
+                if place[0] in wrong and expert_of(part) in wrong[place[0]] and number == int(part.fingerprint):
+                    number = ~number
+                rows.append((part.destination.tensor, *part.destination.box, signed(number)))
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 6)
 
     def served(self, place: tuple[str, str], parts: Sequence[_Placed], before: list[int]) -> list[int]:
         """Fingerprints of a parameter's parts as the model runs with them, or, where its kernel has another layout, as
         they were placed. Numbers that are all the same do not tell which it is."""
         kept, repacked = self.layouts.kept, self.layouts.repacked
-        if place in repacked:
-            return before
-        if any(layout_of(part.destination) != part.layout for part in parts):
+        parameter, first = getattr(parts[0].destination.module, place[1], None), parts[0].layout
+        moved = any(layout_of(part.destination) != part.layout for part in parts)
+        if parameter is not None and first is not None and len(first.shape) == 1 and parameter.shape == first.shape:
+            moved = False  # a vector, be it in another dtype
+        if place in repacked or moved:
             repacked.add(place)
-            return before
+            return before if self.same_content(place, parameter, parts) else [~number for number in before]
         served = [int(self.fingerprint_of(part.destination)) for part in parts]
-        processes = getattr(parts[0].destination.module, "quant_method", None) is not None
-        if processes and place not in kept:
-            if served != before:
+        if served != before and may_reorder(parts) and place not in kept and parameter is not None:
+            if parameter.dim() > 1 and self.same_content(place, parameter, parts):
                 repacked.add(place)
                 return before
-            if any(part.varied for part in parts):
-                kept.add(place)
+        elif processes(parts) and any(part.varied for part in parts):
+            kept.add(place)
         return served
+
+    def same_content(self, place: tuple[str, str], parameter: torch.Tensor | None, parts: Sequence[_Placed]) -> bool:
+        """Whether the model's `parameter` has the numbers that were placed, in any order. True where that cannot be
+        told: the kernel has emptied it, or has another dtype."""
+        if place not in self.contents or parameter is None or not parameter.numel():
+            return True
+        first = parts[0].layout
+        return first is None or parameter.dtype != first.dtype or int(content(parameter)) == self.contents[place]
+
+    def difference(self, part: _Placed) -> torch.Tensor:
+        """int64 scalar: by what the part's fingerprint changes with the columns that its kernel has."""
+        box, (_, dtype, _) = part.destination.box, self.specs[part.destination.tensor]
+        total = torch.zeros((), dtype=torch.int64)
+        for column, placed, found in part.columns.compared() if part.columns is not None else ():
+            where = box._replace(left=box.left + column, right=box.left + column + 1)
+            total += fingerprint(found.to(dtype), where) - fingerprint(placed.to(dtype), where)
+        return total
 
     def fingerprint_of(self, destination: Destination) -> torch.Tensor:
         """In the wire's dtype: a parameter may have a wider one."""
@@ -108,18 +176,50 @@ class WorkerCheck:
         return fingerprint(destination.view(destination.box).to(dtype), destination.box)
 
 
+class Layout(NamedTuple):
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
 @dataclass(frozen=True, slots=True)
 class _Placed:
     destination: Destination
     fingerprint: torch.Tensor
-    layout: tuple
+    layout: Layout | None
     varied: bool
     """The part has different numbers."""
+    columns: Columns | None
+    """Some of them, where a kernel can be asked for its own."""
 
 
-def layout_of(destination: Destination) -> tuple:
+def place_of(destination: Destination) -> tuple[str, str]:
+    return destination.module_name, destination.parameter
+
+
+def layout_of(destination: Destination) -> Layout | None:
     parameter = getattr(destination.module, destination.parameter, None)
-    return () if parameter is None else (tuple(parameter.shape), parameter.stride(), parameter.dtype)
+    return None if parameter is None else Layout(tuple(parameter.shape), parameter.stride(), parameter.dtype)
+
+
+def expert_of(part: _Placed) -> int:
+    """Of a part of a worker's experts, the one that it belongs to."""
+    return part.destination.offset // math.prod(part.layout.shape[1:]) if part.layout is not None else 0
+
+
+def processes(parts: Sequence[_Placed]) -> bool:
+    """Whether their module has a method that may bring its weights into another form."""
+    return getattr(parts[0].destination.module, "quant_method", None) is not None
+
+
+def may_reorder(parts: Sequence[_Placed]) -> bool:
+    """Whether their module may bring its parameter into another form in place. One whose kernel has a copy does not."""
+    return processes(parts) and parts[0].columns is None
+
+
+def signed(number: int) -> int:
+    """As int64."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def parts_wanted(servers: Sequence[Sequence[Wants]], checked: Sequence[int]) -> list[tuple[int, Box]]:

@@ -155,10 +155,12 @@ class Reload:
         """Let modules that share a parameter with `module` process it anew.
 
         A tied head shares the embedding's weight, and on CPU computes with a packed copy of it, made when it was
-        loaded: left alone, it would go on with the weights that the server started from.
+        loaded: left alone, it would go on with the weights that the server started from. Experts and their router share
+        the router's bias, which nothing is derived from: they are processed once, since some kernels' experts are
+        shuffled in place, and would be so twice.
         """
-        for parameter in module._parameters.values():
-            for other in self.holders.get(id(parameter), ()):
+        for name, parameter in module._parameters.items():
+            for other in self.holders.get(id(parameter), ()) if name not in SKIP_TENSORS else ():
                 if parameter is not None and other is not module:
                     other.quant_method.process_weights_after_loading(other)
 

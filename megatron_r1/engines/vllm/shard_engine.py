@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from megatron_r1.engines.vllm.checks import Layouts, WorkerCheck
+from megatron_r1.engines.vllm.kernels import sharers_of
 from megatron_r1.engines.vllm.messages import (
     messages_of,
     pieces_by_layer,
@@ -62,7 +63,7 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
     tensors: Sequence[Tensor] = ()
     messages: Sequence[Message] = ()
     peers: Peers | None = None
-    layouts = Layouts()
+    layouts: Layouts
 
     def init_transfer_engine(self, init_info: ShardInitInfo) -> None:
         if init_info.meeting is None:
@@ -104,7 +105,9 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
             raise RuntimeError("weight sync: update_weights came before the meeting with the trainer's ranks")
         recording = self.recording
         layers = [tensor.layer for tensor in self.tensors]
-        check = WorkerCheck(recording.destinations, self.specs, layers, set(update_info.checked), self.layouts)
+        checked, filled = set(update_info.checked), recording.filled
+        sharers = sharers_of(self.model)
+        check = WorkerCheck(recording.destinations, self.specs, layers, checked, self.layouts, filled, sharers)
         coming = pieces_by_layer(self.messages, self.tensors)
         reload = Reload(self.model, self.model_config, coming, recording.filled, check.placed)
 

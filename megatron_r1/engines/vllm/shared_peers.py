@@ -158,7 +158,12 @@ def map_memory(path: Path, num_bytes: int) -> torch.Tensor:
     """The file's bytes, u8, shared with every process that maps it. FileNotFoundError where there is none. On a machine
     with GPUs they are page-locked, which makes copies to and from them faster; where that is refused, it works
     without."""
-    with path.open("r+b") as file:  # torch.from_file would make one that is not there, and nobody would remove it
+    try:
+        opened = path.open("r+b")
+    except FileNotFoundError as error:
+        needed = "is not here; with rollout.sync ipc trainer and servers must share /dev/shm (containers: docker --ipc)"
+        raise FileNotFoundError(error.errno, f"weight sync: the trainer's memory {needed}", str(path)) from None
+    with opened as file:  # torch.from_file would make one that is not there, and nobody would remove it
         buffer = torch.frombuffer(mmap.mmap(file.fileno(), max(1, num_bytes)), dtype=torch.uint8)
     if torch.cuda.is_initialized() and int(_cuda_runtime().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)):
         _forget_error()

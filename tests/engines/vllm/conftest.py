@@ -4,56 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from weight_sources import FolderSource
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines.vllm.activations import RECORDER
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
-from megatron_r1.resharding.boxes import Box, whole
-from megatron_r1.resharding.plan import Shard
 
 VOCABULARY = 128
 MAX_MODEL_LEN = 384
 EOS = 1
-
-
-class Weights:
-    """A weight source over one safetensors file; `folder` may be exchanged between pushes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.show(folder)
-
-    def show(self, folder: Path) -> None:
-        self.tensors = load_file(folder / "model.safetensors")
-
-    def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return iter(self.tensors.items())
-
-    @property
-    def shards(self) -> list[Shard]:
-        """All on one rank."""
-        return [Shard(number, whole(shape), (0,)) for number, (_, _, shape) in enumerate(self.metadata())]
-
-    device = torch.device("cpu")
-
-    def reading(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def read(self, tensor: int, box: Box) -> torch.Tensor:
-        rows = list(self.tensors.values())[tensor]
-        return rows.view(len(rows), -1)[box.top : box.bottom, box.left : box.right]
 
 
 class Oracle:
@@ -148,7 +115,7 @@ def config() -> RolloutConfig:
         max_num_seqs=64,
         kv_cache_gib=0.125,
         sync_bucket_mib=1,
-        start_timeout_seconds=180.0,
+        start_timeout_seconds=600.0,
         stall_seconds=120.0,
         vllm_args=(f"worker-extension-cls={RECORDER}",),
     )
@@ -174,13 +141,13 @@ def fresh_scores(engine: LocalEngine) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def weights(folders: list[Path]) -> Weights:
-    return Weights(folders[0])
+def weights(folders: list[Path]) -> FolderSource:
+    return FolderSource(folders[0])
 
 
 @pytest.fixture(scope="session")
 def sync(
-    config: RolloutConfig, engine: LocalEngine, weights: Weights, folders: list[Path], fresh_scores: np.ndarray
+    config: RolloutConfig, engine: LocalEngine, weights: FolderSource, folders: list[Path], fresh_scores: np.ndarray
 ) -> Iterator[WeightSync]:
     sync = WeightSync(config, source=weights, engines=(engine,), model_path=folders[0])
     yield sync

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from weight_sources import FolderSource
 
 from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.vllm.attached import AttachedEngine, Record, Request, ServerFiles
@@ -25,7 +26,7 @@ from megatron_r1.engines.vllm.supervise import follow, supervise
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
 
-from .conftest import Weights, prompt
+from .conftest import prompt
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -84,7 +85,7 @@ def test_a_supervised_server_is_used_like_one_of_our_own(config, folders, oracle
         token = run_dir / "servers" / "vllm-0.token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600 and token.read_text() == owned.token
         assert owned.token not in (run_dir / "servers" / "vllm-0.json").read_text()
-        sync = WeightSync(config, source=Weights(folders[1]), engines=(engine,), model_path=folders[0])
+        sync = WeightSync(config, source=FolderSource(folders[1]), engines=(engine,), model_path=folders[0])
         sync.push(1)
         ids = prompt(20, 3)
         assert abs(engine.client.score(ids) - oracles[1].logprobs(ids)).max() < 1e-3

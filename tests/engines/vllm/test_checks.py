@@ -7,6 +7,7 @@ import torch
 
 from megatron_r1.engines.vllm.checks import Layouts, WorkerCheck, compare, own_fingerprints, parts_wanted
 from megatron_r1.engines.vllm.destination import Destination
+from megatron_r1.engines.vllm.kernels import as_good, sharers_of
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Shard, Want
@@ -108,6 +109,168 @@ def test_a_matrix_that_was_kept_as_it_is_must_stay_so(modules):
     assert updated(modules, layouts) == before and layouts == Layouts(kept={PLACE})
     found = updated(modules, layouts, between=lambda: modules[1].weight.data.zero_())
     assert found[1] == 0 != before[1]
+
+
+def test_other_numbers_after_the_first_processing_are_no_layout(modules):
+    """A layout has the numbers that were placed, if in other places: one changed number is told, at every update."""
+    before, layouts = held(modules), Layouts()
+
+    def reorder_and_change() -> None:
+        reorder(modules)
+        modules[1].weight.data[0, 0] += 1
+
+    for _ in range(2):
+        found = updated(modules, layouts, between=reorder_and_change)
+        assert found[0] == before[0] and found[1] != before[1]
+        before = held(modules)
+    layouts = Layouts()
+    for _ in range(2):
+        assert updated(modules, layouts, between=lambda: reorder(modules))[1] == before[1]
+        before = held(modules)
+    assert layouts == Layouts(repacked={PLACE})
+    assert updated(modules, layouts, between=reorder_and_change)[1] != before[1]
+
+
+def test_numbers_in_another_shape_must_be_those_that_were_placed(modules):
+    """Padded with zeros they are; what has another dtype, or is empty, cannot be compared."""
+    before = held(modules)
+
+    def packed(change: float, dtype: torch.dtype = torch.bfloat16) -> dict[int, int]:
+        def pack() -> None:
+            numbers = torch.cat([modules[1].weight.flip(0).flatten(), torch.zeros(8, dtype=torch.bfloat16)])
+            numbers[3] += change
+            modules[1].weight = torch.nn.Parameter(numbers.to(dtype), requires_grad=False)
+
+        found = updated(modules, Layouts(), between=pack)
+        modules[1].weight = torch.nn.Parameter(kept.clone(), requires_grad=False)
+        return found
+
+    kept = modules[1].weight.clone()
+    assert packed(0) == before
+    assert packed(0.5)[0] == before[0] and packed(0.5)[1] != before[1]
+    assert packed(0.5, torch.float32) == before
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_vocabulary_that_is_filled_up_is_compared_too(filled):
+    """What no tensor goes to must be known as 0, or nothing can be said of the whole."""
+    torch.manual_seed(0)
+    module = Module((6, 6), torch.bfloat16, processes=True)
+    module.weight.data[4:] = 0
+    place, layouts = Destination(1, LINEAR, "embed", module, "weight", 0, 6, 1), Layouts()
+    check = WorkerCheck([place], SPECS, ["a", "a"], [1], layouts, [("embed", "weight")] if filled else [])
+    check.placed("a")
+    expected = int(fingerprint(module.weight[:4], LINEAR))
+    module.weight.data[0, 0] += 1
+    assert (check.report()[0, -1] == expected) == (not filled)
+
+
+def test_a_quantised_module_may_scale_anew():
+    """Its kernels may want scales that are powers of two: codes and scales are then others."""
+    torch.manual_seed(0)
+    module = Module((4, 6), torch.float8_e4m3fn, processes=True)
+    module.scale = torch.nn.Parameter(torch.rand(4, 1), requires_grad=False)
+    specs = [("linear.weight", torch.float8_e4m3fn, (4, 6)), ("linear.scale", torch.float32, (4, 1))]
+    places = [
+        Destination(0, LINEAR, "linear", module, "weight", 0, 6, 1),
+        Destination(1, Box(0, 4, 0, 1), "linear", module, "scale", 0, 1, 1),
+    ]
+    check = WorkerCheck(places, specs, ["a", "a"], [0, 1], Layouts())
+    check.placed("a")
+    expected = [int(each.fingerprint) for parts in check.loaded.values() for each in parts]
+    module.weight.data.copy_(torch.randn(4, 6))
+    module.scale.data.mul_(2)
+    assert check.report()[:, -1].tolist() == expected
+
+
+def test_a_vector_is_read_as_the_model_has_it_from_the_first_update_on():
+    """The router's bias lies in a module that processes weights."""
+    torch.manual_seed(0)
+    module = Module((6,), torch.float32, processes=True)
+    check = WorkerCheck([Destination(0, NORM, "gate", module, "weight", 0, 1, 1)], SPECS, ["a"], [0], Layouts())
+    check.placed("a")
+    module.weight.data.copy_(module.weight.flip(0))
+    assert check.report()[0, -1] == int(fingerprint(module.weight.view(6, 1), NORM))
+
+
+class Packing(Module):
+    """As a linear layer of vLLM's on a CPU: `pack` gives its kernel a copy that nobody can read, and empties it."""
+
+    def __init__(self) -> None:
+        super().__init__((8, 6), torch.float32, processes=True)
+        self.pack()
+
+    def load(self) -> None:
+        self.weight = torch.nn.Parameter(torch.randn(8, 6), requires_grad=False)
+
+    def pack(self, change: float = 0, *, empties: bool = True) -> None:
+        copy = self.weight.clone()
+        copy[5] += change
+        self.cpu_linear = lambda rows, weight, bias: rows @ copy.T
+        if empties:
+            self.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+@pytest.mark.parametrize("empties", [True, False])
+def test_a_kernel_is_asked_for_what_it_computes_with(empties):
+    """Of a matrix that is made of two tensors. A changed row is told of the tensor that it belongs to alone."""
+    torch.manual_seed(0)
+    module, layouts = Packing(), Layouts()
+    specs = [("up.weight", torch.float32, (4, 6)), ("gate.weight", torch.float32, (4, 6))]
+    places = [Destination(part, LINEAR, "linear", module, "weight", part * 24, 6, 1) for part in (0, 1)]
+    for change in (0, 1e-6, 0, 1e-6):
+        module.load()
+        check = WorkerCheck(places, specs, ["a", "a"], [0, 1], layouts)
+        check.placed("a")
+        expected = [int(fingerprint(module.weight[part * 4 : part * 4 + 4], LINEAR)) for part in (0, 1)]
+        module.pack(change, empties=empties)
+        found = check.report()[:, -1].tolist()
+        assert found[0] == expected[0] and (found[1] == expected[1]) == (change == 0)
+
+
+def test_a_kernel_that_kept_its_old_copy_is_told():
+    torch.manual_seed(0)
+    module, spec = Packing(), [("linear.weight", torch.float32, (8, 6))]
+    box, layouts = Box(0, 8, 0, 6), Layouts()
+    for repacks in (False, True, False):
+        module.load()
+        check = WorkerCheck([Destination(0, box, "linear", module, "weight", 0, 6, 1)], spec, ["a"], [0], layouts)
+        check.placed("a")
+        expected = int(fingerprint(module.weight, box))
+        if repacks:
+            module.pack()
+        else:
+            module.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+        assert (check.report()[0, -1] == expected) == repacks
+
+
+def test_a_tied_head_that_kept_its_old_copy_is_told():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict(
+        {"embed": Packing(), "head": Packing(), "norm": Module((6,), torch.float32, processes=False)}
+    )
+    embed, head = model["embed"], model["head"]
+    embed.load()
+    head.weight = embed.weight
+    assert sharers_of(model) == {"embed": [head], "head": [embed]}
+    box, spec = Box(0, 8, 0, 6), [("embed.weight", torch.float32, (8, 6))]
+    for follows in (True, False):
+        place = Destination(0, box, "embed", embed, "weight", 0, 6, 1)
+        check = WorkerCheck([place], spec, ["a"], [0], Layouts(), (), sharers_of(model))
+        embed.weight.data.normal_()
+        check.placed("a")
+        expected = int(fingerprint(embed.weight, box))
+        embed.pack(empties=False)
+        if follows:
+            head.pack(empties=False)
+        assert (check.report()[0, -1] == expected) == follows
+
+
+def test_how_kernels_may_round():
+    """In bf16, tiny numbers to 0; a number that is none spoils its row, and says nothing. -0 is 0."""
+    placed = torch.tensor([1.003, 1.003, 1.003, 1e-40, 1e-30, -0.0, 1.0])
+    found = torch.tensor([1.003, 1.0, 1.01, 0.0, 0.0, 0.0, torch.nan])
+    assert as_good(found, placed).tolist() == [True, True, False, True, False, True, True]
 
 
 def test_numbers_that_are_all_the_same_do_not_tell_the_layout(modules):

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from weight_sources import FolderSource
 
 from megatron_r1.config import SamplingConfig
 from megatron_r1.config.schema import RunningServerConfig
@@ -18,11 +19,11 @@ from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import ConfigError, EngineError
 
-from .conftest import EOS, MAX_MODEL_LEN, Oracle, Weights, prompt
+from .conftest import EOS, MAX_MODEL_LEN, Oracle, prompt
 
 
 @pytest.fixture(autouse=True)
-def start_weights(sync: WeightSync, weights: Weights, folders) -> None:
+def start_weights(sync: WeightSync, weights: FolderSource, folders) -> None:
     weights.show(folders[0])
     sync.push(sync.version)
 

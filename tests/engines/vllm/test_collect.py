@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import psutil
 import pytest
+from weight_sources import FolderSource
 
 from megatron_r1.config import SamplingConfig
 from megatron_r1.engines.base import EngineSpec
@@ -17,11 +18,11 @@ from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
 from megatron_r1.rollout.collect import collect
 
-from .conftest import MAX_MODEL_LEN, Oracle, Weights, prompt
+from .conftest import MAX_MODEL_LEN, Oracle, prompt
 
 
 def test_groups_come_back_in_order_and_are_handed_over_as_they_arrive(
-    engine: LocalEngine, sync: WeightSync, weights: Weights, folders, oracles: list[Oracle]
+    engine: LocalEngine, sync: WeightSync, weights: FolderSource, folders, oracles: list[Oracle]
 ) -> None:
     weights.show(folders[1])
     sync.push(sync.version + 1)
@@ -65,7 +66,7 @@ def test_a_prompt_without_room_stops_everything_before_it_begins(engine: LocalEn
 
 @pytest.mark.slow  # two server starts; `make test` kills the server of a whole run (pipeline/test_run.py)
 def test_a_server_killed_in_the_middle_is_replaced_and_nothing_is_lost(
-    engine: LocalEngine, sync: WeightSync, weights: Weights, folders, oracles: list[Oracle]
+    engine: LocalEngine, sync: WeightSync, weights: FolderSource, folders, oracles: list[Oracle]
 ) -> None:
     weights.show(folders[2])
     sync.push(sync.version + 1)

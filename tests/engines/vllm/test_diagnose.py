@@ -9,6 +9,7 @@ import pytest
 import torch
 from diagnosis import departing, diagnoses, planted, swap
 from safetensors.torch import load_file
+from weight_sources import FolderSource
 
 from megatron_r1.engines.base import RequestError
 from megatron_r1.engines.vllm.activations import record
@@ -17,7 +18,7 @@ from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
 from megatron_r1.weights.convert import ConvertOptions, convert
 
-from .conftest import Oracle, Weights, prompt
+from .conftest import Oracle, prompt
 
 NUM_TOKENS = 45
 EXPERT = "model.layers.{}.mlp.experts.{}.{}.weight"
@@ -27,7 +28,9 @@ MIDDLE_NORM = "model.layers.0.post_attention_layernorm.weight"
 
 
 @pytest.fixture(scope="module")
-def recording(engine: LocalEngine, sync: WeightSync, weights: Weights, folders: list[Path], tmp_path_factory) -> Path:
+def recording(
+    engine: LocalEngine, sync: WeightSync, weights: FolderSource, folders: list[Path], tmp_path_factory
+) -> Path:
     """Of folders[1]'s weights, which the server was given while it ran; its own were folders[0]'s."""
     weights.show(folders[1])
     sync.push(sync.version + 1)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from weight_sources import FolderSource
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.shard_channel import ShardChannel
 from megatron_r1.engines.vllm.sync import WeightSync
 
-from .conftest import Weights, prompt
+from .conftest import prompt
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def pair(config: RolloutConfig, folders: list[Path], tmp_path_factory) -> Iterat
 
 
 @pytest.fixture
-def source(folders: list[Path]) -> Weights:
-    return Weights(folders[0])
+def source(folders: list[Path]) -> FolderSource:
+    return FolderSource(folders[0])
 
 
 def mapped_by(engine: LocalEngine) -> list[str]:
@@ -116,7 +117,7 @@ def test_a_source_that_fails_in_the_middle_leaves_the_server_able_to_serve(pair,
     source.show(folders[1])
     sync.push(sync.version + 1)
 
-    class Broken(Weights):
+    class Broken(FolderSource):
         reads = 0
 
         def read(self, tensor, box):

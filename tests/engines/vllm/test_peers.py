@@ -47,7 +47,7 @@ def test_too_little_shared_memory_is_said():
 
 def test_memory_that_is_not_there_is_not_made():
     path = SHARED_MEMORY / f"mr1-weights-{uuid.uuid4().hex}-0"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="trainer and servers must share /dev/shm"):
         map_memory(path, 4096)
     assert not path.exists()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from weight_sources import FolderSource
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.config.shape import load_shape
@@ -16,7 +17,7 @@ from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.rollout.routes import RouteForm
 from megatron_r1.types import Completion
 
-from .conftest import Oracle, Weights, prompt
+from .conftest import Oracle, prompt
 
 SAMPLING = SamplingConfig(max_new_tokens=30)
 
@@ -78,7 +79,7 @@ def test_many_requests_that_the_cache_has_no_room_for(routing: LocalEngine, orac
 
 
 def test_after_a_push_they_are_the_new_weights(routing: LocalEngine, oracles: list[Oracle], folders) -> None:
-    form, ids, weights = RouteForm.of(load_shape(folders[0])), prompt(70, 1), Weights(folders[1])
+    form, ids, weights = RouteForm.of(load_shape(folders[0])), prompt(70, 1), FolderSource(folders[1])
     sync = WeightSync(routing.config, source=weights, engines=(routing,), model_path=folders[0])
     try:
         sync.push(1)

@@ -5,12 +5,14 @@ Oracles: transformers on the same folder, and the same server's own answers when
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -21,21 +23,21 @@ import torch
 import torch.distributed
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+from weight_sources import FolderSource, HalvesSource
 
 from megatron_r1.config import RolloutConfig, SamplingConfig
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.engines.vllm.sync import WeightSync
 from megatron_r1.errors import EngineError
-from megatron_r1.resharding.boxes import Box, whole
-from megatron_r1.resharding.plan import Shard
+from megatron_r1.resharding.boxes import Box
 
-from .conftest import VOCABULARY, Oracle, Weights, prompt, save_model
+from .conftest import VOCABULARY, Oracle, prompt, save_model
 
 
 def test_three_pushes_in_a_row_each_serve_what_was_pushed(
     engine: LocalEngine,
     sync: WeightSync,
-    weights: Weights,
+    weights: FolderSource,
     folders: list[Path],
     oracles: list[Oracle],
     fresh_scores: np.ndarray,
@@ -83,7 +85,7 @@ def test_many_pushes_keep_memory_and_stay_quick(engine: LocalEngine, sync: Weigh
     ],
 )
 def test_parameters_that_do_not_fit_are_refused_and_the_server_keeps_serving(
-    engine: LocalEngine, sync: WeightSync, weights: Weights, name: str, shape: tuple[int, ...], message: str
+    engine: LocalEngine, sync: WeightSync, weights: FolderSource, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     ids, version = prompt(30, 3), sync.version
     before, kept = engine.client.score(ids), dict(weights.tensors)
@@ -99,7 +101,7 @@ def test_parameters_that_do_not_fit_are_refused_and_the_server_keeps_serving(
 
 def test_a_shape_that_the_server_cannot_load_is_refused_before_it_is_paused(
     engine: LocalEngine,
-    weights: Weights,
+    weights: FolderSource,
     sync: WeightSync,
     config: RolloutConfig,
     oracles,
@@ -124,13 +126,34 @@ def test_a_shape_that_the_server_cannot_load_is_refused_before_it_is_paused(
     np.testing.assert_allclose(engine.client.score(ids), oracles[1].logprobs(ids), atol=1e-4)
 
 
+def test_a_server_of_a_smaller_model_is_refused_before_it_is_paused(
+    engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], tmp_path: Path
+) -> None:
+    """vLLM's loaders would take the first rows and columns of what is larger, and say nothing."""
+    wide = FolderSource(folders[1])
+    for name, shape in (("gate_proj", (192, 64)), ("up_proj", (192, 64)), ("down_proj", (64, 192))):
+        wide.tensors[f"model.layers.0.mlp.{name}.weight"] = torch.ones(shape)
+    unchecked = WeightSync(config, source=wide, engines=(engine,), model_path=tmp_path)
+    version, ids = engine.client.weight_version(), prompt(30, 3)
+    before = engine.client.score(ids)
+    with pytest.raises(
+        EngineError, match=r"takes 64 x 128 of the 64 x 192 numbers of model.layers.0.mlp.down_proj.weight \(3 of"
+    ):
+        unchecked.push(sync.version + 1)
+    unchecked.close()
+    assert engine.client.weight_version() == version
+    np.testing.assert_array_equal(engine.client.score(ids), before)
+    sync.disconnect()
+    sync.push(sync.version + 1)
+
+
 def test_a_push_of_some_layers_leaves_the_others_as_they_were(
-    engine: LocalEngine, sync: WeightSync, weights: Weights, folders: list[Path], tmp_path: Path
+    engine: LocalEngine, sync: WeightSync, weights: FolderSource, folders: list[Path], tmp_path: Path
 ) -> None:
     """Frozen layers are left out of a push; experts among them stay in their kernel's layout."""
     weights.show(folders[0])
     sync.push(sync.version + 1)
-    start, other = dict(weights.tensors), Weights(folders[1]).tensors
+    start, other = dict(weights.tensors), FolderSource(folders[1]).tensors
     moved = {name: tensor for name, tensor in other.items() if ".layers.1." in name or name == "lm_head.weight"}
     weights.tensors = dict(reversed(moved.items()))  # the order of the stream is the source's affair
     sync.push(sync.version + 1)
@@ -163,7 +186,7 @@ def test_a_tied_head_follows_its_embedding(config: RolloutConfig, folders: list[
     ids = prompt(60, 7)
     (engine,) = start_engines(config, model_path=models[0], run_dir=tmp_path)
     with engine:
-        weights = Weights(models[1])
+        weights = FolderSource(models[1])
         assert "lm_head.weight" not in weights.tensors
         sync = WeightSync(config, source=weights, engines=(engine,), model_path=models[0])
         sync.push(1)
@@ -175,7 +198,7 @@ def test_a_tied_head_follows_its_embedding(config: RolloutConfig, folders: list[
     np.testing.assert_allclose(pushed[1:], expected, atol=1e-4)
 
 
-def test_a_part_of_a_layer_is_refused(engine: LocalEngine, sync: WeightSync, weights: Weights) -> None:
+def test_a_part_of_a_layer_is_refused(engine: LocalEngine, sync: WeightSync, weights: FolderSource) -> None:
     kept, version = dict(weights.tensors), sync.version
     del weights.tensors["model.layers.1.self_attn.o_proj.weight"]
     try:
@@ -186,7 +209,7 @@ def test_a_part_of_a_layer_is_refused(engine: LocalEngine, sync: WeightSync, wei
     assert engine.client.weight_version() == version
 
 
-class Liar(Weights):
+class Liar(FolderSource):
     """A source that reads other shapes than it has announced."""
 
     def read(self, tensor: int, box: Box) -> torch.Tensor:
@@ -206,7 +229,7 @@ def test_a_source_that_breaks_its_word_is_named(
     assert engine.client.weight_version() == sync.version
 
 
-class Planted(Weights):
+class Planted(FolderSource):
     """Of the tensor called `name` the server gets other numbers than those that the trainer has."""
 
     name, reads = "", 0
@@ -229,7 +252,7 @@ class Planted(Weights):
     ],
 )
 def test_a_server_that_holds_other_numbers_is_found(
-    name: str, engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], weights: Weights
+    name: str, engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], weights: FolderSource
 ) -> None:
     """At the first push, when all tensors are compared, and at a later one, in the tensor's turn."""
     planted = Planted(folders[1])
@@ -247,33 +270,49 @@ def test_a_server_that_holds_other_numbers_is_found(
     sync.push(sync.version + 1)
 
 
-class Killing(Weights):
-    """Kills a server while its weights are being packed."""
+class Striking(FolderSource):
+    """Does something to a server while its weights are packed, once `server` is set."""
 
     server: LocalEngine | None = None
 
+    def strike(self, server: LocalEngine) -> None:
+        raise NotImplementedError
+
     def read(self, tensor: int, box: Box) -> torch.Tensor:
         if self.server is not None and tensor == len(self.tensors) // 2:
-            os.killpg(self.server.pid, signal.SIGKILL)
-            self.server = None
+            server, self.server = self.server, None
+            self.strike(server)
         return super().read(tensor, box)
 
 
-def test_a_server_that_dies_in_a_push_ends_it_and_the_next_is_whole(
-    config: RolloutConfig, folders: list[Path], oracles: list[Oracle], tmp_path: Path
+class Killing(Striking):
+    def strike(self, server: LocalEngine) -> None:
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+class Stopping(Striking):
+    """Its worker then neither works nor ends."""
+
+    def strike(self, server: LocalEngine) -> None:
+        for process in psutil.Process(server.pid).children(recursive=True):
+            process.suspend()
+
+
+def check_recovery(
+    source: Striking, config: RolloutConfig, folders: list[Path], oracles: list[Oracle], run_dir: Path
 ) -> None:
-    (engine,) = start_engines(config, model_path=folders[0], run_dir=tmp_path)
+    """A server that is struck in its second push: the push ends soon, and the next one, after a restart, is whole."""
+    (engine,) = start_engines(config, model_path=folders[0], run_dir=run_dir)
     with engine:
-        weights = Killing(folders[1])
-        sync = WeightSync(config, source=weights, engines=(engine,), model_path=folders[0])
+        sync = WeightSync(config, source=source, engines=(engine,), model_path=folders[0])
         sync.push(1)
-        weights.server = engine
+        source.server = engine
         begun = time.monotonic()
         with pytest.raises(EngineError):
             sync.push(2)
         assert time.monotonic() - begun < 60 and sync.version == 1
         engine.restart()
-        weights.show(folders[2])
+        source.show(folders[2])
         sync.push(3)
         ids = prompt(60, 7)
         np.testing.assert_allclose(engine.client.score(ids), oracles[2].logprobs(ids), atol=1e-4)
@@ -281,59 +320,60 @@ def test_a_server_that_dies_in_a_push_ends_it_and_the_next_is_whole(
         sync.close()
 
 
-class Halves(Weights):
-    """Of each tensor, rank 0 holds the upper rows and rank 1 the others; what a rank does not hold is not a number."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        super().__init__(folder)
-        self.rank = rank
-
-    @property
-    def shards(self) -> list[Shard]:
-        boxes = [whole(shape) for _, _, shape in self.metadata()]
-        halves = [box.cut(-(-box.rows // 2)) for box in boxes]
-        return [Shard(n, box, (rank,)) for n, pair in enumerate(halves) for rank, box in enumerate(pair) if box.size]
-
-    def read(self, tensor: int, box: Box) -> torch.Tensor:
-        held = any(own.box.meet(box) == box for own in self.shards if own.tensor == tensor and self.rank in own.ranks)
-        rows = super().read(tensor, box)
-        return rows if held else torch.full_like(rows, torch.nan)
-
-
-def second_rank(
-    store: str, config: RolloutConfig, folder: Path, pushes: int, source: type[Halves] | None = None
+def test_a_server_that_dies_in_a_push_ends_it_and_the_next_is_whole(
+    config: RolloutConfig, folders: list[Path], oracles: list[Oracle], tmp_path: Path
 ) -> None:
+    check_recovery(Killing(folders[1]), config, folders, oracles, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_the_push_at_the_deadline_and_the_next_is_whole(
+    config: RolloutConfig, folders: list[Path], oracles: list[Oracle], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("megatron_r1.engines.vllm.shard_channel.MEETING_SECONDS", 10.0)
+    check_recovery(Stopping(folders[1]), config, folders, oracles, tmp_path)
+
+
+def second_rank(store: str, config: RolloutConfig, source: type[HalvesSource], folder: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=1, world_size=2)
-    sync = WeightSync(config, source=(source or Halves)(folder, 1), engines=(), model_path=folder, rank=1)
-    for version in range(1, pushes + 1):
-        sync.push(version)
+    sync = WeightSync(config, source=source(folder, 1), engines=(), model_path=folder, rank=1)
+    sync.push(1)
+    sync.push(2)
     torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def beside_a_second_rank(
+    config: RolloutConfig, source: type[HalvesSource], folder: Path, store: Path, exitcode: int = 0
+) -> Iterator[None]:
+    """This process is rank 0 of two; the other pushes twice, and ends with `exitcode`."""
+    context = multiprocessing.get_context("spawn")
+    other = context.Process(target=second_rank, args=(str(store), config, source, folder))
+    other.start()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=2)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+        other.join(30)
+    assert other.exitcode == exitcode
 
 
 def test_each_trainer_rank_sends_what_it_holds(
     engine: LocalEngine, sync: WeightSync, config: RolloutConfig, folders: list[Path], oracles, tmp_path: Path
 ) -> None:
-    other = multiprocessing.get_context("spawn").Process(
-        target=second_rank, args=(str(tmp_path / "store"), config, folders[2], 2)
-    )
-    other.start()
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=2)
-    try:
-        both = WeightSync(config, source=Halves(folders[2], 0), engines=(engine,), model_path=folders[2])
+    with beside_a_second_rank(config, HalvesSource, folders[2], tmp_path / "store"):
+        both = WeightSync(config, source=HalvesSource(folders[2], 0), engines=(engine,), model_path=folders[2])
         both.push(sync.version + 1)
         both.push(sync.version + 2)
         both.close()
-    finally:
-        torch.distributed.destroy_process_group()
-        other.join(30)
-    assert other.exitcode == 0
     ids = prompt(100, 7)
     np.testing.assert_allclose(engine.client.score(ids), oracles[2].logprobs(ids), atol=1e-4)
     sync.disconnect()
     sync.push(sync.version + 3)
 
 
-class Dying(Halves):
+class Dying(HalvesSource):
     """Its process is killed in the middle of the second push."""
 
     pushes = 0
@@ -354,63 +394,18 @@ def test_a_trainer_rank_that_is_killed_in_a_push_ends_it_and_the_next_is_whole(
 ) -> None:
     sync.disconnect()
     own = dataclasses.replace(config, sync=way)
-    other = multiprocessing.get_context("spawn").Process(
-        target=second_rank, args=(str(tmp_path / "store"), own, folders[2], 2, Dying)
-    )
-    other.start()
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=2)
-    both = WeightSync(own, source=Halves(folders[2], 0), engines=(engine,), model_path=folders[2])
-    try:
+    with beside_a_second_rank(own, Dying, folders[2], tmp_path / "store", exitcode=-signal.SIGKILL):
+        both = WeightSync(own, source=HalvesSource(folders[2], 0), engines=(engine,), model_path=folders[2])
         both.push(sync.version + 1)
         begun = time.monotonic()
         with pytest.raises((EngineError, RuntimeError)):
             both.push(sync.version + 2)
         assert time.monotonic() - begun < 60
-    finally:
-        torch.distributed.destroy_process_group()
-        other.join(30)
     both.close()
-    assert other.exitcode == -signal.SIGKILL
     ids = prompt(60, 7)
     assert np.isfinite(engine.client.score(ids)).all()
     sync.push(sync.version + 3)
     assert engine.client.weight_version() == sync.version
-
-
-class Stopping(Weights):
-    """Stops a server's worker, which then neither works nor ends."""
-
-    server: LocalEngine | None = None
-
-    def read(self, tensor: int, box: Box) -> torch.Tensor:
-        if self.server is not None and tensor == len(self.tensors) // 2:
-            for process in psutil.Process(self.server.pid).children(recursive=True):
-                process.suspend()
-            self.server = None
-        return super().read(tensor, box)
-
-
-@pytest.mark.slow
-def test_a_worker_that_hangs_ends_the_push_at_the_deadline_and_the_next_is_whole(
-    config: RolloutConfig, folders: list[Path], oracles: list[Oracle], tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.setattr("megatron_r1.engines.vllm.shard_channel.MEETING_SECONDS", 10.0)
-    (engine,) = start_engines(config, model_path=folders[0], run_dir=tmp_path)
-    with engine:
-        weights = Stopping(folders[1])
-        sync = WeightSync(config, source=weights, engines=(engine,), model_path=folders[0])
-        sync.push(1)
-        weights.server = engine
-        begun = time.monotonic()
-        with pytest.raises(EngineError):
-            sync.push(2)
-        assert time.monotonic() - begun < 60
-        engine.restart()
-        weights.show(folders[2])
-        sync.push(3)
-        ids = prompt(60, 7)
-        np.testing.assert_allclose(engine.client.score(ids), oracles[2].logprobs(ids), atol=1e-4)
-        sync.close()
 
 
 @pytest.mark.slow
@@ -422,7 +417,7 @@ def test_bf16_weights_are_served_as_from_disk(config: RolloutConfig, tmp_path: P
     (engine,) = start_engines(bf16, model_path=folders[0], run_dir=tmp_path)
     with engine:
         fresh = engine.client.score(ids)
-        weights = Weights(folders[1])
+        weights = FolderSource(folders[1])
         sync = WeightSync(bf16, source=weights, engines=(engine,), model_path=folders[0])
         sync.push(1)
         pushed = engine.client.score(ids)

@@ -15,33 +15,25 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from weight_sources import HalvesSource
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines.vllm import shard_channel
 from megatron_r1.engines.vllm.peers import check_place
 from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.engines.vllm.sync import WeightSync
-from megatron_r1.resharding.boxes import Box, whole
-from megatron_r1.resharding.plan import Shard
+from megatron_r1.resharding.boxes import Box
 
-from .conftest import Oracle, Weights, prompt
+from .conftest import Oracle, prompt
 
 SOON_SECONDS = 60
 """Members that nobody releases wait for five minutes."""
 
 
-class Halves(Weights):
-    """Of each tensor, rank 0 holds the upper rows and rank 1 the others. `fails`: rank 1 cannot read them."""
+class Failing(HalvesSource):
+    """`fails`: rank 1 cannot read its rows, from some on."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        super().__init__(folder)
-        self.rank, self.fails, self.reads = rank, False, 0
-
-    @property
-    def shards(self) -> list[Shard]:
-        boxes = [whole(shape) for _, _, shape in self.metadata()]
-        halves = [box.cut(-(-box.rows // 2)) for box in boxes]
-        return [Shard(n, box, (rank,)) for n, pair in enumerate(halves) for rank, box in enumerate(pair) if box.size]
+    fails, reads = False, 0
 
     def read(self, tensor: int, box: Box) -> torch.Tensor:
         self.reads += 1
@@ -53,7 +45,7 @@ class Halves(Weights):
 def two_pushes(store: str, config: RolloutConfig, folder: Path, rank: int, engines, first: int, fault: str) -> list:
     """The first fails on rank 1, as `fault` says. Returns the seconds that it took, and its error's type and words."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    source = Halves(folder, rank)
+    source = Failing(folder, rank)
     sync = WeightSync(config, source=source, engines=engines, model_path=folder, rank=rank)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1 and fault == "room":

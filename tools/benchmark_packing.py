@@ -70,7 +70,6 @@ def measure(count: int, repeats: int) -> dict:
         shape,
         torch.device("cpu"),
         model=config.model,
-        optimizer=config.optimizer,
         total_steps=10**6,
         temperature=1.0,
     )

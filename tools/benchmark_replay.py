@@ -83,10 +83,7 @@ def measure(config: GRPOConfig, repeats: int, scratch: Path) -> dict[str, Any]:
 
     topology.initialise(config.parallel, seed=0, cpu=True)
     shape, tokenizer = load_shape(config.model.path), load_tokenizer(config.model.path)
-    policy = build_policy(
-        config, shape, torch.device("cpu"), model=config.model, optimizer=config.optimizer, total_steps=1000,
-        replay_routes=True,
-    )  # fmt: skip
+    policy = build_policy(config, shape, torch.device("cpu"), model=config.model, total_steps=1000, replay_routes=True)
     base = scratch / "base"
     save_hf_folder(policy.weights(dtype=torch.float32, include_mtp=True), config.model.path, base)
     split, algorithm = load_problems(config.data), config.algorithm

@@ -155,7 +155,6 @@ def measure(config: GRPOConfig, repeats: int, scratch: Path) -> dict[str, Any]:
         shape,
         torch.device("cpu" if cpu else "cuda"),
         model=config.model,
-        optimizer=config.optimizer,
         total_steps=100,
         temperature=1.0,
     )

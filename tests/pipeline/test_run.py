@@ -144,7 +144,9 @@ def test_only_sampling_ends_after_its_step_when_asked(base, tmp_path):
 
 
 def tokens_of(text: str) -> list:
-    return [[completion["token_ids"] for completion in json.loads(line)["completions"]] for line in text.splitlines()]
+    """Of a recorded step's groups, whose last line is their number."""
+    *groups, _ = (json.loads(line) for line in text.splitlines())
+    return [[completion["token_ids"] for completion in group["completions"]] for group in groups]
 
 
 def test_every_step_reports_what_the_report_shows(run):

@@ -40,7 +40,7 @@ def record_rollouts(model, folder: Path) -> None:
     """Groups of two completions of 1 to 40 tokens, their logprobs those of the model with an engine's noise."""
     rng = np.random.default_rng(5)
     recording = Recording(folder)
-    recording.begin(Header.of(folder, load_shape(folder), temperature=1.0, routes=False))
+    recording.begin(Header.of(folder, load_shape(folder), temperature=1.0, max_model_len=64, routes=False))
     for step in range(STEPS):
         groups = []
         for place in range(GROUPS):

@@ -63,7 +63,7 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
     tensors: Sequence[Tensor] = ()
     messages: Sequence[Message] = ()
     peers: Peers | None = None
-    layouts: Layouts
+    layouts: Layouts | None = None
 
     def init_transfer_engine(self, init_info: ShardInitInfo) -> None:
         if init_info.meeting is None:
@@ -101,7 +101,7 @@ class ShardWeightTransferEngine(WeightTransferEngine[ShardInitInfo, ShardUpdateI
     def receive_weights(self, update_info: ShardUpdateInfo) -> None:
         """Receive and place all pieces, and say what the model has then. On any error leave the group, so that the
         senders fail too."""
-        if self.peers is None or self.recording is None:
+        if self.peers is None or self.recording is None or self.layouts is None:
             raise RuntimeError("weight sync: update_weights came before the meeting with the trainer's ranks")
         recording = self.recording
         layers = [tensor.layer for tensor in self.tensors]

@@ -39,6 +39,13 @@ class Setting:
     sync_every: int = 1
     """Rollouts per weight sync. With 1, and one optimizer step per rollout, the policy that is trained is the one that
     sampled, but for the engine's numerics."""
+    recorded_stale: bool = False
+    """Nothing is sampled, and older weights than sync_every says sampled what was recorded."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether samples may be of older weights than the trainer has before a rollout's first step."""
+        return self.sync_every > 1 or self.recorded_stale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

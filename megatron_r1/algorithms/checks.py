@@ -16,7 +16,7 @@ def algorithm_faults(algorithm: Algorithm, setting: Setting) -> list[str]:
         faults = [*algorithm.faults(setting)]
         faults += needs.kl.faults("algorithm.kl") if needs.kl is not None else []
         if needs.correction is not None:
-            faults += needs.correction.faults("algorithm.correction", stale=setting.sync_every > 1)
+            faults += needs.correction.faults("algorithm.correction", stale=setting.stale)
         if needs.teacher is not None and needs.teacher.model is None:
             faults.append("algorithm.teacher.model is missing; name the teacher's Hugging Face folder")
         taken = sorted(RESERVED & set(algorithm.METRICS))

@@ -43,6 +43,11 @@ class OnPolicyDistill(Algorithm):
             faults.append(
                 f"sync_every is {setting.sync_every}; a teacher's loss is for samples of the present policy: use 1"
             )
+        if setting.recorded_stale:
+            faults.append(
+                "train_only: its rollouts are of older weights than those that are trained from the second step on; a "
+                "teacher's loss is for samples of the present policy: use rollouts of a run with keep_rollouts"
+            )
         if setting.temperature != 1.0:
             faults.append(
                 f"rollout.sampling.temperature is {setting.temperature}; a teacher scores samples of temperature 1: "

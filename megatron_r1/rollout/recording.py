@@ -25,6 +25,7 @@ from megatron_r1.config.shape import ModelShape, hf_files
 from megatron_r1.errors import DataError
 from megatron_r1.observe.metrics import JsonLines, read_json_lines, write_json
 from megatron_r1.rollout.journal import completion_from_json, completion_to_json
+from megatron_r1.rollout.routes import RouteForm
 from megatron_r1.types import Problem, Reward, RolloutGroup
 
 FORMAT = 2
@@ -53,6 +54,8 @@ class Header:
     max_model_len: int
     routes: bool
     teacher: str = ""
+    sparse_layers: tuple[int, ...] = ()
+    """Those with experts, from 0."""
 
     @classmethod
     def of(
@@ -82,6 +85,7 @@ class Header:
             temperature=temperature,
             max_model_len=max_model_len,
             routes=routes,
+            sparse_layers=RouteForm.of(shape).sparse if shape.moe else (),
             teacher="" if teacher is None else str(teacher.resolve()),
         )
 
@@ -94,6 +98,12 @@ class Header:
             theirs, ours = getattr(self, name), getattr(wanted, name)
             if theirs != ours:
                 faults.append(f"they were sampled from a model whose {name} is {theirs}; that of model.path has {ours}")
+        theirs, ours = self.sparse_layers, wanted.sparse_layers
+        if theirs and ours and theirs != ours:  # older recordings do not have them
+            faults.append(
+                f"they were sampled from a model whose layers with experts are {_listed(theirs)}; those of "
+                f"model.path's are {_listed(ours)}"
+            )
         if self.temperature != wanted.temperature:
             faults.append(
                 f"they were sampled at temperature {self.temperature}; rollout.sampling.temperature is "
@@ -159,7 +169,7 @@ class Recording:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             if (written := found.get("format", FORMAT)) == FORMAT:
-                return Header(**found)
+                return Header(**found | {"sparse_layers": tuple(found.get("sparse_layers", ()))})
         except FileNotFoundError as error:
             raise DataError(
                 f"{file} is not there: name the folder of a run that had rollout_only or keep_rollouts"
@@ -186,6 +196,16 @@ class Recording:
                 f"{self._file(whole)} is missing, and {self._file(min(later)).name} is there: copy it, or remove those"
             )
         return None if whole else "it has no whole step"
+
+    def is_stale(self) -> bool:
+        """Whether older weights than those of its time sampled the second step, by its first group: those of a run that
+        only sampled, or that sent the servers new weights after every few steps. False for what cannot be read."""
+        try:
+            with open(self._file(1), encoding="utf-8") as file:
+                group = group_from_json(json.loads(file.readline()))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return any(completion.weight_version < 1 for completion in group.completions)
 
     def _steps(self) -> list[int]:
         return [int(file.stem.removeprefix("step_")) for file in self.folder.glob("step_*.jsonl")]
@@ -265,6 +285,10 @@ def group_from_json(found: Mapping[str, Any]) -> RolloutGroup:
             for one in found["rewards"]
         ),
     )
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def _number(value: float) -> float | str:

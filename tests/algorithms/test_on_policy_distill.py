@@ -99,12 +99,18 @@ def test_rewards_train_nothing_whatever_they_are():
 
 
 def test_its_rules():
-    setting = Setting(minibatches=2, max_new_tokens=8, temperature=0.7, sync_every=3)
+    setting = Setting(minibatches=2, max_new_tokens=8, temperature=0.7, sync_every=3, recorded_stale=True)
     faults = algorithm_faults(OnPolicyDistill(), setting)
     assert [fault.split()[0] for fault in faults] == [
         "minibatches",
         "sync_every",
+        "train_only:",
         "rollout.sampling.temperature",
         "algorithm.teacher.model",
     ]
-    assert algorithm_faults(ALGORITHM, dataclasses.replace(setting, minibatches=1, temperature=1.0, sync_every=1)) == []
+    assert (
+        algorithm_faults(
+            ALGORITHM, dataclasses.replace(setting, minibatches=1, temperature=1.0, sync_every=1, recorded_stale=False)
+        )
+        == []
+    )

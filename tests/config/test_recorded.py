@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from refusals import faults_of
 
-from megatron_r1.algorithms import OnPolicyDistill
+from megatron_r1.algorithms import GRPO, OnPolicyDistill
+from megatron_r1.algorithms.correction import Correction
 from megatron_r1.algorithms.teacher import Teacher
 from megatron_r1.config.schema import SamplingConfig
 from megatron_r1.config.shape import load_shape
@@ -27,12 +28,20 @@ def config(tmp_path) -> GRPOConfig:
 @pytest.fixture
 def recording(config, tmp_path) -> Path:
     """The folder of a run of the same model with one step."""
-    import numpy as np
-
     found = Recording(tmp_path / "sampled")
     found.begin(header_of(config, load_shape(config.model.path)))
+    write_step(found, 0, weight_version=0)
+    return tmp_path / "sampled"
+
+
+def write_step(recording: Recording, step: int, *, weight_version: int) -> None:
+    import numpy as np
+
     completion = Completion(
-        token_ids=np.array([5], np.int32), logprobs=np.zeros(1, np.float32), finish_reason="stop", weight_version=0
+        token_ids=np.array([5], np.int32),
+        logprobs=np.zeros(1, np.float32),
+        finish_reason="stop",
+        weight_version=weight_version,
     )
     group = RolloutGroup(
         problem=Problem(id="a", domain="math", messages=()),
@@ -40,8 +49,7 @@ def recording(config, tmp_path) -> Path:
         completions=(completion,),
         rewards=(Reward(total=1.0, parts={}),),
     )
-    found.write(0, RecordedStep(groups=[group], kept=[True]))
-    return tmp_path / "sampled"
+    recording.write(step, RecordedStep(groups=[group], kept=[True]))
 
 
 def faults(config: GRPOConfig, **changes) -> list[str]:
@@ -120,6 +128,26 @@ def test_a_teacher_that_was_not_asked_cannot_be_learned_from(config, recording):
     other = OnPolicyDistill(teacher=Teacher(model=recording / "gone"))
     (fault,) = faults(config, train_only=recording, algorithm=other)
     assert f"logprobs of the teacher {config.model.path}; algorithm.teacher.model is {recording / 'gone'}" in fault
+
+
+def test_a_teacher_is_not_learned_from_on_samples_of_an_older_policy(config, recording):
+    """As sync_every above 1 is refused: the loss is for samples of the policy that is trained."""
+    config = dataclasses.replace(config, algorithm=OnPolicyDistill(teacher=Teacher(model=config.model.path)), steps=2)
+    found = Recording(recording)
+    found.begin(header_of(config, load_shape(config.model.path)))
+    write_step(found, 1, weight_version=1)
+    assert faults(config, train_only=recording) == []
+    write_step(found, 1, weight_version=0)  # as rollout_only does
+    (fault,) = faults(config, train_only=recording)
+    assert "train_only: its rollouts are of older weights" in fault and "keep_rollouts" in fault
+    assert faults(config, train_only=recording, steps=1) == []
+
+
+def test_stale_recorded_rollouts_have_a_weight_to_bound_without_asking(config, recording):
+    config = dataclasses.replace(config, algorithm=GRPO(correction=Correction(beyond="mask", high=5.0)), steps=2)
+    assert any("no token has a weight" in fault for fault in faults(config, train_only=recording))
+    write_step(Recording(recording), 1, weight_version=0)
+    assert faults(config, train_only=recording) == []
 
 
 def test_longer_texts_than_a_row_holds_are_refused_before_they_are_met(config, recording):

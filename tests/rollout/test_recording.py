@@ -24,6 +24,7 @@ HEADER = Header(
     max_model_len=128,
     routes=True,
     teacher="/models/teacher",
+    sparse_layers=(1, 2, 3),
 )
 
 
@@ -213,12 +214,20 @@ def test_a_damaged_line_of_a_good_step_is_named(tmp_path):
         ({"routes": False}, "came without experts, which rollout.routes asks for: use off"),
         ({"teacher": ""}, "came without a teacher's logprobs, which the algorithm needs"),
         ({"teacher": "/old"}, "of the teacher /old; algorithm.teacher.model is /models/teacher: name that one"),
+        (
+            {"sparse_layers": (0, 2, 3)},
+            "a model whose layers with experts are 0, 2, 3; those of model.path's are 1, 2, 3",
+        ),
         ({"max_model_len": 129}, "they may have 129 tokens; rollout.max_model_len is 128: raise it"),
     ],
 )
 def test_rollouts_of_another_model_are_refused(changes, said):
     (fault,) = dataclasses.replace(HEADER, **changes).differences(HEADER)
     assert said in fault
+
+
+def test_recordings_that_do_not_say_which_layers_have_experts_are_taken():
+    assert dataclasses.replace(HEADER, sparse_layers=()).differences(HEADER) == []
 
 
 def test_rollouts_with_experts_serve_a_run_without():

@@ -236,7 +236,12 @@ def _algorithm_faults(config: GRPOConfig) -> list[str]:
         Setting(
             minibatches=config.minibatches,
             sync_every=config.sync_every,
+            recorded_stale=_recorded_stale(config),
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
         ),
     )
+
+
+def _recorded_stale(config: GRPOConfig) -> bool:
+    return config.train_only is not None and config.steps > 1 and Recording(config.train_only).is_stale()

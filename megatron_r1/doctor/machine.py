@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from megatron_r1.config.packages import installed_versions, normal_name
+from megatron_r1.config.packages import NO_BYTECODE, installed_versions, lacks_bytecode, normal_name
 from megatron_r1.gpus import Gpu, find_driver, find_gpus
 
 DISTRIBUTION = "megatron-r1"
@@ -56,6 +56,8 @@ class Machine:
     """NVIDIA's driver, such as 580.65; empty without one."""
     versions: Mapping[str, str]
     commands: frozenset[str]
+    bytecode: bool = True
+    """Whether Python's bytecode is there, or may be written."""
 
 
 def look() -> Machine:
@@ -71,6 +73,7 @@ def look() -> Machine:
         driver=find_driver(),
         versions=installed_versions(),
         commands=frozenset(name for name, _ in COMMANDS if shutil.which(name)),
+        bytecode=not lacks_bytecode(),
     )
 
 
@@ -116,6 +119,8 @@ def describe_machine(machine: Machine) -> str:
     if not gpus:
         rows.append(("GPUs", "none", "nvidia-smi is absent or shows none"))
     rows.append(("driver", machine.driver or "none", "NVIDIA's"))
+    if not machine.bytecode:
+        rows.append(("bytecode", "none", NO_BYTECODE))
     rows += [("", "", "")]
     rows += [(name, machine.versions.get(name, "missing"), purpose) for name, purpose in PACKAGES]
     rows += [("", "", "")]

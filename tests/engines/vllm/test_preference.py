@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from megatron_r1.engines.vllm.server import LocalEngine
 from megatron_r1.errors import ConfigError, EngineError
 from megatron_r1.rewards.compose import Scorer
 from megatron_r1.rollout.preference import RewardModelServer, read_scale
+from megatron_r1.stages.grpo.servers import judging
 from megatron_r1.types import Problem
 
 SCALE = {"part": "answer", "template": "plain", "value_mean": 0.5, "value_std": 2.0}
@@ -130,7 +132,7 @@ def test_the_server_gives_values_and_takes_no_weights(config, judge):
 @pytest.fixture(scope="module")
 def server(config: RolloutConfig, judge: Path, tmp_path_factory) -> Iterator[RewardModelServer]:
     limited = dataclasses.replace(config, max_model_len=48, max_restarts=2)
-    served = made(preference(judge), limited, tmp_path_factory.mktemp("reward-run"))
+    served = made(preference(judge), judging(limited, tensor_parallel=1), tmp_path_factory.mktemp("reward-run"))
     served.engine.start()
     served.engine.wait_ready()
     yield served
@@ -152,6 +154,21 @@ class Values:
 
 def words(rng: np.random.Generator, count: int) -> str:
     return " ".join(f"w{number}" for number in rng.integers(3, 128, count))
+
+
+@pytest.mark.slow
+def test_a_value_is_the_same_to_the_bit_whatever_is_asked_beside_it(server: RewardModelServer) -> None:
+    """By which a run that goes on has the rewards that it would have had. Some texts begin alike: a cache's blocks."""
+    rng = np.random.default_rng(1)
+    begin = rng.integers(3, 128, 36)
+    texts = [rng.integers(3, 128, length) for length in rng.integers(2, 47, 60)]
+    texts += [np.concatenate([begin, rng.integers(3, 128, length)]) for length in rng.integers(1, 11, 60)]
+    alone = [server.engine.client.value(text) for text in texts]
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(texts))
+        with ThreadPoolExecutor(64) as pool:
+            found = list(pool.map(server.engine.client.value, [texts[place] for place in order]))
+        assert found == [alone[place] for place in order]
 
 
 @pytest.mark.slow

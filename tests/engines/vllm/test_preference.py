@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -159,16 +159,32 @@ def words(rng: np.random.Generator, count: int) -> str:
 @pytest.mark.slow
 def test_a_value_is_the_same_to_the_bit_whatever_is_asked_beside_it(server: RewardModelServer) -> None:
     """By which a run that goes on has the rewards that it would have had. Some texts begin alike: a cache's blocks."""
+    depends_on_nothing_else(server.engine.client.value)
+
+
+@pytest.mark.slow
+def test_a_teachers_logprobs_are_the_same_to_the_bit_too(config: RolloutConfig, folders, tmp_path) -> None:
+    limited = judging(dataclasses.replace(config, max_model_len=48), tensor_parallel=1)
+    engine = LocalEngine(EngineSpec(config=limited, model_path=folders[0], run_dir=tmp_path, name="teacher"))
+    try:
+        engine.start()
+        engine.wait_ready()
+        depends_on_nothing_else(lambda text: engine.client.score(text).tolist())
+    finally:
+        engine.stop()
+
+
+def depends_on_nothing_else(ask: Callable[[np.ndarray], object]) -> None:
+    """Texts asked for one after another, and then all at once in other orders."""
     rng = np.random.default_rng(1)
     begin = rng.integers(3, 128, 36)
     texts = [rng.integers(3, 128, length) for length in rng.integers(2, 47, 60)]
     texts += [np.concatenate([begin, rng.integers(3, 128, length)]) for length in rng.integers(1, 11, 60)]
-    alone = [server.engine.client.value(text) for text in texts]
+    alone = [ask(text) for text in texts]
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(texts))
         with ThreadPoolExecutor(64) as pool:
-            found = list(pool.map(server.engine.client.value, [texts[place] for place in order]))
-        assert found == [alone[place] for place in order]
+            assert list(pool.map(ask, [texts[place] for place in order])) == [alone[place] for place in order]
 
 
 @pytest.mark.slow

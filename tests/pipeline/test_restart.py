@@ -15,8 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 from base_model import make_base, start_from
+from reward_model_folder import save_reward_model
 from safetensors.torch import load_file
 
+from megatron_r1.recipes import RECIPES
 from megatron_r1.stages.grpo.mismatch import Mismatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # every start of a run starts a server too
@@ -38,9 +40,9 @@ def base(tmp_path_factory) -> None:
     BASE[:] = [make_base(tmp_path_factory.mktemp("base"))]
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
+def start(folder: Path, *words: str, recipe: str = "tiny") -> subprocess.Popen:
     own = [*SMALL, *start_from(*BASE), "--run-dir", str(folder)]
-    command = [sys.executable, "-m", "megatron_r1", "run", "tiny", *own, *words]
+    command = [sys.executable, "-m", "megatron_r1", "run", recipe, *own, *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -187,6 +189,42 @@ def test_with_stale_samples_it_goes_on_from_a_sync_only(tmp_path):
     assert found == expected
     assert [row["weight_version"] for row in found["metrics"]] == [0, 0, 0, 3, 3, 3, 6, 6]
     assert [row["staleness"] for row in found["metrics"]] == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+JUDGED = """
+import dataclasses
+from pathlib import Path
+
+from megatron_r1.config.schema import PreferenceConfig
+from megatron_r1.recipes import RECIPES
+
+
+def judged():
+    recipe = RECIPES["tiny"]()
+    judge = PreferenceConfig(name="helpful", model=Path({folder!r}), domains=({domain!r},))
+    return dataclasses.replace(recipe, rewards=dataclasses.replace(recipe.rewards, preferences=(judge,)))
+"""
+
+
+def test_with_a_reward_model_it_makes_the_same(tmp_path):
+    """Whose server computes one text at a time: its values would depend on what is computed together."""
+    domain, _, _ = RECIPES["tiny"]().data.tasks[0].partition(":")
+    folder = save_reward_model(BASE[0], tmp_path / "judge")
+    module = tmp_path / "judged_recipe.py"
+    module.write_text(JUDGED.format(folder=str(folder), domain=domain))
+    recipe = f"{module}:judged"
+    finish(start(tmp_path / "whole", recipe=recipe))
+    run = tmp_path / "run"
+    process = start(run, recipe=recipe)
+    wait_for_steps(process, run, 3)
+    children = family(process)
+    process.kill()
+    process.communicate()
+    wait_until_gone(children)
+    assert "going on from" in finish(start(run, recipe=recipe))
+    found, expected = what_it_made(run), what_it_made(tmp_path / "whole")
+    assert len({row["helpful"] for row in found["metrics"]}) == STEPS, "it judges"
+    assert found == expected
 
 
 def weights_of(folder: Path) -> dict:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 import urllib3
+from reward_model_folder import SCALE, save_reward_model
 
 from megatron_r1.config import RolloutConfig
 from megatron_r1.config.schema import PreferenceConfig, RewardConfig
@@ -28,25 +29,10 @@ from megatron_r1.rollout.preference import RewardModelServer, read_scale
 from megatron_r1.stages.grpo.servers import judging
 from megatron_r1.types import Problem
 
-SCALE = {"part": "answer", "template": "plain", "value_mean": 0.5, "value_std": 2.0}
-
 
 @pytest.fixture(scope="module")
 def judge(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first tiny DeepSeek-V3 with a random head, as a reward model stage leaves it."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("judge") / "model"
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(folders[0], num_labels=1, dtype=torch.float32)
-    torch.nn.init.normal_(model.score.weight, std=0.3)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(folders[0]).save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_labels": 1, "num_nextn_predict_layers": 0}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "megatron_r1.json").write_text(json.dumps(SCALE))
-    return folder
+    return save_reward_model(folders[0], tmp_path_factory.mktemp("judge") / "model")
 
 
 def preference(folder: Path) -> PreferenceConfig:

@@ -47,8 +47,8 @@ quickstart: check $(RUNTIME)
 
 # Runs without make may not be allowed to write bytecode: where that is so, all of it is made here.
 install: check $(RUNTIME)
-	@$(if $(PYTHONDONTWRITEBYTECODE),echo "compiling the packages, since PYTHONDONTWRITEBYTECODE is set"; \
-		$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true)
+	@test -z "$(PYTHONDONTWRITEBYTECODE)" || { echo "PYTHONDONTWRITEBYTECODE is set: compiling the packages once"; \
+		$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true; }
 
 # Style and dead code first: they take seconds, and a fault there is not found after minutes. Types are among the tests
 # (tests/test_types.py), since pyright takes a core for a minute.

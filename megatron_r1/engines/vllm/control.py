@@ -1,8 +1,7 @@
 """The control plane of weight transfer: vLLM's RL routes on all servers of a transfer at once, with the
 token.
 
-It has the four methods of vLLM's VLLMWeightSyncClient protocol, so vLLM's own trainer engine (nccl)
-drives it like any other client, and adds pausing and versions. No tensors pass here.
+No tensors pass here.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class ControlPlane:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         def init(position: int, client: EngineClient) -> None:
             info = dict(init_info)
-            for offset in info.keys() & {"rank_offset", "first_worker"}:  # vLLM's engines' word, and ours
-                info[offset] += position * self.workers_per_engine
+            if "first_worker" in info:
+                info["first_worker"] += position * self.workers_per_engine
             client.request("POST", "/init_weight_transfer_engine", {"init_info": info}, timeout=MEETING_SECONDS)
 
         self.each(init)
@@ -52,12 +51,11 @@ class ControlPlane:
     def start_weight_update(self) -> None:
         self.post("/start_weight_update")
 
-    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+    def update_weights(self, update_info: dict[str, Any]) -> None:
         self.post("/update_weights", {"update_info": update_info})
 
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """vLLM's trainer engines name no version, ours is `self.version`."""
-        self.post("/finish_weight_update", {"weight_version": weight_version or str(self.version)})
+    def finish_weight_update(self) -> None:
+        self.post("/finish_weight_update", {"weight_version": str(self.version)})
 
     def pause(self) -> None:
         """Let running requests finish, admit no more, and drop the KV and prefix caches, which the old

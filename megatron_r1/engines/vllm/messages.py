@@ -14,6 +14,9 @@ from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Message, Piece, Tensor, Want, message_bytes, rounds_of
 from megatron_r1.weights.wire import ParamSpec, PieceWork, views
 
+REFUSAL = torch.zeros(0, 1, dtype=torch.int64)
+"""In the place of a worker's messages: there will be none."""
+
 
 def wants_as_numbers(wants: Sequence[Want]) -> torch.Tensor:
     """int64[wants, 5]: tensor, top, bottom, left, right."""
@@ -21,7 +24,11 @@ def wants_as_numbers(wants: Sequence[Want]) -> torch.Tensor:
 
 
 def messages_of(numbers: torch.Tensor, worker: int, tensors: Sequence[Tensor]) -> list[Message]:
-    """A worker's messages, of Plan.numbers."""
+    """A worker's messages, of Plan.numbers. RuntimeError for a refusal."""
+    if numbers.shape == REFUSAL.shape:
+        raise RuntimeError(
+            "weight sync: the trainer will not send these weights to this server; its error says why"
+        )
     pieces: dict[tuple[int, int], list[Piece]] = {}
     for number, sender, want, tensor, *box in numbers.tolist():
         pieces.setdefault((number, sender), []).append(Piece(want, tensor, Box(*box)))

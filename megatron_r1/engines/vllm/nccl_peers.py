@@ -8,8 +8,10 @@ until `finish`. NCCL says nothing of a member that has died, so there is a deadl
 from __future__ import annotations
 
 import base64
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
@@ -32,13 +34,33 @@ def communicator_of(meeting: Meeting, rank: int, device: torch.device) -> Any:
     from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
     from vllm.utils.nccl import unpinned_nccl_env
 
-    with unpinned_nccl_env():  # vLLM's workers pin NCCL variables that the trainer does not have
-        made = PyNcclCommunicator.from_unique_id_bytes(
+    def meet() -> Any:
+        return PyNcclCommunicator.from_unique_id_bytes(
             base64.b64decode(meeting.place), rank=rank, world_size=meeting.size, device=device
         )
+
+    with unpinned_nccl_env():  # vLLM's workers pin NCCL variables that the trainer does not have
+        made = within(meeting.timeout_seconds, meet)
     if made.disabled:
         raise RuntimeError("weight sync: vLLM's NCCL is off here (VLLM_DISABLE_PYNCCL); rollout.sync nccl needs it")
     return made
+
+
+def within(seconds: float, meet: Callable[[], Any]) -> Any:
+    """What `meet` returns. RuntimeError if it has not returned by then: NCCL waits for ever for a member that has died
+    before it came, and cannot be told to stop, so `meet` goes on, on a thread that holds up nothing."""
+    met = Future[Any]()
+
+    def work() -> None:
+        try:
+            met.set_result(meet())
+        except BaseException as error:
+            met.set_exception(error)
+
+    threading.Thread(target=work, name="nccl-meeting", daemon=True).start()
+    if not wait([met], timeout=seconds).done:
+        raise RuntimeError(f"weight sync: not all members have entered the NCCL communicator in {seconds:.0f} s")
+    return met.result()
 
 
 class NcclPeers:

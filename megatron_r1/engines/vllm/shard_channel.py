@@ -23,7 +23,7 @@ from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.checks import compare, own_fingerprints, parts_wanted
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
-from megatron_r1.engines.vllm.messages import prepare_to_send, send_all
+from megatron_r1.engines.vllm.messages import REFUSAL, prepare_to_send, send_all
 from megatron_r1.engines.vllm.peers import Meeting, Peers, SyncWay, check_place, join
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
@@ -107,8 +107,12 @@ class ShardChannel:
         for count in per_engine:
             self.servers.append(wanted[first : first + count])
             first += count
-        check_wanted(self.tensors, self.servers)
-        plan = together(lambda: make_plan(self.tensors, self.source.shards, self.servers, bucket_bytes))
+        try:
+            check_wanted(self.tensors, self.servers)
+            plan = together(lambda: make_plan(self.tensors, self.source.shards, self.servers, bucket_bytes))
+        except Exception:
+            self.refuse(meeting)
+            raise
         together(lambda: self.tell(plan, meeting, workers))
         return plan
 
@@ -120,6 +124,12 @@ class ShardChannel:
         """Rank 0: what each worker wants, as numbers."""
         with explained(workers):
             return [self.joined.receive_numbers(of=meeting.trainers + i).numpy() for i in range(meeting.workers)]
+
+    def refuse(self, meeting: Meeting) -> None:
+        """Let the workers end their wait for messages: that this rank leaves does not end it with NCCL."""
+        for worker in range(meeting.workers if self.control is not None else 0):
+            with contextlib.suppress(RuntimeError):  # the server has died
+                self.joined.send_numbers(REFUSAL, to=meeting.trainers + worker)
 
     def tell(self, plan: Plan, meeting: Meeting, workers: Future[None] | None) -> None:
         with self.or_leave(), explained(workers):

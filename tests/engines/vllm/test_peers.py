@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from megatron_r1.engines.vllm.nccl_peers import NcclPeers
+from megatron_r1.engines.vllm.nccl_peers import NcclPeers, within
 from megatron_r1.engines.vllm.peers import Meeting, join
 from megatron_r1.engines.vllm.shared_peers import SHARED_MEMORY, allocate, map_memory, remove_left_over
 from megatron_r1.errors import EngineError
@@ -90,6 +91,22 @@ def test_a_refused_call_leaves_no_group_of_nccl_calls_open():
     with pytest.raises(AssertionError, match="another device"):
         peers.send([(1, torch.zeros(4, dtype=torch.uint8))], 0)
     assert communicator.open_groups == 0
+
+
+def test_a_member_that_never_comes_to_nccl_is_not_waited_for_for_ever():
+    never = threading.Event()
+    with pytest.raises(RuntimeError, match="not all members have entered the NCCL communicator in 0 s"):
+        within(0.05, never.wait)
+    left = [thread for thread in threading.enumerate() if thread.name == "nccl-meeting"]
+    never.set()
+    assert left
+    assert all(thread.daemon for thread in left)
+
+
+def test_what_meeting_over_nccl_raises_is_raised_here():
+    assert within(5.0, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(5.0, lambda: 1 // 0)
 
 
 @pytest.fixture(scope="module")

@@ -142,6 +142,7 @@ def test_a_server_of_a_smaller_model_is_refused_before_it_is_paused(
         unchecked.push(sync.version + 1)
     unchecked.close()
     assert engine.client.weight_version() == version
+    assert "the trainer will not send these weights to this server" in engine.log_path.read_text()
     np.testing.assert_array_equal(engine.client.score(ids), before)
     sync.disconnect()
     sync.push(sync.version + 1)

@@ -27,12 +27,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_r1.config import ModelConfig, OptimizerConfig, ParallelConfig, RolloutConfig, TrainConfig
 from megatron_r1.config.shape import load_shape, shape_from_config
 from megatron_r1.policy.platform import configure_process
 from megatron_r1.weights.table import build_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_r1.policy.policy import Policy
 
 TINY = Path(__file__).resolve().parent.parent / "megatron_r1" / "recipes" / "tiny_v3"
 WAYS = {"gloo": ("gloo", 8), "gloo, nothing compared": ("gloo", 0), "ipc": ("ipc", 8)}
@@ -105,26 +110,12 @@ def measure(arguments: argparse.Namespace) -> None:
     from megatron_r1.engines.vllm.server import start_engines
     from megatron_r1.engines.vllm.sync import WeightSync
     from megatron_r1.policy import topology
-    from megatron_r1.policy.policy import Policy
     from megatron_r1.weights.load import load_weights
     from megatron_r1.weights.save import save_hf_folder
 
-    layout: dict[str, Any] = {
-        name: int(value) for name, value in (word.split("=") for word in arguments.layout.split(",") if word)
-    }
-    parallel = ParallelConfig(world_size=arguments.ranks, sequence=layout.get("tensor", 1) > 1, **layout)
+    parallel = parallel_of(arguments)
     topology.initialise(parallel, seed=1, cpu=True)
-    dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
-    has_weights = any(arguments.folder.glob("*.safetensors"))
-    policy = Policy(
-        load_shape(arguments.folder),
-        parallel=parallel,
-        train=TrainConfig(dtype=arguments.dtype),
-        model=ModelConfig(path=arguments.folder, initialise="weights" if has_weights else "random"),
-        optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-3),
-        total_steps=1,
-        device=torch.device("cpu"),
-    )
+    policy, dtype = make_policy(arguments, parallel)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*WAYS, EXPORT, PLAIN, LOAD, AGAIN)}
     base = arguments.folder.parent / "base"
     num_bytes = sum(math.prod(size) * kind.itemsize for _, kind, size in policy.weights(dtype=dtype).metadata())
@@ -144,10 +135,7 @@ def measure(arguments: argparse.Namespace) -> None:
             read = torch.tensor(disk_bytes() - begun)
             dist.all_reduce(read)
             disk[name] = max(disk[name], int(read))
-    rollout = RolloutConfig(
-        device="cpu", dtype=arguments.dtype, tensor_parallel=arguments.tensor, max_model_len=64, max_num_seqs=4,
-        memory_fraction=0.2, kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=64, start_timeout_seconds=400,
-    )  # fmt: skip
+    rollout = rollout_of(arguments)
     syncs = {}
     for number, (name, (sync, compared)) in enumerate(WAYS.items()):
         own = dataclasses.replace(rollout, sync=sync, check_tensors=compared)
@@ -176,6 +164,39 @@ def measure(arguments: argparse.Namespace) -> None:
         for engine in opened.engines:
             engine.stop()
     topology.finalise()
+
+
+def parallel_of(arguments: argparse.Namespace) -> ParallelConfig:
+    layout: dict[str, Any] = {
+        name: int(value) for name, value in (word.split("=") for word in arguments.layout.split(",") if word)
+    }
+    return ParallelConfig(world_size=arguments.ranks, sequence=layout.get("tensor", 1) > 1, **layout)
+
+
+def make_policy(arguments: argparse.Namespace, parallel: ParallelConfig) -> tuple[Policy, torch.dtype]:
+    """Of the folder's model, with random weights if it has none; and the dtype of its weights on the wire."""
+    import torch
+
+    from megatron_r1.policy.policy import Policy
+
+    has_weights = any(arguments.folder.glob("*.safetensors"))
+    policy = Policy(
+        load_shape(arguments.folder),
+        parallel=parallel,
+        train=TrainConfig(dtype=arguments.dtype),
+        model=ModelConfig(path=arguments.folder, initialise="weights" if has_weights else "random"),
+        optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-3),
+        total_steps=1,
+        device=torch.device("cpu"),
+    )
+    return policy, torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+
+
+def rollout_of(arguments: argparse.Namespace) -> RolloutConfig:
+    return RolloutConfig(
+        device="cpu", dtype=arguments.dtype, tensor_parallel=arguments.tensor, max_model_len=64, max_num_seqs=4,
+        memory_fraction=0.2, kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=64, start_timeout_seconds=400,
+    )  # fmt: skip
 
 
 class BareParts:

@@ -23,15 +23,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from benchmark_sync import make_folder, rotated, timed  # beside this file
-
-if TYPE_CHECKING:
-    import torch
-
-    from megatron_r1.config import ParallelConfig
-    from megatron_r1.policy.policy import Policy
+from benchmark_sync import make_folder, make_policy, parallel_of, rollout_of, rotated, timed  # beside this file
 
 HERE = Path(__file__).resolve().parent.parent
 ANSWER = "pushed "
@@ -140,26 +133,6 @@ def save(arguments: argparse.Namespace) -> None:
     topology.finalise()
 
 
-def make_policy(arguments: argparse.Namespace, parallel: ParallelConfig) -> tuple[Policy, torch.dtype]:
-    """Of the folder's model, and the dtype of its weights on the wire."""
-    import torch
-
-    from megatron_r1.config import ModelConfig, OptimizerConfig, TrainConfig
-    from megatron_r1.config.shape import load_shape
-    from megatron_r1.policy.policy import Policy
-
-    policy = Policy(
-        load_shape(arguments.folder),
-        parallel=parallel,
-        train=TrainConfig(dtype=arguments.dtype),
-        model=ModelConfig(path=arguments.folder, initialise="random" if arguments.save else "weights"),
-        optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-3),
-        total_steps=1,
-        device=torch.device("cpu"),
-    )
-    return policy, torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
-
-
 def serve(arguments: argparse.Namespace) -> None:
     """On each rank: push the version that each line of rank 0's input has. What is imported is any commit's."""
     from megatron_r1.policy.platform import configure_process
@@ -167,23 +140,15 @@ def serve(arguments: argparse.Namespace) -> None:
     configure_process(threads=1, cpu=True)
     import torch.distributed as dist
 
-    from megatron_r1.config import ParallelConfig, RolloutConfig
     from megatron_r1.engines.vllm.server import start_engines
     from megatron_r1.engines.vllm.sync import WeightSync
     from megatron_r1.policy import topology
 
-    layout: dict[str, Any] = {
-        name: int(value) for name, value in (word.split("=") for word in arguments.layout.split(",") if word)
-    }
-    parallel = ParallelConfig(world_size=arguments.ranks, sequence=layout.get("tensor", 1) > 1, **layout)
+    parallel = parallel_of(arguments)
     topology.initialise(parallel, seed=1, cpu=True)
     policy, dtype = make_policy(arguments, parallel)
     base, rank = arguments.folder, dist.get_rank()
-    rollout = RolloutConfig(
-        device="cpu", dtype=arguments.dtype, tensor_parallel=arguments.tensor, max_model_len=64, max_num_seqs=4,
-        memory_fraction=0.2, kv_cache_gib=0.25, enforce_eager=True, sync_bucket_mib=64, start_timeout_seconds=400,
-        sync=arguments.sync,
-    )  # fmt: skip
+    rollout = dataclasses.replace(rollout_of(arguments), sync=arguments.sync)
     if arguments.check_tensors is not None:
         rollout = dataclasses.replace(rollout, check_tensors=arguments.check_tensors)
     engines = start_engines(rollout, model_path=base, run_dir=base.parent / "servers") if rank == 0 else ()

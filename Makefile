@@ -48,7 +48,8 @@ quickstart: check $(RUNTIME)
 # Runs without make may not be allowed to write bytecode: where that is so, all of it is made here.
 install: check $(RUNTIME)
 	@test -z "$(PYTHONDONTWRITEBYTECODE)" || { echo "PYTHONDONTWRITEBYTECODE is set: compiling the packages once"; \
-		$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true; }
+		$(PY) -m compileall -q -j 0 $(VENV)/lib megatron_r1 >/dev/null 2>&1 || true; \
+		ls $(VENV)/lib/*/site-packages/torch/__pycache__/__init__.*.pyc >/dev/null || echo "it could not be written" >&2; }
 
 # Style and dead code first: they take seconds, and a fault there is not found after minutes. Types are among the tests
 # (tests/test_types.py), since pyright takes a core for a minute.

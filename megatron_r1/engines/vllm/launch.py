@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import runpy
-import signal
 import sys
 import threading
 import time
 
+from megatron_r1.engines.vllm.process_group import kill_group
 from megatron_r1.parent import die_with_parent
 
 GRACE_SECONDS = 8.0
@@ -26,7 +26,7 @@ def kill_group_after(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
         time.sleep(POLL_SECONDS)
     time.sleep(GRACE_SECONDS)
-    os.killpg(0, signal.SIGKILL)
+    kill_group(os.getpgrp())
 
 
 def main() -> None:

@@ -13,11 +13,9 @@ joining its private rendezvous.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-import signal
 import socket
 import subprocess
 import tempfile
@@ -32,11 +30,11 @@ from megatron_r1.engines.base import EngineSpec, Progress, start_all
 from megatron_r1.engines.vllm.auth import new_token
 from megatron_r1.engines.vllm.command import NodeSpan, server_command, server_environment
 from megatron_r1.engines.vllm.engine import Engine
+from megatron_r1.engines.vllm.process_group import end_group
 from megatron_r1.errors import EngineError
 
 LOG_TAIL_LINES = 30
 POLL_SECONDS = 0.1
-STOP_SECONDS = 10.0
 PORT_ATTEMPTS = 5
 MAX_SOCKET_DIRECTORY = 60
 """A unix socket's path holds 107 bytes; vLLM appends a 36-character name, torch a little more."""
@@ -223,20 +221,6 @@ def start_engines(config: RolloutConfig, *, model_path: Path, run_dir: Path, see
     first = EngineSpec(config=config, model_path=model_path, run_dir=run_dir, seed=seed)
     specs = [dataclasses.replace(first, index=index, seed=seed + index) for index in range(config.num_engines)]
     return start_all([LocalEngine(spec) for spec in specs])
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the leader, which ends its children in order; SIGKILL to whatever of the group outlives
-    it.
-    """
-    deadline = time.monotonic() + STOP_SECONDS
-    if process.poll() is None:
-        process.terminate()
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS / 4)
-    with contextlib.suppress(ProcessLookupError):  # nothing of the group is left
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def free_port(host: str) -> int:

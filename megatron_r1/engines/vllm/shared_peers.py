@@ -22,9 +22,9 @@ import torch
 import torch.distributed
 
 from megatron_r1.engines.vllm.peers import IN_FLIGHT, Arrival, GlooPeers, Meeting, Part, call_all
+from megatron_r1.engines.vllm.process_group import SHARED_MEMORY
 from megatron_r1.errors import EngineError
 
-SHARED_MEMORY = Path("/dev/shm")
 ALIGNMENT_BYTES = 64
 """Of a buffer's begin, so that numbers of any dtype can lie there."""
 

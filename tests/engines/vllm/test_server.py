@@ -17,6 +17,7 @@ import pytest
 from megatron_r1.config import RolloutConfig
 from megatron_r1.engines.base import EngineSpec
 from megatron_r1.engines.vllm.command import server_command, server_environment
+from megatron_r1.engines.vllm.process_group import kill_group, shared_memory_of
 from megatron_r1.engines.vllm.server import LocalEngine, start_engines
 from megatron_r1.errors import EngineError
 
@@ -104,6 +105,49 @@ def test_the_environment_holds_the_token_and_none_of_the_trainers_rendezvous(fol
     assert environment["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] == "1276"
     assert not {"RANK", "MASTER_PORT"} & set(environment)
     assert "OMP_WAIT_POLICY" not in environment
+
+
+def test_a_killed_group_leaves_no_shared_memory_and_takes_no_others() -> None:
+    """Python's resource tracker, which would remove it, is of the group and is killed with it."""
+    script = """
+from multiprocessing import get_context, shared_memory
+memory = shared_memory.SharedMemory(create=True, size=4096)
+lock = get_context("spawn").Lock()
+print(memory.name, flush=True)
+input()
+"""
+    words = [sys.executable, "-c", script]
+    killed, other = (
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        for _ in range(2)
+    )
+    try:
+        for process in (killed, other):
+            assert process.stdout is not None and process.stdout.readline().startswith("psm_")
+        shared = shared_memory_of(killed.pid)
+        assert [path.name[:4] for path in sorted(shared)] == ["psm_", "sem."] and all(path.exists() for path in shared)
+        kill_group(killed.pid)
+        assert killed.wait(10) == -signal.SIGKILL and not any(path.exists() for path in shared)
+        assert len(shared_memory_of(other.pid)) == 2 and all(path.exists() for path in shared_memory_of(other.pid))
+        kill_group(killed.pid)  # it is gone
+    finally:
+        for process in (killed, other):
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+def test_a_server_of_two_workers_that_hangs_leaves_no_shared_memory(config, folders, tmp_path: Path) -> None:
+    two = dataclasses.replace(config, tensor_parallel=2, threads=1)
+    (engine,) = start_engines(two, model_path=folders[0], run_dir=tmp_path)
+    try:
+        assert engine.pid is not None
+        shared = shared_memory_of(engine.pid)
+        assert any(path.name.startswith("psm_") for path in shared)
+        os.kill(engine.pid, signal.SIGSTOP)
+    finally:
+        engine.stop()
+    assert not [path for path in shared if path.exists()]
 
 
 @pytest.mark.slow

@@ -110,6 +110,17 @@ def test_the_server_gives_values_and_takes_no_weights(config, judge):
     command = server_command(config, model_path=judge, host="127.0.0.1", port=1, seed=0, reward_model=True)
     assert command[command.index("--runner") + 1] == "pooling"
     assert "--weight-transfer-config" not in command and "--enable-scale-out" not in command
+    assert "--no-enable-prefix-caching" in command  # a text's value would depend on what was asked for before
+
+
+def test_servers_whose_numbers_are_a_reward_or_in_the_loss_have_one_seat_on_cpus(config, judge):
+    for device, seats in (("cpu", "1"), ("cuda", str(config.max_num_seqs))):
+        judges = judging(dataclasses.replace(config, device=device), tensor_parallel=1)
+        for reward_model in (True, False):
+            command = server_command(
+                judges, model_path=judge, host="127.0.0.1", port=1, seed=0, reward_model=reward_model
+            )
+            assert command[command.index("--max-num-seqs") + 1] == seats
 
 
 # ---- one real server
@@ -144,12 +155,13 @@ def words(rng: np.random.Generator, count: int) -> str:
 
 @pytest.mark.slow
 def test_a_value_is_the_same_to_the_bit_whatever_is_asked_beside_it(server: RewardModelServer) -> None:
-    """By which a run that goes on has the rewards that it would have had. Some texts begin alike: a cache's blocks."""
+    """By which a run that goes on has the rewards that it would have had."""
     depends_on_nothing_else(server.engine.client.value)
 
 
 @pytest.mark.slow
 def test_a_teachers_logprobs_are_the_same_to_the_bit_too(config: RolloutConfig, folders, tmp_path) -> None:
+    """At this size they are so with more seats too: that there is one is the test above."""
     limited = judging(dataclasses.replace(config, max_model_len=48), tensor_parallel=1)
     engine = LocalEngine(EngineSpec(config=limited, model_path=folders[0], run_dir=tmp_path, name="teacher"))
     try:

@@ -227,7 +227,7 @@ class RolloutConfig:
     this."""
     check_tensors: Natural = 8
     """After a sync so many tensors in all workers are compared with the trainer's, to the bit, others every time; after
-    a server's start all of them. 0: never."""
+    the first two of a server all of them. 0: never."""
     fp8_folder: Path | None = None
     """FP8 rollouts on GPUs: a folder of the same model in DeepSeek's FP8 form, which the servers start from; every sync
     then quantises the weights in its blocks before it sends them. None: rollouts in `dtype`."""

@@ -11,7 +11,6 @@ alike with a chance of about 2^-63.
 from __future__ import annotations
 
 import functools
-import random
 
 import numpy as np
 import torch
@@ -62,10 +61,3 @@ def _factors(salt: int, first: int, last: int, device: torch.device) -> torch.Te
 def _block(salt: int, number: int, device: str) -> torch.Tensor:
     raw = np.random.Philox(key=salt + number).random_raw(BLOCK)  # the same in every version of numpy
     return torch.from_numpy((raw | np.uint64(1)).view(np.int64)).to(device)
-
-
-def drawn(turn: int, total: int, count: int) -> list[int]:
-    """`count` of the numbers below `total`, in their order; others at each turn, until all have had theirs."""
-    order = list(range(total))
-    random.Random(ROWS).shuffle(order)
-    return sorted(order[(turn * count + place) % total] for place in range(min(count, total)))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_r1.resharding.boxes import Box, whole
-from megatron_r1.weights.fingerprint import BLOCK, CHUNK_NUMBERS, COLUMNS, ROWS, content, drawn, fingerprint
+from megatron_r1.weights.fingerprint import BLOCK, CHUNK_NUMBERS, COLUMNS, ROWS, content, fingerprint
 
 WRAP = 1 << 64
 
@@ -72,16 +72,6 @@ def test_large_ones_are_widened_in_pieces():
     values = torch.randn(3000, 700, generator=torch.Generator().manual_seed(2))
     halves = [fingerprint(values[a:b], Box(a, b, 0, 700)) for a, b in ((0, 1001), (1001, 3000))]
     assert int(fingerprint(values, whole((3000, 700)))) == int(halves[0] + halves[1])
-
-
-def test_every_tensor_has_its_turn():
-    seen = [drawn(turn, 10, 3) for turn in range(10)]
-    assert all(len(set(each)) == 3 for each in seen)
-    counts = [sum(number in each for each in seen) for number in range(10)]
-    assert counts == [3] * 10
-    assert {number for each in seen[:4] for number in each} == set(range(10))
-    assert drawn(5, 4, 9) == [0, 1, 2, 3]
-    assert drawn(0, 0, 3) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

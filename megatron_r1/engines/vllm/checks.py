@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,11 +34,14 @@ from megatron_r1.engines.vllm.destination import Destination
 from megatron_r1.engines.vllm.kernels import Columns, answers, columns_to_ask_for, wrong_experts
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
-from megatron_r1.resharding.takes import Wants, numbers_of
+from megatron_r1.resharding.takes import Tensor, Wants, numbers_of
 from megatron_r1.weights.fingerprint import content, fingerprint
 from megatron_r1.weights.wire import ParamSpec
 
 FAULTS_SHOWN = 5
+EXPERTS = ("w13_weight", "w2_weight")
+"""What vLLM calls the parameters of a layer's experts."""
+NUMBER = re.compile(r"\.\d+")
 
 
 @dataclass
@@ -69,18 +73,18 @@ class WorkerCheck:
         self.destinations, self.specs, self.layouts = destinations, specs, layouts
         self.filled, self.sharers = filled, sharers
         self.by_layer: dict[str, list[int]] = {}
-        missing: Counter[tuple[str, str]] = Counter()
+        self.written: Counter[tuple[str, str]] = Counter()
+        """Numbers that come for each parameter, be they checked or not."""
         self.quantised: set[str] = set()
         """Modules."""
         for number, destination in enumerate(destinations):
             if specs[destination.tensor][1].itemsize < 2:
                 self.quantised.add(destination.module_name)
+            self.written[place_of(destination)] += destination.box.size
             if destination.tensor in checked:
                 self.by_layer.setdefault(layers[destination.tensor], []).append(number)
-            else:
-                missing[place_of(destination)] += 1
-        self.partial = set(missing)
-        """Parameters of which not all parts are checked."""
+        self.rounded: list[Destination] = []
+        """Of what is checked, what the parameter rounds: nothing can be said of it."""
         self.loaded: dict[tuple[str, str], list[_Placed]] = {}
         """By parameter."""
         self.contents: dict[tuple[str, str], int] = {}
@@ -96,7 +100,8 @@ class WorkerCheck:
             place = place_of(destination)
             values, (_, dtype, _) = destination.view(destination.box), self.specs[destination.tensor]
             if values.dtype != dtype and values.dtype.itemsize <= dtype.itemsize:
-                continue  # it is rounded on its way
+                self.rounded.append(destination)
+                continue
             known = place in self.layouts.kept or place in self.layouts.repacked
             varied = not known and bool((values != values[:1, :1]).any())
             own = self.fingerprint_of(destination)
@@ -105,33 +110,41 @@ class WorkerCheck:
             found.setdefault(place, []).append(_Placed(destination, own, layout_of(destination), varied, columns))
         for place, parts in found.items():
             parameter = getattr(parts[0].destination.module, place[1])
-            written = sum(part.destination.box.size for part in parts)
-            whole = written == parameter.numel() or place in self.filled
-            settled = place in self.layouts.kept or place in self.partial or place[0] in self.quantised
+            whole = self.written[place] == parameter.numel() or place in self.filled
+            settled = place in self.layouts.kept or place[0] in self.quantised
             if whole and may_reorder(parts) and not settled:
                 self.contents[place] = int(content(parameter))
         self.loaded |= found
-        for name in {name for name, _ in found if {(name, "w13_weight"), (name, "w2_weight")} <= self.contents.keys()}:
-            (module,) = {parts[0].destination.module for (own, _), parts in found.items() if own == name}
-            if (expected := answers(module)) is not None:
+        for (name, parameter), parts in found.items():
+            known = name in self.answers or (name, parameter) not in self.contents or parameter not in EXPERTS
+            if not known and (expected := answers(parts[0].destination.module)) is not None:
                 self.answers[name] = expected
 
     def report(self) -> torch.Tensor:
-        """int64[parts, 6]: tensor, box, fingerprint."""
-        rows = []
-        wrong: dict[str, set[int]] = {}
+        """int64[parts, 7]: tensor, box, 1, fingerprint. The last two are 0 where the parameter rounds the part, and
+        nothing can be said of it."""
+        rows = [(destination.tensor, *destination.box, 0, 0) for destination in self.rounded]
+        wrong = self.wrong_experts()
         for place, parts in self.loaded.items():
-            module = parts[0].destination.module
-            if place[0] in self.answers and place[0] not in wrong:
-                wrong[place[0]] = wrong_experts(module, self.answers[place[0]])
             before = [int(part.fingerprint) for part in parts]
             served = self.served(place, parts, before)
             for part, number in zip(parts, served, strict=True):
                 number += int(self.difference(part))
-                if place[0] in wrong and expert_of(part) in wrong[place[0]] and number == int(part.fingerprint):
+                blamed = place[1] in EXPERTS and expert_of(part) in wrong.get(place[0], ())
+                if blamed and number == int(part.fingerprint):
                     number = ~number
-                rows.append((part.destination.tensor, *part.destination.box, signed(number)))
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 6)
+                rows.append((part.destination.tensor, *part.destination.box, 1, signed(number)))
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 7)
+
+    def wrong_experts(self) -> dict[str, set[int]]:
+        """By module, the experts whose kernel answers wrong. Where it is none of those that are checked, all are: it is
+        some tensor's fault."""
+        found = {}
+        for name, expected in self.answers.items():
+            own = [part for each in EXPERTS for part in self.loaded.get((name, each), ())]
+            wrong, asked = wrong_experts(own[0].destination.module, expected), {expert_of(part) for part in own}
+            found[name] = wrong & asked or (asked if wrong else set())
+        return found
 
     def served(self, place: tuple[str, str], parts: Sequence[_Placed], before: list[int]) -> list[int]:
         """Fingerprints of a parameter's parts as the model runs with them, or, where its kernel has another layout, as
@@ -222,12 +235,28 @@ def signed(number: int) -> int:
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def parts_wanted(servers: Sequence[Sequence[Wants]], checked: Sequence[int]) -> list[tuple[int, Box]]:
-    """(tensor, box) of everything of `checked` tensors that some worker takes, each once, in order."""
+def parts_of(workers: Sequence[Wants], checked: Sequence[int]) -> list[tuple[int, Box]]:
+    """(tensor, box) of everything of `checked` tensors that some of the workers takes, each once, in order."""
     rows = [np.zeros((0, 5), np.int64)]
-    for numbers in (numbers_of(wants) for workers in servers for wants in workers):
+    for numbers in map(numbers_of, workers):
         rows.append(np.unique(numbers[np.isin(numbers[:, 0], checked)], axis=0))
     return [(tensor, Box(*box)) for tensor, *box in np.unique(np.concatenate(rows), axis=0).tolist()]
+
+
+def tensors_drawn(tensors: Sequence[Tensor], update: int, count: int) -> list[int]:
+    """About `count` of the tensors, in their order; others at each update, until all have had theirs. Experts' tensors
+    of one name in one layer count as one, whose experts take turns: they lie in one parameter, which is compared as a
+    whole where its kernel has a layout of its own."""
+    if count >= len(tensors):
+        return list(range(len(tensors)))
+    kinds: dict[str, list[int]] = {}
+    for number, tensor in enumerate(tensors):
+        begin, rest = tensor.layer, tensor.name[len(tensor.layer) :]
+        kinds.setdefault(begin + NUMBER.sub(".*", rest), []).append(number)
+    order = list(kinds.values())
+    random.Random(0).shuffle(order)
+    turns = [divmod(update * count + place, len(order)) for place in range(count)]
+    return sorted({order[kind][turn % len(order[kind])] for turn, kind in turns})
 
 
 def own_fingerprints(
@@ -254,14 +283,19 @@ def compare(
     expected: Mapping[tuple[int, Box], int],
     specs: Sequence[ParamSpec],
     where: Sequence[str],
+    taken: Iterable[Sequence[tuple[int, Box]]],
 ) -> None:
-    """`reports` by worker, as `WorkerCheck.report` has them; `where` says which worker that is. EngineError, naming the
-    tensors, if a worker holds other numbers than the trainer."""
+    """`reports` by worker, as `WorkerCheck.report` has them; `where` says which worker that is, `taken` which parts of
+    the compared tensors it takes. EngineError, naming the tensors, if a worker holds other numbers than the trainer, or
+    says nothing of a part."""
     wrong = []
-    for report, name in zip(reports, where, strict=True):
-        for tensor, top, bottom, left, right, found in report.tolist():
-            if expected[tensor, Box(top, bottom, left, right)] != found:
-                wrong.append(f"{specs[tensor][0]}, rows {top} to {bottom}, columns {left} to {right}, on {name}")
+    for report, name, parts in zip(reports, where, taken, strict=True):
+        said = {(tensor, Box(*box)): (known, found) for tensor, *box, known, found in report.tolist()}
+        for tensor, box in parts:
+            known, found = said.get((tensor, box), (1, None))
+            if known and found != expected[tensor, box]:
+                place = f"rows {box.top} to {box.bottom}, columns {box.left} to {box.right}"
+                wrong.append(f"{specs[tensor][0]}, {place}, on {name}")
     if wrong:
         more = f"; and {len(wrong) - FAULTS_SHOWN} more" if len(wrong) > FAULTS_SHOWN else ""
         raise EngineError(

@@ -40,6 +40,8 @@ class Columns:
     """Of the part's columns."""
     placed: torch.Tensor
     """[rows, numbers]."""
+    spoiled: torch.Tensor
+    """bool [rows, 1]: the matrix has a number there that is none, in bf16 or at all, and so has every answer."""
 
     def compared(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """For each kernel, of each column its number in the part, and [rows, 1] each: what was placed, and what the
@@ -50,17 +52,17 @@ class Columns:
         for module in self.modules:
             kernel: Any = module.cpu_linear
             found = kernel(ones, getattr(module, "weight", None), None)[:, rows].T.to(self.placed.dtype)
-            found = torch.where(as_good(found, self.placed), self.placed, found)
+            found = torch.where(as_good(found, self.placed) | self.spoiled & ~found.isfinite(), self.placed, found)
             for place, number in enumerate(self.numbers):
                 yield number, self.placed[:, place : place + 1], found[:, place : place + 1]
 
 
 def as_good(found: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
     """bool, elementwise: a kernel with these numbers has what was placed. It may round them to bf16 or take the tiniest
-    for 0, and one that is not finite makes the whole row so."""
+    for 0."""
     tiny = torch.finfo(placed.dtype).tiny
     rounded = placed.bfloat16().to(placed.dtype)
-    return (found == placed) | (found == rounded) | ((found == 0) & (placed.abs() < tiny)) | ~found.isfinite()
+    return (found == placed) | (found == rounded) | ((found == 0) & (placed.abs() < tiny))
 
 
 def columns_to_ask_for(
@@ -77,7 +79,8 @@ def columns_to_ask_for(
         return None
     top, left = divmod(destination.offset, width)
     numbers = sorted(draw.sample(range(values.shape[1]), min(ASKED, values.shape[1])))
-    return Columns(modules, top, left, width, numbers, values[:, numbers].clone())
+    spoiled = ~parameter[top : top + len(values)].bfloat16().isfinite().all(1, keepdim=True)
+    return Columns(modules, top, left, width, numbers, values[:, numbers].clone(), spoiled)
 
 
 def has_a_copy(module: torch.nn.Module) -> bool:
@@ -125,7 +128,7 @@ def answers(module: Any) -> torch.Tensor | None:
 
 
 def wrong_experts(module: Any, expected: torch.Tensor) -> set[int]:
-    """Experts that answer `noise` otherwise than in `expected`."""
+    """Experts that answer `noise` otherwise than in `expected`, but those whose weights make that no number."""
     count = len(expected)
     found = module.quant_method.moe_kernel.apply(
         hidden_states=noise(module).repeat(count, 1),
@@ -138,5 +141,5 @@ def wrong_experts(module: Any, expected: torch.Tensor) -> set[int]:
         expert_map=None,
         apply_router_weight_on_input=False,
     )
-    off = (found.float() - expected).norm(dim=1) > ROUNDING * expected.norm(dim=1)
-    return set(off.nonzero().flatten().tolist())
+    as_expected = (found.float() - expected).norm(dim=1) <= ROUNDING * expected.norm(dim=1)  # not so if it is NaN
+    return set((~as_expected & expected.isfinite().all(1)).nonzero().flatten().tolist())

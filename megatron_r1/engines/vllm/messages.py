@@ -26,9 +26,7 @@ def wants_as_numbers(wants: Sequence[Want]) -> torch.Tensor:
 def messages_of(numbers: torch.Tensor, worker: int, tensors: Sequence[Tensor]) -> list[Message]:
     """A worker's messages, of Plan.numbers. RuntimeError for a refusal."""
     if numbers.shape == REFUSAL.shape:
-        raise RuntimeError(
-            "weight sync: the trainer will not send these weights to this server; its error says why"
-        )
+        raise RuntimeError("weight sync: the trainer will not send these weights to this server; its error says why")
     pieces: dict[tuple[int, int], list[Piece]] = {}
     for number, sender, want, tensor, *box in numbers.tolist():
         pieces.setdefault((number, sender), []).append(Piece(want, tensor, Box(*box)))

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ import torch
 from megatron_r1.agreement import Alarm, on_rank_zero, sum_over_ranks, together, trainers
 from megatron_r1.engines.base import RequestError
 from megatron_r1.engines.source import ShardedSource
-from megatron_r1.engines.vllm.checks import compare, own_fingerprints, parts_wanted
+from megatron_r1.engines.vllm.checks import compare, own_fingerprints, parts_of, tensors_drawn
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.messages import REFUSAL, prepare_to_send, send_all
@@ -28,11 +29,13 @@ from megatron_r1.engines.vllm.peers import Meeting, Peers, SyncWay, check_place,
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Message, Piece, Plan, check_wanted, make_plan
-from megatron_r1.weights.fingerprint import drawn
 from megatron_r1.weights.wire import ParamSpec, wire_tensors
 
 MEETING_SECONDS = 300.0
 SETTLE_SECONDS = 5.0
+WHOLE_UPDATES = 2
+"""Of which all tensors are compared. A run's first brings what its servers started from, so a kernel that has kept its
+old copy is right until the second."""
 
 
 class ShardChannel:
@@ -52,7 +55,7 @@ class ShardChannel:
         check_tensors: int = 0,
     ) -> None:
         """`private_dir`, on rank 0: where members of gloo and ipc meet. `check_tensors`: how many are compared after an
-        update, of the first all; 0: none."""
+        update, of the first two all; 0: none."""
         self.specs, self.source, self.rank = list(specs), source, rank
         self.sync: SyncWay = sync
         self.tensors = wire_tensors(specs)
@@ -154,7 +157,7 @@ class ShardChannel:
         """One whole update. EngineError, naming the tensor, if a worker then holds something else."""
         together(lambda: self.control.start_weight_update() if self.control else None)
         checked = self.tensors_to_check()
-        wanted = parts_wanted(self.servers, checked)
+        wanted = parts_of(list(chain(*self.servers)), checked)
         self.updates += 1
         try:
             own, reports = together(lambda: self.transfer(checked, wanted))
@@ -164,13 +167,14 @@ class ShardChannel:
         together(lambda: self.control.finish_weight_update() if self.control else None)
         if checked:
             expected = dict(zip(wanted, sum_over_ranks(own).tolist(), strict=True))
-            on_rank_zero(lambda: compare(reports, expected, self.specs, self.workers_named()))
+            taken = (parts_of([wants], checked) for wants in chain(*self.servers))
+            on_rank_zero(lambda: compare(reports, expected, self.specs, self.workers_named(), taken))
 
     def tensors_to_check(self) -> list[int]:
-        """Of the first update all, of later ones others every time."""
-        if not self.check_tensors or not self.updates:
+        """Of the first updates all, of later ones others every time."""
+        if not self.check_tensors or self.updates < WHOLE_UPDATES:
             return list(range(len(self.tensors) if self.check_tensors else 0))
-        return drawn(self.updates, len(self.tensors), self.check_tensors)
+        return tensors_drawn(self.tensors, self.updates, self.check_tensors)
 
     def workers_named(self) -> list[str]:
         return [

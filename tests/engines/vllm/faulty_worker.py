@@ -13,9 +13,9 @@ class FaultyWorker:
 
     def plant(self, module_name: str, fault: str) -> None:
         """From now on the module's weights are wrong after they were processed. stale: its kernel has kept the copy
-        that it had. changed: all its parameters have their signs turned. unpacked: they are as the checkpoint has
-        them, and not as the kernel wants them. counted: they are right. none: no more. It is counted how often the
-        module is processed."""
+        that it had. kept: experts have kept what they had when this was planted. nan: its kernel answers NaN. changed:
+        all its parameters have their signs turned. unpacked: they are as the checkpoint has them, and not as the kernel
+        wants them. counted: they are right. none: no more. It is counted how often the module is processed."""
         module = self.model_runner.model.get_submodule(module_name)
         method = module.quant_method
         method.__dict__.pop("process_weights_after_loading", None)
@@ -24,6 +24,7 @@ class FaultyWorker:
             return
 
         self.processed = 0
+        had = {name: parameter.data.clone() for name, parameter in module.named_parameters() if name.startswith("w")}
 
         def faulty(layer: Any) -> None:
             self.processed += 1
@@ -35,8 +36,13 @@ class FaultyWorker:
                     parameter.data.neg_()
                 elif fault == "unpacked":
                     parameter.data.copy_(loaded[name])
+                elif fault == "kept" and name in had:
+                    parameter.data.copy_(had[name])
             if fault == "stale":
                 layer.cpu_linear = before
+            elif fault == "nan":
+                kernel = layer.cpu_linear
+                layer.cpu_linear = lambda *arguments: kernel(*arguments) * float("nan")
 
         method.process_weights_after_loading = faulty
 

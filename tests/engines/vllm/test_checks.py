@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
-from megatron_r1.engines.vllm.checks import Layouts, WorkerCheck, compare, own_fingerprints, parts_wanted
+from megatron_r1.engines.vllm.checks import Layouts, WorkerCheck, compare, own_fingerprints, parts_of, tensors_drawn
 from megatron_r1.engines.vllm.destination import Destination
 from megatron_r1.engines.vllm.kernels import as_good, sharers_of
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
-from megatron_r1.resharding.plan import Shard, Want
+from megatron_r1.resharding.layers import group_of_tensor
+from megatron_r1.resharding.plan import Shard, Tensor, Want
 from megatron_r1.weights.fingerprint import fingerprint
 
 SPECS = [("norm.weight", torch.float32, (6,)), ("linear.weight", torch.bfloat16, (4, 6))]
@@ -45,7 +48,7 @@ def updated(modules, layouts, *, between=lambda: None, checked=(0, 1)) -> dict[i
     check.placed("a")
     check.placed("b")
     between()
-    return {row[0]: row[-1] for row in check.report().tolist()}
+    return {row[0]: row[-1] for row in check.report().tolist() if row[-2]}
 
 
 def held(modules) -> dict[int, int]:
@@ -267,10 +270,43 @@ def test_a_tied_head_that_kept_its_old_copy_is_told():
 
 
 def test_how_kernels_may_round():
-    """In bf16, tiny numbers to 0; a number that is none spoils its row, and says nothing. -0 is 0."""
+    """In bf16, tiny numbers to 0. -0 is 0."""
     placed = torch.tensor([1.003, 1.003, 1.003, 1e-40, 1e-30, -0.0, 1.0])
     found = torch.tensor([1.003, 1.0, 1.01, 0.0, 0.0, 0.0, torch.nan])
-    assert as_good(found, placed).tolist() == [True, True, False, True, False, True, True]
+    assert as_good(found, placed).tolist() == [True, True, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_kernel_that_answers_no_number_is_told_but_where_the_weights_have_none(bad):
+    """One that is not finite makes all answers of its row so, whatever was asked for."""
+    torch.manual_seed(0)
+    spec, box = [("linear.weight", torch.float32, (8, 6))], Box(0, 8, 0, 6)
+    for spoils, breaks in ((False, False), (True, False), (False, True), (True, True)):
+        module = Packing()
+        module.load()
+        if spoils:
+            module.weight.data[2, 3] = bad
+        check = WorkerCheck([Destination(0, box, "linear", module, "weight", 0, 6, 1)], spec, ["a"], [0], Layouts())
+        check.placed("a")
+        expected = int(fingerprint(module.weight, box))
+        module.pack(bad if breaks else 0)
+        assert (check.report()[0, -1] == expected) != breaks
+
+
+def test_a_part_of_a_parameter_stands_for_all_of_it(modules):
+    """Of an update in which one of two tensors is compared: what its kernel has reordered is known whole."""
+    torch.manual_seed(0)
+    specs = [("up.weight", torch.bfloat16, (4, 6)), ("gate.weight", torch.bfloat16, (4, 6))]
+    module, layouts = Module((8, 6), torch.bfloat16, processes=True), Layouts()
+    places = [Destination(part, LINEAR, "linear", module, "weight", part * 24, 6, 1) for part in (0, 1)]
+    for change in (0, 0.5, 0):
+        check = WorkerCheck(places, specs, ["a", "a"], [1], layouts)
+        check.placed("a")
+        expected = int(fingerprint(module.weight[4:], LINEAR))
+        module.weight.data.copy_(module.weight.flip(0))
+        module.weight.data[7, 0] += change  # a number of the other tensor
+        assert (check.report()[0, -1] == expected) == (change == 0)
+        module.weight.data.normal_()
 
 
 def test_numbers_that_are_all_the_same_do_not_tell_the_layout(modules):
@@ -304,9 +340,9 @@ def test_ranks_shares_add_up_to_what_workers_took():
     source: Source = Source()
     middle, rest = Box(0, 4, 2, 5), Box(0, 4, 0, 2)
     servers = [[[Want(0, NORM), Want(1, middle)], [Want(0, NORM), Want(1, rest)]], [[Want(1, middle)]]]
-    wanted = parts_wanted(servers, [0, 1])
+    wanted = parts_of([wants for workers in servers for wants in workers], [0, 1])
     assert wanted == [(0, NORM), (1, rest), (1, middle)]
-    assert parts_wanted(servers, [0]) == [(0, NORM)]
+    assert parts_of(servers[0], [0]) == [(0, NORM)] and parts_of(servers[1], [0, 1]) == [(1, middle)]
     shares = [own_fingerprints(wanted, source, SPECS, rank) for rank in (0, 1)]  # pyright: ignore[reportArgumentType]
     matrix = source.weights[1].bfloat16()
     assert (shares[0] + shares[1]).tolist() == [
@@ -318,9 +354,30 @@ def test_ranks_shares_add_up_to_what_workers_took():
 
 def test_a_difference_is_named():
     expected = {(0, NORM): 5, (1, LINEAR): 7}
-    rows = torch.tensor([[0, *NORM, 5], [1, *LINEAR, 7]])
-    compare([rows, rows], expected, SPECS, ["worker 0 of vllm-0", "worker 1 of vllm-0"])
+    rows = torch.tensor([[0, *NORM, 1, 5], [1, *LINEAR, 1, 7]])
+    names, taken = ["worker 0 of vllm-0", "worker 1 of vllm-0"], [list(expected)] * 2
+    compare([rows, rows], expected, SPECS, names, taken)
+    rounded = torch.tensor([[0, *NORM, 0, 0], [1, *LINEAR, 1, 7]])
+    compare([rows, rounded], expected, SPECS, names, taken)
     other = rows.clone()
     other[0, -1] = 6
-    with pytest.raises(EngineError, match=r"norm\.weight, rows 0 to 6, columns 0 to 1, on worker 1 of vllm-0"):
-        compare([rows, other], expected, SPECS, ["worker 0 of vllm-0", "worker 1 of vllm-0"])
+    for wrong in (other, rows[1:]):  # another number, and a part of which nothing is said
+        with pytest.raises(EngineError, match=r"norm\.weight, rows 0 to 6, columns 0 to 1, on worker 1 of vllm-0"):
+            compare([rows, wrong], expected, SPECS, names, taken)
+    compare([rows, rows[1:]], expected, SPECS, names, [list(expected), [(1, LINEAR)]])
+
+
+def test_every_tensor_has_its_turn_and_experts_of_a_layer_are_one():
+    """3 layers of a norm and two matrices of 4 experts, and a head: 10 kinds."""
+    names = [f"model.layers.{layer}.norm.weight" for layer in range(3)] + ["lm_head.weight"]
+    names += [
+        f"model.layers.{n}.mlp.experts.{e}.{w}.weight" for n in range(3) for e in range(4) for w in ("up", "down")
+    ]
+    tensors = [Tensor(name, 4, 4, 2, group_of_tensor(name)) for name in names]
+    seen = [tensors_drawn(tensors, update, 3) for update in range(40)]
+    assert all(len(set(each)) == 3 and each == sorted(each) for each in seen)
+    kinds = [{re.sub(r"experts\.\d", "experts", names[number]) for number in each} for each in seen]
+    assert len(set().union(*kinds[:4])) == 10  # 12 draws
+    counts = [sum(number in each for each in seen) for number in range(len(names))]
+    assert counts == [12] * 4 + [3] * 24  # of 120 draws
+    assert tensors_drawn(tensors, 5, 28) == list(range(28)) and tensors_drawn([], 0, 3) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,7 @@ def plant(engine: LocalEngine, module: str, fault: str) -> None:
     [
         (f"{LAYER}.self_attn.o_proj", "stale", f"{LAYER}.self_attn.o_proj.weight"),
         ("lm_head", "stale", "lm_head.weight"),
+        ("lm_head", "nan", "lm_head.weight"),
         (f"{LAYER}.mlp.gate", "changed", f"{LAYER}.mlp.gate.e_score_correction_bias"),
         ("model.embed_tokens", "changed", "model.embed_tokens.weight"),
         (f"{LAYER}.mlp.experts.routed_experts", "changed", f"{LAYER}.mlp.experts.0.down_proj.weight"),
@@ -60,6 +63,56 @@ def test_a_fault_in_processing_is_named_by_the_first_push(faulty, folders, oracl
     sync.push(sync.version + 1)
     ids = prompt(60, 5)
     np.testing.assert_allclose(faulty.client.score(ids), oracles[1].logprobs(ids), atol=1e-4)
+    sync.close()
+
+
+EXPERTS, SHARED = f"{LAYER}.mlp.experts.routed_experts", f"{LAYER}.mlp.shared_experts.gate_up_proj"
+
+
+@pytest.mark.parametrize(
+    ("module", "fault"), [(EXPERTS, "kept"), (f"{LAYER}.self_attn.o_proj", "stale"), (SHARED, "stale")]
+)
+def test_a_kernel_that_keeps_what_the_server_started_with_is_named_by_the_second_push(faulty, folders, module, fault):
+    """A run's first push brings what its servers have: nothing can be seen by it."""
+    source = FolderSource(folders[1])
+    right = WeightSync(faulty.config, source=source, engines=(faulty,), model_path=folders[0])
+    right.push(1)
+    right.disconnect()
+    plant(faulty, module, fault)
+    sync = WeightSync(faulty.config, source=source, engines=(faulty,), model_path=folders[0])
+    try:
+        sync.push(2)
+        source.show(folders[2])
+        with pytest.raises(EngineError, match=rf"other numbers than the trainer after a push: {LAYER}\.mlp|o_proj"):
+            sync.push(3)
+    finally:
+        plant(faulty, module, "none")
+    sync.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "fault"),
+    [(EXPERTS, "kept"), (EXPERTS, "unpacked"), (SHARED, "stale"), (f"{LAYER}.self_attn.q_b_proj", "nan")],
+)
+def test_a_fault_that_begins_later_is_found_within_a_turn(faulty, folders, module, fault):
+    source = FolderSource(folders[1])
+    sync = WeightSync(faulty.config, source=source, engines=(faulty,), model_path=folders[0])
+    pushes = itertools.count(1)
+    for number in (1, 2, 1):
+        source.show(folders[number])
+        sync.push(next(pushes))
+    plant(faulty, module, fault)
+    kinds = {re.sub(r"experts\.\d+", "experts", name) for name, _, _ in source.metadata()}
+    found = []
+    try:
+        for turn in range(-(-len(kinds) // faulty.config.check_tensors)):
+            source.show(folders[2 - turn % 2])
+            sync.push(next(pushes))
+    except EngineError as error:
+        found.append(str(error))
+    finally:
+        plant(faulty, module, "none")
+    assert found and f"other numbers than the trainer after a push: {LAYER}" in found[0]
     sync.close()
 
 

@@ -21,7 +21,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from megatron_r1.engines.vllm.destination import Destination
 from megatron_r1.engines.vllm.kernels import Columns, answers, columns_to_ask_for, wrong_experts
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
-from megatron_r1.resharding.takes import Tensor, Wants, numbers_of
+from megatron_r1.resharding.takes import Numbers, Tensor, Wants, numbers_of
 from megatron_r1.weights.fingerprint import content, fingerprint
 from megatron_r1.weights.wire import ParamSpec
 
@@ -83,8 +83,8 @@ class WorkerCheck:
             self.written[place_of(destination)] += destination.box.size
             if destination.tensor in checked:
                 self.by_layer.setdefault(layers[destination.tensor], []).append(number)
-        self.rounded: list[Destination] = []
-        """Of what is checked, what the parameter rounds: nothing can be said of it."""
+        self.said: dict[int, tuple[int, int]] = {}
+        """By destination that is checked: 1 and the fingerprint, or 0 twice where the parameter rounds it."""
         self.loaded: dict[tuple[str, str], list[_Placed]] = {}
         """By parameter."""
         self.contents: dict[tuple[str, str], int] = {}
@@ -100,14 +100,16 @@ class WorkerCheck:
             place = place_of(destination)
             values, (_, dtype, _) = destination.view(destination.box), self.specs[destination.tensor]
             if values.dtype != dtype and values.dtype.itemsize <= dtype.itemsize:
-                self.rounded.append(destination)
+                self.said[number] = (0, 0)
                 continue
             known = place in self.layouts.kept or place in self.layouts.repacked
             varied = not known and bool((values != values[:1, :1]).any())
             own = self.fingerprint_of(destination)
             sharers = self.sharers.get(destination.module_name, ())
             columns = columns_to_ask_for(destination, values, self.layouts.draw, sharers)
-            found.setdefault(place, []).append(_Placed(destination, own, layout_of(destination), varied, columns))
+            found.setdefault(place, []).append(
+                _Placed(number, destination, own, layout_of(destination), varied, columns)
+            )
         for place, parts in found.items():
             parameter = getattr(parts[0].destination.module, place[1])
             whole = self.written[place] == parameter.numel() or place in self.filled
@@ -121,9 +123,8 @@ class WorkerCheck:
                 self.answers[name] = expected
 
     def report(self) -> torch.Tensor:
-        """int64[parts, 7]: tensor, box, 1, fingerprint. The last two are 0 where the parameter rounds the part, and
-        nothing can be said of it."""
-        rows = [(destination.tensor, *destination.box, 0, 0) for destination in self.rounded]
+        """int64[parts, 2], in the order of the destinations that are checked: 1 and the fingerprint; 0 twice where the
+        parameter rounds the part, and nothing can be said of it; -1 and 0 where it was never placed."""
         wrong = self.wrong_experts()
         for place, parts in self.loaded.items():
             before = [int(part.fingerprint) for part in parts]
@@ -133,8 +134,13 @@ class WorkerCheck:
                 blamed = place[1] in EXPERTS and expert_of(part) in wrong.get(place[0], ())
                 if blamed and number == int(part.fingerprint):
                     number = ~number
-                rows.append((part.destination.tensor, *part.destination.box, 1, signed(number)))
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 7)
+                self.said[part.number] = (1, signed(number))
+        checked = sorted(number for numbers in self.by_layer.values() for number in numbers)
+        absent = [
+            (-1 if self.destinations[number].box.size else 1, 0) for number in checked
+        ]  # nothing comes of nothing
+        rows = [self.said.get(number, row) for number, row in zip(checked, absent, strict=True)]
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
 
     def wrong_experts(self) -> dict[str, set[int]]:
         """By module, the experts whose kernel answers wrong. Where it is none of those that are checked, all are: it is
@@ -197,6 +203,8 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
+    number: int
+    """Of the destination."""
     destination: Destination
     fingerprint: torch.Tensor
     layout: Layout | None
@@ -235,12 +243,30 @@ def signed(number: int) -> int:
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def parts_of(workers: Sequence[Wants], checked: Sequence[int]) -> list[tuple[int, Box]]:
-    """(tensor, box) of everything of `checked` tensors that some of the workers takes, each once, in order."""
-    rows = [np.zeros((0, 5), np.int64)]
+class Taken(NamedTuple):
+    """What workers take of the tensors that are compared."""
+
+    rows: Numbers
+    """int64[parts, 5]: tensor and box, each once, in order."""
+    of_worker: list[Numbers]
+    """By worker, which of the rows each of its wants is, in their order."""
+
+
+def parts_of(workers: Sequence[Wants], checked: Sequence[int]) -> Taken:
+    """What the workers take of `checked` tensors. Those of other servers mostly take the same, and are looked at
+    once."""
+    distinct: dict[bytes, int] = {}
+    blocks, which = [np.zeros((0, 5), np.int64)], []
     for numbers in map(numbers_of, workers):
-        rows.append(np.unique(numbers[np.isin(numbers[:, 0], checked)], axis=0))
-    return [(tensor, Box(*box)) for tensor, *box in np.unique(np.concatenate(rows), axis=0).tolist()]
+        own = numbers[np.isin(numbers[:, 0], checked)]
+        key = own.tobytes()
+        if key not in distinct:
+            distinct[key] = len(blocks)
+            blocks.append(own)
+        which.append(distinct[key])
+    rows, inverse = np.unique(np.concatenate(blocks), axis=0, return_inverse=True)
+    places = np.split(inverse.reshape(-1), np.cumsum([len(block) for block in blocks])[:-1])
+    return Taken(rows, [places[block] for block in which])
 
 
 def tensors_drawn(tensors: Sequence[Tensor], update: int, count: int) -> list[int]:
@@ -259,19 +285,17 @@ def tensors_drawn(tensors: Sequence[Tensor], update: int, count: int) -> list[in
     return sorted({order[kind][turn % len(order[kind])] for turn, kind in turns})
 
 
-def own_fingerprints(
-    wanted: Iterable[tuple[int, Box]], source: ShardedSource, specs: Sequence[ParamSpec], rank: int
-) -> torch.Tensor:
-    """int64[parts], on the source's device: of what is in each part, this rank's share, while the source is `reading`.
-    Of ranks that hold the same the lowest has it, so that the sum over ranks is the part's fingerprint."""
+def own_fingerprints(rows: Numbers, source: ShardedSource, specs: Sequence[ParamSpec], rank: int) -> torch.Tensor:
+    """int64[parts], on the source's device: of what is in each of Taken.rows, this rank's share, while the source is
+    `reading`. Of ranks that hold the same the lowest has it, so that the sum over ranks is the part's fingerprint."""
     held: dict[int, list[Box]] = {}
     for tensor, box, ranks in source.shards:
         if min(ranks) == rank:
             held.setdefault(tensor, []).append(box)
     zero = torch.zeros((), dtype=torch.int64, device=source.device)
     found = []
-    for tensor, part in wanted:
-        shares = [common for box in held.get(tensor, ()) if (common := box.meet(part)) is not None]
+    for tensor, *sides in rows.tolist():
+        shares = [common for box in held.get(tensor, ()) if (common := box.meet(Box(*sides))) is not None]
         found.append(
             sum((fingerprint(source.read(tensor, share).to(specs[tensor][1]), share) for share in shares), zero)
         )
@@ -280,22 +304,21 @@ def own_fingerprints(
 
 def compare(
     reports: Sequence[torch.Tensor],
-    expected: Mapping[tuple[int, Box], int],
+    expected: Numbers,
+    parts: Taken,
     specs: Sequence[ParamSpec],
     where: Sequence[str],
-    taken: Iterable[Sequence[tuple[int, Box]]],
 ) -> None:
-    """`reports` by worker, as `WorkerCheck.report` has them; `where` says which worker that is, `taken` which parts of
-    the compared tensors it takes. EngineError, naming the tensors, if a worker holds other numbers than the trainer, or
-    says nothing of a part."""
+    """`reports` by worker, as `WorkerCheck.report` has them; `expected` by Taken.rows; `where` says which worker it is.
+    EngineError, naming the tensors, if a worker holds other numbers than the trainer, or says nothing of a part."""
     wrong = []
-    for report, name, parts in zip(reports, where, taken, strict=True):
-        said = {(tensor, Box(*box)): (known, found) for tensor, *box, known, found in report.tolist()}
-        for tensor, box in parts:
-            known, found = said.get((tensor, box), (1, None))
-            if known and found != expected[tensor, box]:
-                place = f"rows {box.top} to {box.bottom}, columns {box.left} to {box.right}"
-                wrong.append(f"{specs[tensor][0]}, {place}, on {name}")
+    for report, own, name in zip(reports, parts.of_worker, where, strict=True):
+        if len(report) != len(own):
+            raise EngineError(f"weight sync: {name} answered for {len(report)} parts of tensors, and takes {len(own)}")
+        known, found = report.numpy().T
+        bad = (known != 0) & ((known != 1) | (found != expected[own]))
+        for tensor, top, bottom, left, right in parts.rows[own[bad]].tolist():
+            wrong.append(f"{specs[tensor][0]}, rows {top} to {bottom}, columns {left} to {right}, on {name}")
     if wrong:
         more = f"; and {len(wrong) - FAULTS_SHOWN} more" if len(wrong) > FAULTS_SHOWN else ""
         raise EngineError(

@@ -21,13 +21,12 @@ import torch
 from megatron_r1.agreement import Alarm, on_rank_zero, sum_over_ranks, together, trainers
 from megatron_r1.engines.base import RequestError
 from megatron_r1.engines.source import ShardedSource
-from megatron_r1.engines.vllm.checks import compare, own_fingerprints, parts_of, tensors_drawn
+from megatron_r1.engines.vllm.checks import Taken, compare, own_fingerprints, parts_of, tensors_drawn
 from megatron_r1.engines.vllm.control import ControlPlane
 from megatron_r1.engines.vllm.engine import Engine
 from megatron_r1.engines.vllm.messages import REFUSAL, prepare_to_send, send_all
 from megatron_r1.engines.vllm.peers import Meeting, Peers, SyncWay, check_place, join
 from megatron_r1.errors import EngineError
-from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.plan import Message, Piece, Plan, check_wanted, make_plan
 from megatron_r1.weights.wire import ParamSpec, wire_tensors
 
@@ -157,18 +156,17 @@ class ShardChannel:
         """One whole update. EngineError, naming the tensor, if a worker then holds something else."""
         together(lambda: self.control.start_weight_update() if self.control else None)
         checked = self.tensors_to_check()
-        wanted = parts_of(list(chain(*self.servers)), checked)
+        parts = parts_of(list(chain(*self.servers)), checked)
         self.updates += 1
         try:
-            own, reports = together(lambda: self.transfer(checked, wanted))
+            own, reports = together(lambda: self.transfer(checked, parts))
         except BaseException:
             self.leave()
             raise
         together(lambda: self.control.finish_weight_update() if self.control else None)
         if checked:
-            expected = dict(zip(wanted, sum_over_ranks(own).tolist(), strict=True))
-            taken = (parts_of([wants], checked) for wants in chain(*self.servers))
-            on_rank_zero(lambda: compare(reports, expected, self.specs, self.workers_named(), taken))
+            expected = sum_over_ranks(own).cpu().numpy()
+            on_rank_zero(lambda: compare(reports, expected, parts, self.specs, self.workers_named()))
 
     def tensors_to_check(self) -> list[int]:
         """Of the first updates all, of later ones others every time."""
@@ -183,11 +181,9 @@ class ShardChannel:
             for number in range(len(workers))
         ]
 
-    def transfer(
-        self, checked: Sequence[int], wanted: Sequence[tuple[int, Box]]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Send all. Returns this rank's share of the fingerprints of the parts in `wanted`, and on rank 0 what each
-        worker says that it has of the tensors in `checked`."""
+    def transfer(self, checked: Sequence[int], parts: Taken) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Send all. Returns this rank's share of the fingerprints of the parts, and on rank 0 what each worker says
+        that it has of the tensors in `checked`."""
         control = self.control
         alarm = Alarm(f"weight sync {self.place} {self.updates}")
         update = {"checked": list(checked)}
@@ -199,7 +195,7 @@ class ShardChannel:
         try:
             with self.or_leave(), self.source.reading(), explained(received):
                 send_all(self.joined, self.own_messages, self.specs, self.tensors, self.fill, given_up)
-                own, reports = own_fingerprints(wanted, self.source, self.specs, self.rank), []
+                own, reports = own_fingerprints(parts.rows, self.source, self.specs, self.rank), []
                 for worker in range(sum(map(len, self.servers)) if checked and control is not None else 0):
                     reports.append(self.joined.receive_numbers(of=trainers() + worker))
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,7 +49,7 @@ def updated(modules, layouts, *, between=lambda: None, checked=(0, 1)) -> dict[i
     check.placed("a")
     check.placed("b")
     between()
-    return {row[0]: row[-1] for row in check.report().tolist() if row[-2]}
+    return {tensor: number for tensor, (known, number) in zip(checked, check.report().tolist(), strict=True) if known}
 
 
 def held(modules) -> dict[int, int]:
@@ -340,10 +341,12 @@ def test_ranks_shares_add_up_to_what_workers_took():
     source: Source = Source()
     middle, rest = Box(0, 4, 2, 5), Box(0, 4, 0, 2)
     servers = [[[Want(0, NORM), Want(1, middle)], [Want(0, NORM), Want(1, rest)]], [[Want(1, middle)]]]
-    wanted = parts_of([wants for workers in servers for wants in workers], [0, 1])
-    assert wanted == [(0, NORM), (1, rest), (1, middle)]
-    assert parts_of(servers[0], [0]) == [(0, NORM)] and parts_of(servers[1], [0, 1]) == [(1, middle)]
-    shares = [own_fingerprints(wanted, source, SPECS, rank) for rank in (0, 1)]  # pyright: ignore[reportArgumentType]
+    workers = [wants for server in servers for wants in server]
+    parts = parts_of([*workers, workers[1]], [0, 1])
+    assert parts.rows.tolist() == [[0, *NORM], [1, *rest], [1, *middle]]
+    assert [own.tolist() for own in parts.of_worker] == [[0, 2], [0, 1], [2], [0, 1]]
+    assert parts_of(workers, [0]).rows.tolist() == [[0, *NORM]]
+    shares = [own_fingerprints(parts.rows, source, SPECS, rank) for rank in (0, 1)]  # pyright: ignore[reportArgumentType]
     matrix = source.weights[1].bfloat16()
     assert (shares[0] + shares[1]).tolist() == [
         int(fingerprint(source.weights[0], NORM)),
@@ -353,18 +356,28 @@ def test_ranks_shares_add_up_to_what_workers_took():
 
 
 def test_a_difference_is_named():
-    expected = {(0, NORM): 5, (1, LINEAR): 7}
-    rows = torch.tensor([[0, *NORM, 1, 5], [1, *LINEAR, 1, 7]])
-    names, taken = ["worker 0 of vllm-0", "worker 1 of vllm-0"], [list(expected)] * 2
-    compare([rows, rows], expected, SPECS, names, taken)
-    rounded = torch.tensor([[0, *NORM, 0, 0], [1, *LINEAR, 1, 7]])
-    compare([rows, rounded], expected, SPECS, names, taken)
-    other = rows.clone()
-    other[0, -1] = 6
-    for wrong in (other, rows[1:]):  # another number, and a part of which nothing is said
-        with pytest.raises(EngineError, match=r"norm\.weight, rows 0 to 6, columns 0 to 1, on worker 1 of vllm-0"):
-            compare([rows, wrong], expected, SPECS, names, taken)
-    compare([rows, rows[1:]], expected, SPECS, names, [list(expected), [(1, LINEAR)]])
+    parts = parts_of([[Want(0, NORM), Want(1, LINEAR)], [Want(1, LINEAR), Want(0, NORM)]], [0, 1])
+    expected, names = np.array([5, 7]), ["worker 0 of vllm-0", "worker 1 of vllm-0"]
+
+    def found(*second: list[int]) -> None:
+        first = torch.tensor([[1, 5], [1, 7]])
+        compare([first, torch.tensor(second)], expected, parts, SPECS, names)
+
+    found([1, 7], [1, 5])
+    found([1, 7], [0, 0])  # its parameter rounds
+    for wrong in ([1, 6], [-1, 0]):  # another number, or it was never placed
+        with pytest.raises(EngineError, match=r"norm\.weight, rows 0 to 6, columns 0 to 1, on worker 1 of vllm-0\. It"):
+            found([1, 7], wrong)
+    with pytest.raises(EngineError, match="worker 1 of vllm-0 answered for 1 parts of tensors, and takes 2"):
+        found([1, 7])
+
+
+def test_what_was_never_placed_is_said(modules):
+    """But not of a part that has no numbers, as of a vocabulary of which a worker has no row: none comes."""
+    nothing = Destination(0, Box(6, 6, 0, 1), "norm", modules[0], "weight", 0, 1, 1)
+    check = WorkerCheck([*destinations(modules), nothing], SPECS, ["a", "b"], [0, 1], Layouts())
+    check.placed("b")
+    assert check.report().tolist() == [[-1, 0], [1, held(modules)[1]], [1, 0]]
 
 
 def test_every_tensor_has_its_turn_and_experts_of_a_layer_are_one():

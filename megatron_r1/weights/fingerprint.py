@@ -18,8 +18,8 @@ import torch
 from megatron_r1.resharding.boxes import Box
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-CHUNK_NUMBERS = 1 << 20
-"""Numbers that are widened to 64 bits at once."""
+CHUNK_NUMBERS = 1 << 18
+"""Numbers that are widened to 64 bits at once: with more of them a CPU's cache does not hold what is worked on."""
 BLOCK = 4096
 """Factors that are made, and kept, at once."""
 ROWS, COLUMNS = 0x243F6A8885A308D3, 0x13198A2E03707344

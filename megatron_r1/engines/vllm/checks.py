@@ -31,7 +31,7 @@ import torch
 
 from megatron_r1.engines.source import ShardedSource
 from megatron_r1.engines.vllm.destination import Destination
-from megatron_r1.engines.vllm.kernels import Columns, answers, columns_to_ask_for, wrong_experts
+from megatron_r1.engines.vllm.kernels import Answers, Columns, answers, columns_to_ask_for, wrong_experts
 from megatron_r1.errors import EngineError
 from megatron_r1.resharding.boxes import Box
 from megatron_r1.resharding.takes import Numbers, Tensor, Wants, numbers_of
@@ -89,8 +89,8 @@ class WorkerCheck:
         """By parameter."""
         self.contents: dict[tuple[str, str], int] = {}
         """Of parameters before they were processed, where that is known whole and must stay."""
-        self.answers: dict[str, torch.Tensor] = {}
-        """What experts should compute, by module."""
+        self.answers: dict[str, Answers] = {}
+        """What experts that are checked should compute, by module."""
 
     def placed(self, layer: str) -> None:
         """The parameters of the layer are as the checkpoint has them, and whole."""
@@ -117,16 +117,20 @@ class WorkerCheck:
             if whole and may_reorder(parts) and not settled:
                 self.contents[place] = int(content(parameter))
         self.loaded |= found
-        for (name, parameter), parts in found.items():
-            known = name in self.answers or (name, parameter) not in self.contents or parameter not in EXPERTS
-            if not known and (expected := answers(parts[0].destination.module)) is not None:
-                self.answers[name] = expected
+        for name in dict.fromkeys(name for name, _ in found):
+            own = [part for each in EXPERTS for part in found.get((name, each), ())]
+            if any((name, each) in self.contents for each in EXPERTS):
+                asked = answers(own[0].destination.module, sorted({expert_of(part) for part in own}))
+                if asked is not None:
+                    self.answers[name] = asked
 
     def report(self) -> torch.Tensor:
         """int64[parts, 2], in the order of the destinations that are checked: 1 and the fingerprint; 0 twice where the
         parameter rounds the part, and nothing can be said of it; -1 and 0 where it was never placed."""
-        wrong = self.wrong_experts()
+        wrong: dict[str, set[int]] = {}
         for place, parts in self.loaded.items():
+            if place[0] in self.answers and place[0] not in wrong:
+                wrong[place[0]] = wrong_experts(parts[0].destination.module, self.answers[place[0]])
             before = [int(part.fingerprint) for part in parts]
             served = self.served(place, parts, before)
             for part, number in zip(parts, served, strict=True):
@@ -138,19 +142,9 @@ class WorkerCheck:
         checked = sorted(number for numbers in self.by_layer.values() for number in numbers)
         absent = [
             (-1 if self.destinations[number].box.size else 1, 0) for number in checked
-        ]  # nothing comes of nothing
+        ]  # of nothing nothing comes
         rows = [self.said.get(number, row) for number, row in zip(checked, absent, strict=True)]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
-
-    def wrong_experts(self) -> dict[str, set[int]]:
-        """By module, the experts whose kernel answers wrong. Where it is none of those that are checked, all are: it is
-        some tensor's fault."""
-        found = {}
-        for name, expected in self.answers.items():
-            own = [part for each in EXPERTS for part in self.loaded.get((name, each), ())]
-            wrong, asked = wrong_experts(own[0].destination.module, expected), {expert_of(part) for part in own}
-            found[name] = wrong & asked or (asked if wrong else set())
-        return found
 
     def served(self, place: tuple[str, str], parts: Sequence[_Placed], before: list[int]) -> list[int]:
         """Fingerprints of a parameter's parts as the model runs with them, or, where its kernel has another layout, as

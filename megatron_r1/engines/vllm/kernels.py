@@ -108,9 +108,20 @@ def noise(module: Any) -> torch.Tensor:
     return torch.randn(1, module.w2_weight.shape[1], generator=generator).to(module.w2_weight.dtype)
 
 
-def answers(module: Any) -> torch.Tensor | None:
-    """f32 [experts, hidden]: what each of a worker's experts should make of `noise`, by its weights as the checkpoint
-    has them. None for a module that is no CPU's layer of gated experts without biases, all on this worker."""
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What some of a worker's experts should make of `noise`."""
+
+    experts: list[int]
+    total: int
+    """Experts of the module."""
+    expected: torch.Tensor
+    """f32 [experts, hidden]."""
+
+
+def answers(module: Any, experts: list[int]) -> Answers | None:
+    """By the module's weights as the checkpoint has them. None for one that is no CPU's layer of gated experts without
+    biases, all on this worker."""
     gate_up, down = (getattr(module, name, None) for name in ("w13_weight", "w2_weight"))
     kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
     if gate_up is None or down is None or kernel is None or down.device.type != "cpu" or gate_up.dim() != 3:
@@ -121,25 +132,26 @@ def answers(module: Any) -> torch.Tensor | None:
         return None
     row = noise(module)[0].float()
     found = []
-    for expert_gate_up, expert_down in zip(gate_up, down, strict=True):
-        gate, up = (expert_gate_up.float() @ row).chunk(2)
-        found.append(expert_down.float() @ (torch.nn.functional.silu(gate) * up))
-    return torch.stack(found)
+    for expert in experts:
+        gate, up = (gate_up[expert].float() @ row).chunk(2)
+        found.append(down[expert].float() @ (torch.nn.functional.silu(gate) * up))
+    return Answers(experts, len(down), torch.stack(found))
 
 
-def wrong_experts(module: Any, expected: torch.Tensor) -> set[int]:
-    """Experts that answer `noise` otherwise than in `expected`, but those whose weights make that no number."""
-    count = len(expected)
+def wrong_experts(module: Any, asked: Answers) -> set[int]:
+    """Experts that answer otherwise than they should, but those whose weights make that no number."""
+    count, expected = len(asked.experts), asked.expected
     found = module.quant_method.moe_kernel.apply(
         hidden_states=noise(module).repeat(count, 1),
         w1=module.w13_weight,
         w2=module.w2_weight,
         topk_weights=torch.ones(count, 1),
-        topk_ids=torch.arange(count, dtype=torch.int32).view(count, 1),
+        topk_ids=torch.tensor(asked.experts, dtype=torch.int32).view(count, 1),
         activation=module.activation,
-        global_num_experts=count,
+        global_num_experts=asked.total,
         expert_map=None,
         apply_router_weight_on_input=False,
     )
     as_expected = (found.float() - expected).norm(dim=1) <= ROUNDING * expected.norm(dim=1)  # not so if it is NaN
-    return set((~as_expected & expected.isfinite().all(1)).nonzero().flatten().tolist())
+    wrong = ~as_expected & expected.isfinite().all(1)
+    return {asked.experts[place] for place in wrong.nonzero().flatten().tolist()}

@@ -37,7 +37,8 @@ def kill_group(group: int, shared: Collection[Path] = ()) -> None:
     """SIGKILL to all of the group, which may be this process's own or be gone; nothing that its processes share, nor
     of `shared`, stays in the shared memory."""
     for path in {*shared, *shared_memory_of(group)}:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
     with contextlib.suppress(ProcessLookupError):  # nothing of the group is left
         os.killpg(group, signal.SIGKILL)
 
@@ -49,11 +50,11 @@ def shared_memory_of(group: int) -> set[Path]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             if os.getpgid(int(process.name)) == group:
-                lines = (process / "maps").read_text().splitlines()
-                mapped.update(int(line.split()[4]) for line in lines if str(SHARED_MEMORY) in line)
+                lines = (process / "maps").read_bytes().splitlines()  # a path may have any bytes
+                mapped.update(int(line.split()[4]) for line in lines if bytes(SHARED_MEMORY) in line)
     found: set[Path] = set()
     for path in (path for pattern in NAMES for path in SHARED_MEMORY.glob(pattern)):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if path.stat().st_ino in mapped:
                 found.add(path)
     return found

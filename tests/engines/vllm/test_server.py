@@ -107,16 +107,22 @@ def test_the_environment_holds_the_token_and_none_of_the_trainers_rendezvous(fol
     assert "OMP_WAIT_POLICY" not in environment
 
 
-def test_a_killed_group_leaves_no_shared_memory_and_takes_no_others() -> None:
-    """Python's resource tracker, which would remove it, is of the group and is killed with it."""
+def test_a_killed_group_leaves_no_shared_memory_and_takes_no_others(tmp_path: Path) -> None:
+    """Python's resource tracker, which would remove it, is of the group and is killed with it. The processes have also
+    mapped a file whose name is no UTF-8."""
     script = """
+import mmap, os, sys
 from multiprocessing import get_context, shared_memory
 memory = shared_memory.SharedMemory(create=True, size=4096)
+odd = open(os.path.join(sys.argv[1].encode(), b"\\xff"), "w+b")
+odd.write(b"x")
+odd.flush()
+mapped = mmap.mmap(odd.fileno(), 1)
 lock = get_context("spawn").Lock()
 print(memory.name, flush=True)
 input()
 """
-    words = [sys.executable, "-c", script]
+    words = [sys.executable, "-c", script, str(tmp_path)]
     killed, other = (
         subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
         for _ in range(2)

@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,7 +63,8 @@ def lacks_bytecode() -> bool:
 
 def bytecode_remedy() -> str:
     """What to do where it `lacks_bytecode`."""
-    packages = sysconfig.get_path("purelib")
+    torch = importlib.util.find_spec("torch")
+    packages = Path(torch.origin).parent.parent if torch is not None and torch.origin is not None else "PACKAGES"
     return (
         "PYTHONDONTWRITEBYTECODE is set, so every process compiles torch and vLLM anew as it starts: compile them once "
         f"(`{sys.executable} -m compileall -q -j 0 {packages}`), or run once without that variable"

@@ -69,7 +69,10 @@ def main() -> None:
             words = [f"--folder={folder}", f"--save={scratch}/weights", f"--dtype={arguments.dtype}"]
             subprocess.run([sys.executable, __file__, *words], check=True)
             folder = Path(scratch) / "weights"
-        trainers = {str(checkout): Trainer(checkout, arguments, folder) for checkout in (*arguments.checkouts, HERE)}
+        trainers = {
+            f"{number}: {checkout}": Trainer(checkout, arguments, folder)
+            for number, checkout in enumerate((*arguments.checkouts, HERE))
+        }
         if arguments.uncompared:
             trainers[f"{HERE}, nothing compared"] = Trainer(HERE, arguments, folder, ("--check-tensors", "0"))
         rows: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
@@ -115,7 +118,8 @@ class Trainer:
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait()
+        if status := self.process.wait():
+            raise RuntimeError(f"{self.process.args}: ended with status {status} after its last push")
 
 
 def save(arguments: argparse.Namespace) -> None:

@@ -140,9 +140,8 @@ class WorkerCheck:
                     number = ~number
                 self.said[part.number] = (1, signed(number))
         checked = sorted(number for numbers in self.by_layer.values() for number in numbers)
-        absent = [
-            (-1 if self.destinations[number].box.size else 1, 0) for number in checked
-        ]  # of nothing nothing comes
+        # Of a part without numbers nothing comes.
+        absent = [(-1 if self.destinations[number].box.size else 1, 0) for number in checked]
         rows = [self.said.get(number, row) for number, row in zip(checked, absent, strict=True)]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
 

@@ -68,10 +68,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        if arguments.model:
-            shutil.copytree(arguments.model, folder)
-        else:
-            make_folder(folder, arguments.megabytes << 20, 2 if arguments.dtype == "bf16" else 4)
+        make_folder(folder, arguments)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
         words = [*launch, __file__, *sys.argv[1:], "--folder", str(folder)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -82,8 +79,13 @@ def main() -> None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def make_folder(folder: Path, num_bytes: int, itemsize: int) -> None:
-    """A config.json of about `num_bytes` of weights: layers of 8.6 million numbers are added until it has them."""
+def make_folder(folder: Path, arguments: argparse.Namespace) -> None:
+    """A copy of --model, or a config.json of about --megabytes of weights: layers of 8.6 million numbers are added
+    until it has them."""
+    if arguments.model:
+        shutil.copytree(arguments.model, folder)
+        return
+    num_bytes, itemsize = arguments.megabytes << 20, 2 if arguments.dtype == "bf16" else 4
     fields = json.loads((TINY / "config.json").read_text())
     fields |= {
         "hidden_size": 512, "moe_intermediate_size": 256, "intermediate_size": 1024, "n_routed_experts": 16,

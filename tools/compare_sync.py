@@ -61,10 +61,7 @@ def main() -> None:
             parser.error(f"{checkout} has no megatron_r1.egg-info: run `python setup.py egg_info` there")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        if arguments.model:
-            shutil.copytree(arguments.model, folder)
-        else:
-            make_folder(folder, arguments.megabytes << 20, 2 if arguments.dtype == "bf16" else 4)
+        make_folder(folder, arguments)
         if not any(folder.glob("*.safetensors")):
             words = [f"--folder={folder}", f"--save={scratch}/weights", f"--dtype={arguments.dtype}"]
             subprocess.run([sys.executable, __file__, *words], check=True)
